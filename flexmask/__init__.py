@@ -1,0 +1,58 @@
+"""Fine-tune reasoning models on multi-turn conversations in one exact forward pass.
+
+Nothing heavy is imported until a name is used: neither torch nor triton nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flexmask.backends import attention as attention
+    from flexmask.collator import TreeCollator as TreeCollator
+    from flexmask.errors import FlexmaskError as FlexmaskError
+    from flexmask.mask import TreeMask as TreeMask
+    from flexmask.mask import compile_mask as compile_mask
+    from flexmask.model import disabled as disabled
+    from flexmask.model import patch as patch
+    from flexmask.model import unpatch as unpatch
+    from flexmask.packing import PackedRow as PackedRow
+    from flexmask.packing import pack as pack
+    from flexmask.samples import Sample as Sample
+    from flexmask.samples import render_samples as render_samples
+    from flexmask.tree import PrefixTree as PrefixTree
+    from flexmask.tree import Segment as Segment
+    from flexmask.tree import build_tree as build_tree
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FlexmaskError": "flexmask.errors",
+    "PackedRow": "flexmask.packing",
+    "PrefixTree": "flexmask.tree",
+    "Sample": "flexmask.samples",
+    "Segment": "flexmask.tree",
+    "TreeCollator": "flexmask.collator",
+    "TreeMask": "flexmask.mask",
+    "attention": "flexmask.backends",
+    "build_tree": "flexmask.tree",
+    "compile_mask": "flexmask.mask",
+    "disabled": "flexmask.model",
+    "pack": "flexmask.packing",
+    "patch": "flexmask.model",
+    "render_samples": "flexmask.samples",
+    "unpatch": "flexmask.model",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flexmask' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

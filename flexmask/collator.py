@@ -1,0 +1,86 @@
+"""TreeCollator, the way from conversations to a batch inside any PyTorch data loader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flexmask.errors import DataError
+from flexmask.messages import Conversation, parse_conversation
+from flexmask.packing import Overflow, pack, stack_rows
+from flexmask.samples import Sample, render_samples
+from flexmask.tree import PrefixTree, build_tree
+from flexmask.weighting import Weighting, weigh_samples
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TreeCollator:
+    """Turns a list of conversations into one batch of packed rows; a Trainer's `data_collator`.
+
+    Each item may be a conversation (a dict with `messages` or `conversations`, a list of messages,
+    or a parsed `Conversation`), the samples of one conversation, or a finished PrefixTree.
+
+    Attributes:
+        tokenizer: a Hugging Face tokenizer with a chat template; may be None where every item is
+            made of samples or trees.
+        max_tokens: budget of a row, in tokens; None packs everything into one row.
+        on_overflow: what `pack` does with a conversation larger than `max_tokens`.
+        weighting: "token", "turn" or "conversation"; trees are taken as they are.
+        chat_template_kwargs: passed to the chat template, such as {"enable_thinking": True}.
+        pad_to_multiple_of: rows are padded to a common multiple of this many tokens.
+        num_dropped: how many samples `on_overflow="drop"` has left out so far.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        *,
+        max_tokens: int | None = None,
+        on_overflow: Overflow = "split",
+        weighting: Weighting = "token",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        pad_to_multiple_of: int = 1,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.on_overflow = on_overflow
+        self.weighting = weighting
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.num_dropped = 0
+
+    def __call__(self, items: Sequence[Any]) -> dict[str, Tensor]:
+        """The batch of `items`: tensors [B, L] as `stack_rows` describes them."""
+        trees = [self.tree(item) for item in items]
+        rows = pack(trees, self.max_tokens, on_overflow=self.on_overflow)
+        self.num_dropped += len(rows.dropped)
+        if not rows:
+            raise DataError(
+                f"every sample of this batch is longer than max_tokens = {self.max_tokens}; "
+                "raise max_tokens"
+            )
+        pad_token_id = getattr(self.tokenizer, "pad_token_id", None) or 0
+        return stack_rows(
+            rows, pad_token_id=pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of
+        )
+
+    def tree(self, item: Any) -> PrefixTree:
+        """The prefix tree of one item."""
+        return item if isinstance(item, PrefixTree) else build_tree(self.samples(item))
+
+    def samples(self, item: Any) -> list[Sample]:
+        """The weighted samples of one conversation, or of a list of samples."""
+        if isinstance(item, Sequence) and item and isinstance(item[0], Sample):
+            return weigh_samples(item, self.weighting)
+        if self.tokenizer is None:
+            raise DataError("TreeCollator needs a tokenizer to render conversations, got None")
+        chat = item if isinstance(item, Conversation) else parse_conversation(item)
+        samples = render_samples(
+            chat.messages,
+            self.tokenizer,
+            tools=chat.tools,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+        return weigh_samples(samples, self.weighting)

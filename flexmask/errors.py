@@ -1,0 +1,24 @@
+"""The errors that flexmask raises for its callers.
+
+Every message says where, which rule, which value, and what to do about it.
+"""
+
+
+class FlexmaskError(ValueError):
+    """An input that flexmask cannot use exactly; the base of all errors raised on purpose."""
+
+
+class DataError(FlexmaskError):
+    """A conversation, sample or data file that is not in an accepted form."""
+
+
+class TemplateError(FlexmaskError):
+    """A chat template that cannot be rendered into exact samples."""
+
+
+class MaskError(FlexmaskError):
+    """A tree, segment list or mask that breaks a rule, or tensors that do not fit it."""
+
+
+class UnsupportedModelError(FlexmaskError):
+    """A model, backend or setting for which single-pass training would not be exact."""

@@ -1,0 +1,112 @@
+"""A tree laid out in a row: depth-first, the child with the largest subtree first.
+
+    order          trunk ------------------------> | branch of a late turn | ... | of an early turn
+    subtree_end    of each token: one past the last of its descendants
+    position_ids   of each token: its depth
+
+The heavy child comes first, so the history of a conversation becomes one contiguous causal run, and
+no token has more than O(log L) runs of ancestors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flexmask.tree import PrefixTree
+
+IGNORE_INDEX = -100  # the label of a position that predicts no trained token
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The packed order of one tree of L tokens.
+
+    Attributes:
+        order: segments in packed order, int64 [num_segments].
+        starts: packed position of each segment's first token, int64 [num_segments].
+        subtree_end: int32 [L].
+        position_ids: int64 [L].
+    """
+
+    order: np.ndarray
+    starts: np.ndarray
+    subtree_end: np.ndarray
+    position_ids: np.ndarray
+
+
+def lay_out(tree: PrefixTree) -> Layout:
+    """The heavy-first layout of `tree`, in time linear in tokens."""
+    sizes = _subtree_sizes(tree)
+    order = np.array(_heavy_first(tree, sizes), np.int64)
+    lengths = tree.lengths[order]
+    packed_starts = np.cumsum(lengths) - lengths
+    starts = np.empty_like(packed_starts)
+    starts[order] = packed_starts
+    ends = (starts + sizes)[order]
+    shift = tree.depths[order] - packed_starts
+    total = int(lengths.sum())
+    return Layout(
+        order=order,
+        starts=starts,
+        subtree_end=np.repeat(ends, lengths).astype(np.int32),
+        position_ids=np.arange(total) + np.repeat(shift, lengths),
+    )
+
+
+def packed_index(tree: PrefixTree, layout: Layout) -> np.ndarray:
+    """The packed position of each token of `tree`, int64 [L], in the tree's own token order."""
+    lengths = tree.lengths
+    shift = layout.starts - (np.cumsum(lengths) - lengths)
+    return np.arange(int(lengths.sum())) + np.repeat(shift, lengths)
+
+
+def shifted_targets(tree: PrefixTree, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """What each packed position predicts: (shift_labels int64 [L], loss_weights float64 [L]).
+
+    The target of a position is the trained token that follows it in its sample; positions without
+    one have the label IGNORE_INDEX and the weight 0.
+    """
+    if tree.input_ids is None or tree.loss_weights is None:
+        raise AssertionError("a tree without tokens has no targets")
+    packed = packed_index(tree, layout)
+    before = packed - 1  # inside a segment, the token before is the one that predicts
+    heads = np.cumsum(tree.lengths) - tree.lengths
+    for index, segment in enumerate(tree.segments):
+        if segment.parent is not None:
+            end_of_parent = layout.starts[segment.parent] + tree.lengths[segment.parent] - 1
+            before[heads[index]] = end_of_parent
+    trained = np.flatnonzero(tree.loss_weights)
+    labels = np.full(packed.size, IGNORE_INDEX, np.int64)
+    weights = np.zeros(packed.size)
+    labels[before[trained]] = tree.input_ids[trained]
+    np.add.at(weights, before[trained], tree.loss_weights[trained])
+    return labels, weights
+
+
+def _subtree_sizes(tree: PrefixTree) -> np.ndarray:
+    """Tokens in the subtree of each segment, itself included."""
+    sizes = tree.lengths.tolist()
+    for index in range(len(sizes) - 1, -1, -1):
+        parent = tree.segments[index].parent
+        if parent is not None:
+            sizes[parent] += sizes[index]
+    return np.array(sizes, np.int64)
+
+
+def _heavy_first(tree: PrefixTree, sizes: np.ndarray) -> list[int]:
+    """The segments in preorder, heaviest child first; equals keep the tree's order."""
+    size_of = sizes.tolist()
+    children: list[list[int]] = [[] for _ in tree.segments]
+    roots = []
+    for index, segment in enumerate(tree.segments):
+        (roots if segment.parent is None else children[segment.parent]).append(index)
+    order = []
+    stack = roots[::-1]
+    while stack:
+        index = stack.pop()
+        order.append(index)
+        # The last one pushed is visited first.
+        stack.extend(sorted(reversed(children[index]), key=size_of.__getitem__))
+    return order

@@ -1,0 +1,233 @@
+"""Trees packed into rows, and rows stacked into batches.
+
+A row is a forest: trees end to end, each heavy-first. Nothing of one is visible to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from flexmask.errors import DataError
+from flexmask.layout import IGNORE_INDEX, Layout, lay_out, packed_index, shifted_targets
+from flexmask.splitting import split_tree
+from flexmask.tree import PrefixTree
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Overflow = Literal["split", "drop", "error"]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRow:
+    """One row of L packed tokens; all arrays are 1-D, of length L.
+
+    Attributes:
+        input_ids: int64.
+        position_ids: int64; depth of the token in its tree.
+        shift_labels: int64; the token that this position predicts, -100 where nothing is trained.
+        loss_weights: float64; how much that prediction counts, 0 where nothing is trained.
+        subtree_end: int32; one past the token's last descendant in the row.
+        sample_indices: for each sample, the packed positions of its tokens, in its own order.
+        keys: the samples' keys.
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    shift_labels: np.ndarray
+    loss_weights: np.ndarray
+    subtree_end: np.ndarray
+    sample_indices: tuple[np.ndarray, ...]
+    keys: tuple[Hashable, ...]
+
+    @classmethod
+    def from_trees(cls, trees: Sequence[PrefixTree]) -> PackedRow:
+        """The row that holds `trees` in the order given.
+
+        Raises:
+            DataError: a tree without tokens.
+        """
+        columns: list[tuple[np.ndarray, ...]] = []
+        indices: list[np.ndarray] = []
+        offset = 0
+        for tree in trees:
+            layout = lay_out(tree)
+            columns.append(_columns(tree, layout, offset))
+            indices.extend(_sample_indices(tree, layout, offset))
+            offset += tree.num_tokens
+        ids, positions, labels, weights, ends = map(np.concatenate, zip(*columns, strict=True))
+        keys = tuple(leaf.key for tree in trees for leaf in tree.leaves)
+        return cls(ids, positions, labels, weights, ends, tuple(indices), keys)
+
+    def __len__(self) -> int:
+        return self.input_ids.size
+
+    @property
+    def num_trained(self) -> int:
+        """Number of positions that predict a trained token."""
+        return int(np.count_nonzero(self.shift_labels != IGNORE_INDEX))
+
+    def to_batch(self) -> dict[str, Tensor]:
+        """The row as a batch: a dict of [1, L] tensors, see `stack_rows`."""
+        return stack_rows([self])
+
+    def gather(self, values: Any) -> list[Any]:
+        """Per-token values of the row, handed back sample by sample.
+
+        Args:
+            values: array or tensor [L, ...] in packed order, such as log-probabilities.
+
+        Returns:
+            For each sample an array or tensor [n, ...] in the sample's own token order. Tokens that
+            samples share appear in each of them.
+
+        Raises:
+            DataError: the first dimension of `values` is not L.
+        """
+        if len(values) != len(self):
+            raise DataError(
+                f"gather: values must have {len(self)} entries, one per token of the row, "
+                f"got {len(values)}"
+            )
+        return [values[index] for index in self.sample_indices]
+
+
+class PackedRows(list[PackedRow]):
+    """The rows that `pack` made; `dropped` holds the keys of samples that fit in none."""
+
+    def __init__(self, rows: Iterable[PackedRow], dropped: tuple[Hashable, ...] = ()) -> None:
+        super().__init__(rows)
+        self.dropped = dropped
+
+
+def pack(
+    trees: Iterable[PrefixTree], max_tokens: int | None = None, *, on_overflow: Overflow = "split"
+) -> PackedRows:
+    """The rows that hold `trees`, each of at most `max_tokens` tokens.
+
+    Trees keep their order inside a row and are never interleaved; each goes to the fullest row that
+    has room for it, largest first.
+
+    Args:
+        trees: trees with tokens.
+        max_tokens: budget of a row in tokens; None puts everything into one row.
+        on_overflow: what to do with a tree larger than the budget. "split": cut it into several
+            trees, each with the history that its samples need, no token trained twice; "drop": the
+            same, and leave out (and list in `.dropped`) samples that are longer than the budget by
+            themselves; "error": raise.
+
+    Raises:
+        DataError: no trees, a budget below 1, an unknown policy, or a tree or sample that does not
+            fit and may be neither split nor dropped.
+    """
+    listed = list(trees)
+    if not listed:
+        raise DataError("pack needs at least one tree, got none")
+    if on_overflow not in get_args(Overflow):
+        raise DataError(f"on_overflow must be one of {get_args(Overflow)}, got {on_overflow!r}")
+    if max_tokens is None:
+        return PackedRows([PackedRow.from_trees(listed)])
+    if max_tokens < 1:
+        raise DataError(f"max_tokens must be at least 1, got {max_tokens}")
+    pieces: list[PrefixTree] = []
+    dropped: list[Hashable] = []
+    for index, tree in enumerate(listed):
+        if tree.num_tokens <= max_tokens:
+            pieces.append(tree)
+            continue
+        if on_overflow == "error":
+            raise DataError(
+                f"tree {index}: must have at most max_tokens = {max_tokens} tokens, "
+                f"got {tree.num_tokens}; raise max_tokens or use on_overflow='split'"
+            )
+        parts, too_long = split_tree(tree, max_tokens)
+        if too_long and on_overflow == "split":
+            leaf = too_long[0]
+            length = int(tree.depths[leaf.segment] + tree.lengths[leaf.segment])
+            raise DataError(
+                f"tree {index}, sample {leaf.key!r}: must have at most max_tokens = {max_tokens} "
+                f"tokens, got {length}; raise max_tokens or use on_overflow='drop'"
+            )
+        pieces.extend(parts)
+        dropped.extend(leaf.key for leaf in too_long)
+    bins = _best_fit([tree.num_tokens for tree in pieces], max_tokens)
+    return PackedRows(
+        (PackedRow.from_trees([pieces[index] for index in held]) for held in bins), tuple(dropped)
+    )
+
+
+def stack_rows(
+    rows: Sequence[PackedRow], *, pad_token_id: int = 0, pad_to_multiple_of: int = 1
+) -> dict[str, Tensor]:
+    """The rows as one batch of B rows, padded on the right to a common length L.
+
+    Returns:
+        Tensors [B, L]: `input_ids`, `position_ids`, `labels` and `shift_labels` (the same values),
+        all int64, `subtree_end` int32, and `loss_weights` float32 unless each is 0 or 1. A padding
+        token sees itself alone and trains nothing.
+    """
+    import torch
+
+    longest = max(len(row) for row in rows)
+    length = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
+
+    def stack(name: str, padding: Any) -> Tensor:
+        first = getattr(rows[0], name)
+        table = np.empty((len(rows), length), first.dtype)
+        table[:] = padding
+        for b, row in enumerate(rows):
+            table[b, : len(row)] = getattr(row, name)
+        return torch.from_numpy(table)
+
+    labels = stack("shift_labels", IGNORE_INDEX)
+    batch = {
+        "input_ids": stack("input_ids", pad_token_id),
+        "position_ids": stack("position_ids", 0),
+        "labels": labels,
+        "shift_labels": labels.clone(),
+        "subtree_end": stack("subtree_end", np.arange(1, length + 1)),
+    }
+    weights = stack("loss_weights", 0)
+    if not torch.equal(weights, (labels != IGNORE_INDEX).double()):
+        batch["loss_weights"] = weights.float()
+    return batch
+
+
+def _columns(tree: PrefixTree, layout: Layout, offset: int) -> tuple[np.ndarray, ...]:
+    """The five arrays of one tree in packed order, its positions in the row counted in."""
+    if tree.input_ids is None:
+        raise DataError("a tree without tokens cannot be packed; build it from samples")
+    ids = np.empty_like(tree.input_ids)
+    ids[packed_index(tree, layout)] = tree.input_ids
+    labels, weights = shifted_targets(tree, layout)
+    ends = layout.subtree_end + np.int32(offset)
+    return ids, layout.position_ids, labels, weights, ends
+
+
+def _sample_indices(tree: PrefixTree, layout: Layout, offset: int) -> list[np.ndarray]:
+    """For each sample of `tree`, the row positions of its tokens, int64."""
+    runs = [
+        np.arange(start, start + length) + offset
+        for start, length in zip(layout.starts.tolist(), tree.lengths.tolist(), strict=True)
+    ]
+    return [np.concatenate([runs[s] for s in tree.path(leaf.segment)]) for leaf in tree.leaves]
+
+
+def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Item indices of each bin: largest first, into the fullest bin with room, then in order."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        fitting = [b for b, free in enumerate(room) if free >= sizes[item]]
+        if fitting:
+            best = min(fitting, key=room.__getitem__)
+            bins[best].append(item)
+            room[best] -= sizes[item]
+        else:
+            bins.append([item])
+            room.append(capacity - sizes[item])
+    return sorted(sorted(held) for held in bins)

@@ -1,0 +1,289 @@
+"""Samples merged into a prefix tree: the whole specification of a single pass.
+
+Two samples share a node as long as they agree on every token from the start. A token sees its
+ancestors and itself, and its position is its depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from flexmask.errors import DataError, MaskError
+from flexmask.samples import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens that share one path of ancestors.
+
+    Attributes:
+        length: number of tokens, at least 1.
+        parent: index of the segment whose last token comes before the first one here, or None at a
+            root. Parents are listed before their children.
+        kind: what the tokens are, such as "reasoning"; for people and pictures only.
+    """
+
+    length: int
+    parent: int | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """Where a sample ends: with the last token of segment `segment`. `key` is the sample's own."""
+
+    segment: int
+    key: Hashable = None
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixTree:
+    """A forest of segments, with or without tokens.
+
+    Use `build_tree` for samples, `from_turns` or `from_segments` where only lengths are known.
+
+    Attributes:
+        segments: runs of tokens, parents before children.
+        leaves: the end of each sample, in the order of the samples.
+        input_ids: token ids, int64 [num_tokens], segment after segment; None without tokens.
+        loss_weights: float64 [num_tokens]; the weight with which a token is predicted, summed over
+            the samples that hold it; None without tokens.
+    """
+
+    segments: tuple[Segment, ...]
+    leaves: tuple[Leaf, ...]
+    input_ids: np.ndarray | None = None
+    loss_weights: np.ndarray | None = None
+
+    @classmethod
+    def from_segments(cls, segments: Iterable[Segment]) -> PrefixTree:
+        """The tree that `segments` spell out; every segment without children ends a sample.
+
+        Raises:
+            MaskError: no segments, a length below 1, or a parent that is not listed before.
+        """
+        listed = tuple(segments)
+        if not listed:
+            raise MaskError("a tree needs at least one segment, got none")
+        for index, segment in enumerate(listed):
+            _check_segment(index, segment)
+        inner = {segment.parent for segment in listed}
+        leaves = tuple(Leaf(index) for index in range(len(listed)) if index not in inner)
+        return cls(listed, leaves)
+
+    @classmethod
+    def from_turns(cls, turns: Iterable[tuple[int, int, int]]) -> PrefixTree:
+        """The tree of a conversation whose later turns do not see earlier reasoning.
+
+        Each turn is (context, reasoning, response), lengths in tokens. A turn without reasoning is
+        its own history; every other but the last is held twice, as trained branch and as history.
+
+        Raises:
+            MaskError: no turns, a negative length, or a turn without any token.
+
+        >>> PrefixTree.from_turns([(60, 300, 120), (60, 300, 120)]).num_tokens
+        1080
+        """
+        segments: list[Segment] = []
+        leaves: list[Leaf] = []
+
+        def add(length: int, parent: int | None, kind: str) -> int | None:
+            if length == 0:
+                return parent
+            segments.append(Segment(length, parent, kind))
+            return len(segments) - 1
+
+        listed = [tuple(turn) for turn in turns]
+        history: int | None = None
+        for index, turn in enumerate(listed):
+            if len(turn) != 3 or min(turn) < 0 or sum(turn) == 0:
+                raise MaskError(
+                    f"turn {index}: must be (context, reasoning, response) lengths of at least 0, "
+                    f"not all 0, got {turn}"
+                )
+            context, reasoning, response = turn
+            prompt = add(context, history, "context")
+            thought = add(reasoning, prompt, "reasoning")
+            answer = add(response, thought, "response")
+            leaves.append(Leaf(len(segments) - 1, index))
+            is_last = index == len(listed) - 1
+            history = add(response, prompt, "history") if reasoning and not is_last else answer
+        if not segments:
+            raise MaskError("a conversation needs at least one turn, got none")
+        return cls(tuple(segments), tuple(leaves))
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each segment, int64 [num_segments]."""
+        return np.fromiter((s.length for s in self.segments), np.int64, len(self.segments))
+
+    @cached_property
+    def depths(self) -> np.ndarray:
+        """Position of each segment's first token, int64 [num_segments]."""
+        depths = np.zeros(len(self.segments), np.int64)
+        for index, segment in enumerate(self.segments):
+            if segment.parent is not None:
+                depths[index] = depths[segment.parent] + self.segments[segment.parent].length
+        return depths
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the single pass: nodes of the tree."""
+        return int(self.lengths.sum())
+
+    @property
+    def num_sample_tokens(self) -> int:
+        """Tokens of the N-pass: the lengths of all samples, added up."""
+        ends = self.depths + self.lengths
+        return int(sum(ends[leaf.segment] for leaf in self.leaves))
+
+    @property
+    def depth(self) -> int:
+        """Length of the longest sample, in tokens."""
+        return int((self.depths + self.lengths).max())
+
+    def path(self, segment: int) -> list[int]:
+        """The segments from a root down to `segment`, itself included."""
+        path = []
+        node: int | None = segment
+        while node is not None:
+            path.append(node)
+            node = self.segments[node].parent
+        return path[::-1]
+
+    def __repr__(self) -> str:
+        return (
+            f"PrefixTree(samples={len(self.leaves)}, segments={len(self.segments)}, "
+            f"tokens={self.num_tokens:,} of {self.num_sample_tokens:,})"
+        )
+
+
+def _check_segment(index: int, segment: Segment) -> None:
+    if segment.length < 1:
+        raise MaskError(f"segment {index}: length must be at least 1, got {segment.length}")
+    if segment.parent is not None and not 0 <= segment.parent < index:
+        raise MaskError(
+            f"segment {index}: parent must be in [0, {index}), got {segment.parent}; "
+            "list parents before children"
+        )
+
+
+def build_tree(samples: Sequence[Sample]) -> PrefixTree:
+    """The prefix tree of `samples`, in time linear in their tokens.
+
+    Where two samples train different tokens after the same one, that one token is held once for
+    each of them, so that every node has a single target.
+
+    Raises:
+        DataError: no samples.
+    """
+    if not samples:
+        raise DataError("a tree needs at least one sample, got none")
+    root = _Run(np.empty(0, np.int64), np.empty(0))
+    for index, sample in enumerate(samples):
+        _insert(root, sample, index)
+    _separate_targets(root)
+    return _freeze(root, samples)
+
+
+class _Run:
+    """A segment under construction; the root stands before the first token and is empty."""
+
+    __slots__ = ("children", "ids", "samples", "weights")
+
+    def __init__(self, ids: np.ndarray, weights: np.ndarray) -> None:
+        self.ids = ids
+        self.weights = weights
+        self.children: list[_Run] = []
+        self.samples: list[int] = []  # samples that end with the last token of this run
+
+    def cut(self, length: int) -> _Run:
+        """Keep the first `length` tokens and return the others, now the only child."""
+        tail = _Run(self.ids[length:], self.weights[length:])
+        tail.children, tail.samples = self.children, self.samples
+        self.ids, self.weights = self.ids[:length], self.weights[:length]
+        self.children, self.samples = [tail], []
+        return tail
+
+    def prepend(self, ids: np.ndarray, weights: np.ndarray) -> None:
+        self.ids = np.concatenate((ids, self.ids))
+        self.weights = np.concatenate((weights, self.weights))
+
+
+def _insert(root: _Run, sample: Sample, index: int) -> None:
+    """Add one sample below `root`, cutting runs where it leaves them or ends inside them."""
+    ids, weights = sample.input_ids, sample.loss_weights.copy()
+    weights[0] = 0  # nothing predicts the first token
+    run, at = root, 0
+    while at < ids.size:
+        child = next((child for child in run.children if child.ids[0] == ids[at]), None)
+        if child is None:
+            child = _Run(ids[at:], weights[at:])
+            run.children.append(child)
+        else:
+            shared = _shared_length(child.ids, ids[at:])
+            if shared < child.ids.size:
+                child.cut(shared)
+            child.weights = child.weights + weights[at : at + shared]
+        run, at = child, at + child.ids.size
+    run.samples.append(index)
+
+
+def _shared_length(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens `a` and `b` have in common from the start."""
+    length = min(a.size, b.size)
+    differs = a[:length] != b[:length]
+    first = int(differs.argmax())
+    return first if differs[first] else length
+
+
+def _separate_targets(root: _Run) -> None:
+    """Fork one token early wherever several children of a run begin with a trained token.
+
+    The copies of the shared token carry no weight of their own: as a target it still counts once.
+    """
+    stack = [(child, root) for child in root.children]
+    while stack:
+        run, parent = stack.pop()
+        trained = [child for child in run.children if child.weights[0] > 0]
+        if len(trained) > 1:
+            if run.ids.size > 1:
+                parent, run = run, run.cut(run.ids.size - 1)
+            for child in trained[1:]:
+                run.children.remove(child)
+                child.prepend(run.ids, np.zeros(1))
+                parent.children.append(child)
+                stack.append((child, parent))
+            if len(run.children) == 1 and not run.samples:
+                (only,) = run.children
+                only.prepend(run.ids, run.weights)
+                parent.children[parent.children.index(run)] = only
+                stack.append((only, parent))
+                continue
+        stack.extend((child, run) for child in run.children)
+
+
+def _freeze(root: _Run, samples: Sequence[Sample]) -> PrefixTree:
+    """The finished tree: runs in preorder, tokens end to end."""
+    segments: list[Segment] = []
+    runs: list[_Run] = []
+    leaves: list[Leaf | None] = [None] * len(samples)
+    stack: list[tuple[_Run, int | None]] = [(child, None) for child in reversed(root.children)]
+    while stack:
+        run, parent = stack.pop()
+        index = len(segments)
+        segments.append(Segment(run.ids.size, parent))
+        runs.append(run)
+        for sample in run.samples:
+            leaves[sample] = Leaf(index, samples[sample].key)
+        stack.extend((child, index) for child in reversed(run.children))
+    return PrefixTree(
+        tuple(segments),
+        tuple(leaf for leaf in leaves if leaf is not None),
+        np.concatenate([run.ids for run in runs]),
+        np.concatenate([run.weights for run in runs]),
+    )

@@ -1,0 +1,1 @@
+"""Triton kernels for attention under an interval mask; tensors in, tensors out."""

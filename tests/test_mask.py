@@ -1,0 +1,150 @@
+"""The interval mask against the ancestry oracle, and all that is derived from it."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import forests, segment_trees
+from torch.nn.attention.flex_attention import create_block_mask
+
+from flexmask import FlexmaskError, PrefixTree, Segment, TreeMask, compile_mask
+from flexmask.mask.dense import ancestry
+
+
+def block_diagonal(blocks):
+    size = sum(len(block) for block in blocks)
+    dense = np.zeros((size, size), bool)
+    at = 0
+    for block in blocks:
+        dense[at : at + len(block), at : at + len(block)] = block
+        at += len(block)
+    return dense
+
+
+@given(forests())
+def test_interval_mask_equals_ancestry(trees):
+    dense = compile_mask(trees).to_dense()[0].numpy()
+    np.testing.assert_array_equal(dense, block_diagonal([ancestry(tree) for tree in trees]))
+
+
+@given(forests())
+def test_positions_are_depths(trees):
+    mask = compile_mask(trees)
+    depths = mask.to_dense()[0].sum(dim=1) - 1
+    assert torch.equal(mask.position_ids[0].long(), depths)
+
+
+@given(forests(), st.integers(1, 9), st.integers(1, 9))
+def test_tile_ranges_equal_brute_force(trees, block_q, block_k):
+    mask = compile_mask(trees)
+    dense = mask.to_dense()[0].numpy()
+    (tiles,) = mask.tiles(block_q, block_k)
+    visited, full = np.zeros((2, tiles.num_q_blocks, len(tiles.first)), bool)
+    query, key, is_full = tiles.pairs()
+    visited[query, key] = True
+    full[query, key] = is_full
+    for i in range(visited.shape[0]):
+        for j in range(visited.shape[1]):
+            tile = dense[i * block_q : (i + 1) * block_q, j * block_k : (j + 1) * block_k]
+            assert visited[i, j] == tile.any()
+            assert full[i, j] == (tile.shape == (block_q, block_k) and tile.all())
+    assert tiles.num_visited == visited.sum()
+    assert tiles.num_full == full.sum()
+
+
+@given(forests())
+def test_slices_cover_each_visible_pair_once(trees):
+    mask = compile_mask(trees)
+    count = np.zeros((mask.shape[1], mask.shape[1]), int)
+    for q0, q1, k0, k1, is_causal in mask.slices()[0]:
+        square = np.ones((q1 - q0, k1 - k0), int)
+        count[q0:q1, k0:k1] += np.tril(square) if is_causal else square
+    np.testing.assert_array_equal(count, mask.to_dense()[0].numpy().astype(int))
+
+
+def test_a_chain_sees_logarithmically_many_prefixes():
+    segments = [Segment(1)]
+    for index in range(1, 2**10):
+        segments.append(Segment(1, (index - 1) // 2))
+    (slices,) = compile_mask(PrefixTree.from_segments(segments)).slices()
+    per_chain = np.bincount([s.q_start for s in slices])
+    assert per_chain.max() <= 10
+
+
+def assert_block_masks_equal(ours, theirs):
+    for name in ("kv", "full_kv", "q", "full_q"):
+        counts, table = getattr(ours, f"{name}_num_blocks"), getattr(ours, f"{name}_indices")
+        their_counts = getattr(theirs, f"{name}_num_blocks")
+        their_table = getattr(theirs, f"{name}_indices")
+        assert torch.equal(counts, their_counts)
+        assert counts.dtype == table.dtype == torch.int32
+        used = torch.arange(table.shape[-1]) < counts[..., None]
+        assert torch.equal(table[used], their_table[..., : table.shape[-1]][used])
+    assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    assert ours.seq_lengths == theirs.seq_lengths
+    assert torch.equal(ours.to_dense(), theirs.to_dense())
+    assert ours.sparsity() == theirs.sparsity()
+
+
+@given(st.lists(segment_trees(), min_size=1, max_size=3), st.sampled_from([2, 4, 7, 16, 128]))
+def test_block_mask_equals_create_block_mask(trees, block_size):
+    rows = [compile_mask(tree).subtree_end[0] for tree in trees]
+    length = max(len(row) for row in rows)
+    padding = torch.arange(1, length + 1, dtype=torch.int32)
+    mask = TreeMask(torch.stack([torch.cat([row, padding[len(row) :]]) for row in rows]))
+    theirs = create_block_mask(
+        mask.mask_mod, len(rows), 1, length, length, device="cpu", BLOCK_SIZE=block_size
+    )
+    ours = mask.to_block_mask(block_size)
+    assert_block_masks_equal(ours, theirs)
+    b, q, k = torch.meshgrid(*map(torch.arange, (len(rows), length, length)), indexing="ij")
+    assert torch.equal(ours.mask_mod(b, torch.tensor(0), q, k), mask.to_dense())
+
+
+@pytest.mark.parametrize(
+    ("turns", "density"),
+    [
+        ([(60, 300, 120)] * 8, 0.814),
+        ([(60, 300, 120)] * 16, 0.876),
+        ([(30, 300, 40)] * 16, 0.761),
+        ([(50, 500, 150)] * 32, 0.938),
+        ([(200, 1500, 300)] * 16, 0.953),
+    ],
+)
+def test_heavy_first_rows_are_dense(turns, density):
+    assert compile_mask(PrefixTree.from_turns(turns)).density() >= density
+
+
+@pytest.mark.parametrize(
+    ("subtree_end", "message"),
+    [
+        ([2, 3, 3], r"subtree_end\[0\] = 2|crosses"),
+        ([3, 1, 3], r"subtree_end\[1\] must be in \[2, 3\], got 1"),
+        ([4, 2, 3], r"subtree_end\[0\] must be in \[1, 3\], got 4"),
+        ([], r"must be \[B, L\] or \[L\] and not empty"),
+        ([1.0], "must hold integers"),
+    ],
+)
+def test_rejects_ends_that_are_no_forest(subtree_end, message):
+    with pytest.raises(FlexmaskError, match=message):
+        TreeMask(subtree_end)
+
+
+def test_rejects_positions_of_another_shape():
+    with pytest.raises(FlexmaskError, match=r"shape of subtree_end, \[1, 2\], got \[1, 3\]"):
+        TreeMask([2, 2], [0, 1, 2])
+
+
+def test_rejects_no_trees():
+    with pytest.raises(FlexmaskError, match="at least one tree"):
+        compile_mask([])
+
+
+def test_a_mask_draws_itself():
+    assert str(TreeMask([3, 2, 3])).splitlines() == [
+        "TreeMask(rows=1, tokens=3, visible=5), tiles of 1",
+        "█··",
+        "██·",
+        "█·█",
+    ]

@@ -1,0 +1,160 @@
+"""Rows, batches, splitting, weighting and gathering."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import random_samples, sample_lists
+
+from flexmask import FlexmaskError, PrefixTree, Sample, TreeCollator, build_tree, pack
+from flexmask.packing import stack_rows
+from flexmask.weighting import weigh_samples
+
+IGNORE = -100
+
+
+def npass_targets(samples):
+    """Summed weight of each (context, target) pair, over separate sequences."""
+    total = defaultdict(float)
+    for sample in samples:
+        ids = sample.input_ids.tolist()
+        for n in range(1, len(ids)):
+            if sample.loss_weights[n] > 0:
+                total[tuple(ids[:n]), ids[n]] += float(sample.loss_weights[n])
+    return total
+
+
+def row_targets(rows):
+    """The same, read off packed rows: the context of a position is what it sees."""
+    total = defaultdict(float)
+    for row in rows:
+        for p in np.flatnonzero(row.shift_labels != IGNORE):
+            seen = (np.arange(len(row)) <= p) & (p < row.subtree_end)
+            context = tuple(row.input_ids[seen].tolist())
+            total[context, int(row.shift_labels[p])] += row.loss_weights[p]
+    return total
+
+
+@given(st.lists(sample_lists(), min_size=1, max_size=3))
+def test_row_targets_equal_npass_sums(conversations):
+    rows = pack([build_tree(samples) for samples in conversations])
+    everything = [sample for samples in conversations for sample in samples]
+    assert row_targets(rows) == pytest.approx(npass_targets(everything))
+    assert ((rows[0].loss_weights > 0) == (rows[0].shift_labels != IGNORE)).all()
+
+
+@given(st.lists(sample_lists(), min_size=1, max_size=3))
+def test_gather_inverts_packing(conversations):
+    (row,) = pack([build_tree(samples) for samples in conversations])
+    everything = [sample for samples in conversations for sample in samples]
+    assert list(row.keys) == [sample.key for sample in everything]
+    for ids, positions, sample in zip(
+        row.gather(row.input_ids), row.gather(row.position_ids), everything, strict=True
+    ):
+        assert ids.tolist() == sample.input_ids.tolist()
+        assert positions.tolist() == list(range(len(sample)))
+
+
+def test_gather_takes_tensors_of_any_rank():
+    (row,) = pack([build_tree(random_samples(0))])
+    values = torch.randn(len(row), 2)
+    assert [v.shape[1] for v in row.gather(values)] == [2] * 5
+
+
+def test_gather_rejects_another_length():
+    (row,) = pack([build_tree(random_samples(0))])
+    with pytest.raises(FlexmaskError, match="must have 55 entries"):
+        row.gather(np.zeros(3))
+
+
+@given(st.lists(sample_lists(max_samples=8), min_size=1, max_size=4), st.integers(13, 40))
+def test_split_rows_train_everything_once(conversations, max_tokens):
+    rows = pack([build_tree(samples) for samples in conversations], max_tokens)
+    assert all(len(row) <= max_tokens for row in rows)
+    everything = [sample for samples in conversations for sample in samples]
+    assert row_targets(rows) == pytest.approx(npass_targets(everything))
+    assert sum(len(row.keys) for row in rows) == len(everything)
+
+
+def test_an_overlong_sample_is_an_error_or_dropped_and_listed():
+    trees = [build_tree([Sample([1, 2], [0, 1], "short"), Sample([1, 3, 4, 5], [0, 0, 1, 1], "long")])]
+    with pytest.raises(FlexmaskError, match=r"tree 0, sample 'long': .* = 3 tokens, got 4"):
+        pack(trees, 3)
+    rows = pack(trees, 3, on_overflow="drop")
+    assert rows.dropped == ("long",)
+    assert [row.keys for row in rows] == [("short",)]
+
+
+def test_splitting_can_be_refused():
+    tree = build_tree(random_samples(0))
+    with pytest.raises(FlexmaskError, match="tree 0: must have at most max_tokens = 40"):
+        pack([tree], 40, on_overflow="error")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), "at least one tree"),
+        (([build_tree(random_samples(0))], 0), "max_tokens must be at least 1, got 0"),
+        (([PrefixTree.from_turns([(1, 1, 1)])],), "without tokens cannot be packed"),
+    ],
+)
+def test_rejects_what_cannot_be_packed(arguments, message):
+    with pytest.raises(FlexmaskError, match=message):
+        pack(*arguments)
+
+
+def test_rejects_an_unknown_policy():
+    with pytest.raises(FlexmaskError, match="on_overflow must be one of"):
+        pack([build_tree(random_samples(0))], on_overflow="truncate")
+
+
+def test_a_batch_is_padded_with_tokens_that_see_themselves():
+    rows = [pack([build_tree(random_samples(seed, num_samples=seed + 1))])[0] for seed in (0, 1)]
+    batch = stack_rows(rows, pad_token_id=9, pad_to_multiple_of=16)
+    assert {name: list(t.shape) for name, t in batch.items()} == dict.fromkeys(
+        ("input_ids", "position_ids", "labels", "shift_labels", "subtree_end"), [2, 32]
+    )
+    assert batch["subtree_end"].dtype == torch.int32
+    assert batch["subtree_end"][0, 11:].tolist() == list(range(12, 33))
+    assert (batch["input_ids"][0, 11:] == 9).all()
+    assert (batch["shift_labels"][0, 11:] == IGNORE).all()
+
+
+def test_weights_travel_only_where_they_are_not_uniform():
+    samples = random_samples(0)
+    assert "loss_weights" not in TreeCollator()([samples])
+    batch = TreeCollator(weighting="turn")([samples])
+    assert batch["loss_weights"].sum() == pytest.approx(len(samples))
+
+
+@pytest.mark.parametrize("weighting", ["token", "turn", "conversation"])
+def test_weighting_equals_npass_sums(weighting):
+    samples = [Sample([1, 2, 3, 4], [0, 0, 1, 1]), Sample([1, 2, 5], [0, 0, 1])]
+    expected = {"token": [1, 1, 1], "turn": [1 / 2, 1 / 2, 1], "conversation": [1 / 3] * 3}
+    weighted = weigh_samples(samples, weighting)
+    weights = np.concatenate([sample.loss_weights for sample in weighted])
+    assert weights[weights > 0].tolist() == pytest.approx(expected[weighting])
+    assert row_targets(pack([build_tree(weighted)])) == pytest.approx(npass_targets(weighted))
+
+
+def test_packing_fills_rows():
+    trees = [build_tree(random_samples(seed, num_samples=1 + seed % 4)) for seed in range(40)]
+    rows = pack(trees, 64)
+    assert sum(len(row) for row in rows) == sum(tree.num_tokens for tree in trees)
+    assert len(rows) <= np.ceil(1.2 * sum(tree.num_tokens for tree in trees) / 64)
+
+
+def test_packing_is_deterministic():
+    trees = [build_tree(random_samples(seed)) for seed in range(9)]
+    for a, b in zip(pack(trees, 128), pack(trees, 128), strict=True):
+        np.testing.assert_array_equal(a.input_ids, b.input_ids)
+        np.testing.assert_array_equal(a.subtree_end, b.subtree_end)
+
+
+def test_the_collator_needs_a_tokenizer_for_conversations():
+    with pytest.raises(FlexmaskError, match="needs a tokenizer"):
+        TreeCollator()([{"messages": []}])
