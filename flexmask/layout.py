@@ -107,6 +107,6 @@ def _heavy_first(tree: PrefixTree, sizes: np.ndarray) -> list[int]:
     while stack:
         index = stack.pop()
         order.append(index)
-        # The last one pushed is visited first.
-        stack.extend(sorted(reversed(children[index]), key=size_of.__getitem__))
+        heavy_first = sorted(children[index], key=size_of.__getitem__, reverse=True)
+        stack.extend(reversed(heavy_first))
     return order

@@ -147,10 +147,9 @@ def pack(
         parts, too_long = split_tree(tree, max_tokens)
         if too_long and on_overflow == "split":
             leaf = too_long[0]
-            length = int(tree.depths[leaf.segment] + tree.lengths[leaf.segment])
             raise DataError(
                 f"tree {index}, sample {leaf.key!r}: must have at most max_tokens = {max_tokens} "
-                f"tokens, got {length}; raise max_tokens or use on_overflow='drop'"
+                f"tokens, got {tree.sample_length(leaf)}; raise it or use on_overflow='drop'"
             )
         pieces.extend(parts)
         dropped.extend(leaf.key for leaf in too_long)

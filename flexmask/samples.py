@@ -86,7 +86,7 @@ def render_samples(
     tools: list[dict[str, Any]] | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> list[Sample]:
-    """Return one `Sample` for every trained assistant message, in order: N-pass training's sequences.
+    """Return one `Sample` for every trained assistant message, in order.
 
     The context is what the tokenizer's chat template gives at inference, the completion is what it
     writes for the message, up to its stop token. The two are tokenised apart, as at inference, and
@@ -119,11 +119,12 @@ def render_samples(
 def _render_turn(template: ChatTemplate, messages: list[Message], index: int) -> Sample:
     history, message = messages[:index], messages[index]
     try:
-        turn = template.turn(history, message)
-        check_turn(template, history, message, turn)
+        prompt = template.prompt(history)
+        written = template.completion(prompt, history, message)
+        check_turn(template, prompt, history, message, written)
     except TemplateError as error:
         raise TemplateError(f"message {index}: {error}") from error.__cause__
-    context = template.tokenizer.encode(turn.prompt, add_special_tokens=False)
-    completion = template.tokenizer.encode(turn.completion, add_special_tokens=False)
+    context = template.tokenizer.encode(prompt, add_special_tokens=False)
+    completion = template.tokenizer.encode(written, add_special_tokens=False)
     weights = [0.0] * len(context) + [1.0] * len(completion)
     return Sample(context + completion, weights, key=index)

@@ -28,14 +28,14 @@ def split_tree(tree: PrefixTree, max_tokens: int) -> tuple[list[PrefixTree], lis
     for index in sorted(range(len(tree.leaves)), key=lambda i: starts[tree.leaves[i].segment]):
         leaf = tree.leaves[index]
         path = tree.path(leaf.segment)
-        if tree.lengths[path].sum() > max_tokens:
+        if tree.sample_length(leaf) > max_tokens:
             too_long.append(leaf)
             continue
         added = int(tree.lengths[[s for s in path if s not in held]].sum())
         if not groups or num_tokens + added > max_tokens:
             groups.append([])
             held, num_tokens = set(), 0
-            added = int(tree.lengths[path].sum())
+            added = tree.sample_length(leaf)
         groups[-1].append(index)
         held.update(path)
         num_tokens += added

@@ -138,13 +138,16 @@ class PrefixTree:
     @property
     def num_sample_tokens(self) -> int:
         """Tokens of the N-pass: the lengths of all samples, added up."""
-        ends = self.depths + self.lengths
-        return int(sum(ends[leaf.segment] for leaf in self.leaves))
+        return sum(self.sample_length(leaf) for leaf in self.leaves)
 
     @property
     def depth(self) -> int:
         """Length of the longest sample, in tokens."""
         return int((self.depths + self.lengths).max())
+
+    def sample_length(self, leaf: Leaf) -> int:
+        """Number of tokens of the sample that ends at `leaf`."""
+        return int(self.depths[leaf.segment] + self.lengths[leaf.segment])
 
     def path(self, segment: int) -> list[int]:
         """The segments from a root down to `segment`, itself included."""

@@ -16,8 +16,9 @@ def weigh_samples(samples: Sequence[Sample], weighting: Weighting = "token") -> 
 
     Args:
         samples: all samples of one conversation.
-        weighting: "token": each trained token counts as much as its weight says (once, by default);
-            "turn": the weights of each sample add up to 1; "conversation": those of all add up to 1.
+        weighting: "token": each trained token counts as much as its weight says (once, unless
+            told otherwise); "turn": the weights of each sample add up to 1; "conversation": those
+            of all samples together add up to 1.
 
     Raises:
         DataError: an unknown weighting.

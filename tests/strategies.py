@@ -19,7 +19,9 @@ def sample_lists(draw, max_samples=6, max_length=12, vocabulary=3):
         room = max_length - len(stem)
         rest = draw(st.lists(token, min_size=0 if stem else 1, max_size=max(room, 1)))
         ids = stem + rest
-        weights = draw(st.lists(st.sampled_from([0, 0, 1, 1, 0.5]), min_size=len(ids), max_size=len(ids)))
+        weights = draw(
+            st.lists(st.sampled_from([0, 0, 1, 1, 0.5]), min_size=len(ids), max_size=len(ids))
+        )
         samples.append(Sample(ids, weights, key))
     return samples
 

@@ -80,7 +80,9 @@ def test_split_rows_train_everything_once(conversations, max_tokens):
 
 
 def test_an_overlong_sample_is_an_error_or_dropped_and_listed():
-    trees = [build_tree([Sample([1, 2], [0, 1], "short"), Sample([1, 3, 4, 5], [0, 0, 1, 1], "long")])]
+    trees = [
+        build_tree([Sample([1, 2], [0, 1], "short"), Sample([1, 3, 4, 5], [0, 0, 1, 1], "long")])
+    ]
     with pytest.raises(FlexmaskError, match=r"tree 0, sample 'long': .* = 3 tokens, got 4"):
         pack(trees, 3)
     rows = pack(trees, 3, on_overflow="drop")
@@ -115,9 +117,10 @@ def test_rejects_an_unknown_policy():
 def test_a_batch_is_padded_with_tokens_that_see_themselves():
     rows = [pack([build_tree(random_samples(seed, num_samples=seed + 1))])[0] for seed in (0, 1)]
     batch = stack_rows(rows, pad_token_id=9, pad_to_multiple_of=16)
-    assert {name: list(t.shape) for name, t in batch.items()} == dict.fromkeys(
-        ("input_ids", "position_ids", "labels", "shift_labels", "subtree_end"), [2, 32]
-    )
+    assert {name: list(t.shape) for name, t in batch.items()} == {
+        name: [2, 32]
+        for name in ("input_ids", "position_ids", "labels", "shift_labels", "subtree_end")
+    }
     assert batch["subtree_end"].dtype == torch.int32
     assert batch["subtree_end"][0, 11:].tolist() == list(range(12, 33))
     assert (batch["input_ids"][0, 11:] == 9).all()

@@ -35,6 +35,5 @@ def compile_mask(trees: PrefixTree | Iterable[PrefixTree]) -> TreeMask:
     sizes = np.array([layout.subtree_end.size for layout in layouts])
     offsets = np.repeat(np.cumsum(sizes) - sizes, sizes)
     subtree_end = np.concatenate([layout.subtree_end for layout in layouts]) + offsets
-    return TreeMask(
-        subtree_end.astype(np.int32), np.concatenate([layout.position_ids for layout in layouts])
-    )
+    position_ids = np.concatenate([layout.position_ids for layout in layouts])
+    return TreeMask(subtree_end.astype(np.int32), position_ids.astype(np.int32))

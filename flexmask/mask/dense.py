@@ -12,7 +12,7 @@ from flexmask.tree import PrefixTree
 
 
 def ancestry(tree: PrefixTree) -> np.ndarray:
-    """bool [L, L] in packed order: True where the key is an ancestor of the query, or itself."""
+    """Bool [L, L] in packed order: True where the key is an ancestor of the query, or itself."""
     packed = packed_index(tree, lay_out(tree))
     heads = np.cumsum(tree.lengths) - tree.lengths
     dense = np.zeros((tree.num_tokens, tree.num_tokens), bool)

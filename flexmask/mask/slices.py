@@ -43,7 +43,9 @@ def mask_slices(end: np.ndarray) -> list[Slice]:
     starts = chain_starts(end).tolist()
     stops = [*starts[1:], end.size]
     slices: list[Slice] = []
-    open_chains: list[tuple[int, int]] = []  # (chain start, number of its tokens that are ancestors)
+    open_chains: list[
+        tuple[int, int]
+    ] = []  # (chain start, number of its tokens that are ancestors)
     previous: tuple[int, int] | None = None
     for start, stop in zip(starts, stops, strict=True):
         if previous is not None:

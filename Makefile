@@ -1,0 +1,51 @@
+# The menu. Each target is enough on a fresh machine: it makes the environment that it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The CPU build of this version is enough for everything here; set TORCH=torch to take another.
+TORCH ?= torch==2.13.0
+
+.PHONY: help demo test lint check test-gpu bench docs clean
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+demo: $(VENV)/train.stamp            ## train a tiny model single-pass and N-pass, side by side
+	$(BIN)/python -m flexmask demo --output demo-output
+
+test: $(VENV)/dev.stamp            ## run the test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp            ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: test lint            ## what CI runs
+
+test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+bench: $(VENV)/dev.stamp            ## run every benchmark that this machine can run
+	$(BIN)/python -m benchmarks all
+
+docs: $(VENV)/dev.stamp            ## write the generated tables and pictures of docs/ anew
+	$(BIN)/python -m benchmarks report
+	FLEXMASK_WRITE_DOCS=1 $(BIN)/python -m pytest -k "docs_table"
+
+clean:            ## remove the environment and all caches
+	rm -rf $(VENV) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(VENV)/torch.stamp:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	@touch $@
+
+$(VENV)/train.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[train]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@

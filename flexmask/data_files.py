@@ -1,0 +1,112 @@
+"""Data files: JSON Lines of conversations, read one line at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flexmask.errors import DataError
+from flexmask.message_fields import parse_json
+from flexmask.messages import Conversation, parse_conversation
+
+ON_BAD_LINE = ("error", "skip")
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that was skipped.
+
+    Attributes:
+        line: its number in the file, from 1.
+        reason: why, in one line.
+    """
+
+    line: int
+    reason: str
+
+
+@dataclass(slots=True)
+class ConversationFile:
+    """The conversations of a file, in order, read anew by every iteration.
+
+    Attributes:
+        path: the file, JSON Lines in UTF-8.
+        on_bad_line: "error" raises at the first bad line, "skip" lists it and goes on.
+        bad_lines: the lines skipped so far by the latest iteration.
+    """
+
+    path: Path
+    on_bad_line: str = "error"
+    bad_lines: list[BadLine] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """Yield the conversations; DataError for a bad line, and for a file that has none."""
+        self.bad_lines.clear()
+        num_read = 0
+        try:
+            with self.path.open("rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    conversation = self._read_line(line, number)
+                    if conversation is not None:
+                        num_read += 1
+                        yield conversation
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
+        if self.bad_lines and not num_read:
+            raise DataError(
+                f"{self.path}: all {len(self.bad_lines)} lines are bad; "
+                f"the first: {self.bad_lines[0].reason}"
+            )
+        if not num_read:
+            raise DataError(f"{self.path}: the file is empty; write one conversation a line")
+
+    def _read_line(self, line: bytes, number: int) -> Conversation | None:
+        where = f"{self.path}:{number}"
+        try:
+            text = _decode(line, where)
+            return parse_conversation(_parse(text, where), where) if text.strip() else None
+        except DataError as error:
+            if self.on_bad_line == "error":
+                raise
+            self.bad_lines.append(BadLine(number, str(error)))
+            return None
+
+
+def read_conversations(
+    path: str | os.PathLike[str], *, on_bad_line: str = "error"
+) -> ConversationFile:
+    """Return the conversations of a JSON Lines file, to iterate over.
+
+    Args:
+        path: a file with one conversation a line, in any format of `parse_conversation`.
+        on_bad_line: "error", or "skip" to list bad lines in `.bad_lines` and go on.
+
+    Raises:
+        DataError: the file does not exist or is a directory; while iterating, a bad line (with its
+            number), or a file without a conversation.
+    """
+    if on_bad_line not in ON_BAD_LINE:
+        raise DataError(f"on_bad_line must be 'error' or 'skip', got {on_bad_line!r}")
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory; name a JSON Lines file in it")
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    return ConversationFile(path, on_bad_line)
+
+
+def _decode(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 at byte {error.start}; convert the file") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return parse_json(text.strip(), "the line")
+    except DataError as error:
+        raise DataError(f"{where}: {error}; write one JSON object a line") from None

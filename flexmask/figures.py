@@ -1,0 +1,59 @@
+"""Pictures: a loss curve, and the mask of a packed row. Needs matplotlib (`flexmask[train]`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from flexmask.mask import TreeMask
+
+_MASK_BLOCKS = 160  # tiles on a side of a mask picture, at most
+
+
+def draw_losses(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: str | os.PathLike[str]
+) -> None:
+    """Write a PNG with one loss curve per entry of `curves`: name to (steps, losses)."""
+    figure = _figure(7, 4)
+    axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss, nats per trained token")
+    for index, (name, (steps, losses)) in enumerate(curves.items()):
+        # The first curve is drawn wide and pale, so that one that coincides with it stays visible.
+        style = {"linewidth": 6, "alpha": 0.35} if index == 0 and len(curves) > 1 else {}
+        axes.plot(steps, losses, label=name, **style)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def draw_mask(mask: TreeMask, title: str, path: str | os.PathLike[str]) -> None:
+    """Write a PNG of the first row of `mask`: empty, partial and full tiles."""
+    length = mask.shape[1]
+    block = max(1, -(-length // _MASK_BLOCKS))
+    (tiles, *_) = mask.tiles(block, block)
+    grid = np.zeros((tiles.num_q_blocks, tiles.first.size))
+    query, key, is_full = tiles.pairs()
+    grid[query, key] = np.where(is_full, 1.0, 0.55)
+    figure = _figure(6, 6)
+    axes = figure.add_subplot(xlabel="key, packed position", ylabel="query, packed position")
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=1.3, extent=(0, length, length, 0))
+    axes.set_title(title, fontsize=10)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the figure whole or not at all."""
+    partial = f"{os.fspath(path)}.partial"
+    figure.savefig(partial, format="png", dpi=150)
+    os.replace(partial, path)

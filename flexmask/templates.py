@@ -1,0 +1,236 @@
+"""Chat templates: how a tokenizer's own template writes one turn of a conversation.
+
+The template is the oracle. A turn is what it writes for the prompt at inference, P, and what it
+then writes for the message, F without P, up to the stop token:
+
+    P = template(messages[:i], add_generation_prompt=True)
+    F = template(messages[:i + 1])
+
+Some templates do not continue their own prompt. The next three steps are tried in this order, and
+a turn that none of them completes is refused:
+
+1. Adding the message changes how earlier turns are written (gpt-oss drops the thinking at a tool
+   call once an answer follows). The message is taken as it is written after a history that has
+   nothing to drop.
+2. The prompt opens the thinking, and a message without any is written without (Nemotron). The
+   message is written with an empty thought, where the template puts a thought.
+3. The prompt opens the thinking, and the template leaves thinking out (DeepSeek-R1). The turn is
+   composed from `THINKING_TAGS`: thinking, closing tag, the message as the template writes it.
+
+Steps 2 and 3 are a choice that the template does not make, so each is announced once.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from flexmask.errors import TemplateError
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingTags:
+    """How a model writes its thinking where its chat template does not say.
+
+    Attributes:
+        open: how the prompt ends when it opens the thinking.
+        close: what the model writes between its thinking and its answer.
+    """
+
+    open: str
+    close: str
+
+
+THINKING_TAGS = (ThinkingTags(open="<think>\n", close="\n</think>\n\n"),)
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, with the tools and settings of one conversation.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        tools: function schemas, or None.
+        settings: variables for the template, such as {"enable_thinking": True}.
+
+    Raises:
+        TemplateError: the tokenizer has no template, or a setting is flexmask's own.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        tools: list[dict[str, Any]] | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise TemplateError("the tokenizer has no chat template; set tokenizer.chat_template")
+        self.tokenizer = tokenizer
+        self.tools = tools or None
+        self.settings = dict(settings or {})
+        own = {"add_generation_prompt", "continue_final_message", "tokenize", "tools"}
+        for name in sorted(own & self.settings.keys()):
+            raise TemplateError(f"chat_template_kwargs must not set {name!r}; flexmask sets it")
+
+    def prompt(self, history: Sequence[Message]) -> str:
+        """Return what the model is given at inference, after the messages of `history`."""
+        return self._render(history, add_generation_prompt=True)
+
+    def completion(self, prompt: str, history: Sequence[Message], message: Message) -> str:
+        """Return what the model is to write as `message`, its stop token included.
+
+        Args:
+            prompt: `self.prompt(history)`.
+            history: the messages before.
+            message: the assistant's message.
+
+        Raises:
+            TemplateError: the template cannot write the message, or what it writes does not
+                continue what it gives at inference.
+        """
+        full = self._render([*history, message])
+        if full.startswith(prompt):
+            written: str | None = full[len(prompt) :]
+        else:
+            written = self._continuation(_quiet(history), message)
+        if written is None and "reasoning_content" not in message:
+            written = self._with_empty_thought(history, message)
+        if written is None:
+            written = _composed(prompt, full, message)
+        if written is None:
+            raise TemplateError(self._describe_split(prompt, full, message))
+        return self._up_to_stop(written, history, full)
+
+    def stop_token(self, completion: str) -> str | None:
+        """Return the special token that `completion` ends with, or None."""
+        tokens = _special_tokens(self.tokenizer, len(self.tokenizer))
+        return max(filter(completion.endswith, tokens), key=len, default=None)
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        # Arguments are objects, and JSON text for a template that joins strings (DeepSeek-V3).
+        prepared = [_for_template(message) for message in messages]
+        try:
+            try:
+                return self._apply(prepared, add_generation_prompt)
+            except TypeError:
+                if not any("tool_calls" in message for message in prepared):
+                    raise
+                return self._apply(list(map(_with_json_arguments, prepared)), add_generation_prompt)
+        except Exception as error:  # a template is a foreign program: it raises what it likes
+            reason = str(error) or type(error).__name__
+            raise TemplateError(
+                f"the chat template cannot write it: {reason}; change the data or the template"
+            ) from error
+
+    def _apply(self, messages: list[Message], add_generation_prompt: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages,
+            tools=self.tools,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **self.settings,
+        )
+
+    def _continuation(self, history: Sequence[Message], message: Message) -> str | None:
+        prompt, full = self.prompt(history), self._render([*history, message])
+        return full[len(prompt) :] if full.startswith(prompt) else None
+
+    def _with_empty_thought(self, history: Sequence[Message], message: Message) -> str | None:
+        thought = "flexmaskthought"
+        written = self._continuation(history, {**message, "reasoning_content": thought})
+        if written is None or written.count(thought) != 1:
+            return None
+        _announce(
+            "the chat template opens the thinking in its prompt, but not in a message without "
+            "thinking: such messages are completed with an empty thought"
+        )
+        return written.replace(thought, "")
+
+    def _describe_split(self, prompt: str, full: str, message: Message) -> str:
+        same = _num_shared(prompt, full)
+        shown = slice(max(same - 20, 0), same + 40)
+        remedy = "use a template that does"
+        if "reasoning_content" in message and "enable_thinking" in str(
+            self.tokenizer.chat_template
+        ):
+            remedy = "this message has thinking: try chat_template_kwargs={'enable_thinking': True}"
+        return (
+            "the chat template does not continue its own prompt: the prompt has "
+            f"{prompt[shown]!r} where the message has {full[shown]!r}; {remedy}"
+        )
+
+    def _up_to_stop(self, written: str, history: Sequence[Message], full: str) -> str:
+        text = written.rstrip()
+        stop = self.stop_token(text)
+        if stop is None:
+            _announce(
+                "the chat template ends assistant messages without a special token: "
+                "the end of a turn is not trained"
+            )
+            return written
+        earlier = text.removesuffix(stop).rstrip()
+        if stop == self.tokenizer.eos_token and self.stop_token(earlier):
+            before = self._render(history)
+            if before.rstrip().endswith(stop) and before.count(stop) == full.count(stop):
+                return earlier  # this token ends every rendered text, not the turn (Phi-3)
+        return text
+
+
+def _composed(prompt: str, full: str, message: Message) -> str | None:
+    for tags in THINKING_TAGS:
+        before = prompt.removesuffix(tags.open)
+        if before != prompt and full.startswith(before):
+            _announce(
+                "the chat template opens the thinking in its prompt and leaves it out of messages: "
+                f"completions are composed as thinking, {tags.close!r}, answer"
+            )
+            thinking = message.get("reasoning_content", "").strip("\n")
+            return thinking + tags.close + full[len(before) :]
+    return None
+
+
+def _for_template(message: Message) -> Message:
+    message = {key: value for key, value in message.items() if key != "train"}
+    if "reasoning_content" in message:
+        message["thinking"] = message["reasoning_content"]  # the name in gpt-oss and LFM2.5
+    return message
+
+
+def _with_json_arguments(message: Message) -> Message:
+    calls = []
+    for call in message.get("tool_calls", []):
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _quiet(history: Sequence[Message]) -> list[Message]:
+    """Return a history without what templates drop from earlier turns: thinking, words at calls."""
+    quiet = []
+    for message in history:
+        message = {key: value for key, value in message.items() if key != "reasoning_content"}
+        quiet.append({**message, "content": ""} if "tool_calls" in message else message)
+    return quiet
+
+
+def _num_shared(a: str, b: str) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Any, num_tokens: int) -> tuple[str, ...]:
+    """Return the special tokens of a tokenizer; `num_tokens` notices tokens added later."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+
+
+@cache
+def _announce(text: str) -> None:
+    """Warn, once a process for every text."""
+    warnings.warn(text, stacklevel=2)
