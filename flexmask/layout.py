@@ -10,6 +10,7 @@ no token has more than O(log L) runs of ancestors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,37 +22,56 @@ IGNORE_INDEX = -100  # the label of a position that predicts no trained token
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The packed order of one tree of L tokens.
+    """The packed order of one tree of L tokens; arrays are int64 [num_segments].
 
     Attributes:
-        order: segments in packed order, int64 [num_segments].
-        starts: packed position of each segment's first token, int64 [num_segments].
-        subtree_end: int32 [L].
-        position_ids: int64 [L].
+        order: segments in packed order.
+        starts: packed position of each segment's first token, by segment.
+        lengths, ends, depths: of the segments in packed order: number of tokens, one past the last
+            descendant, and position of the first token.
     """
 
     order: np.ndarray
     starts: np.ndarray
-    subtree_end: np.ndarray
-    position_ids: np.ndarray
+    lengths: np.ndarray
+    ends: np.ndarray
+    depths: np.ndarray
+
+    @property
+    def subtree_end(self) -> np.ndarray:
+        """One past the last descendant of each packed token, int32 [L]."""
+        return np.repeat(self.ends.astype(np.int32), self.lengths)
+
+    @property
+    def position_ids(self) -> np.ndarray:
+        """Depth of each packed token, int64 [L]."""
+        packed_starts = np.cumsum(self.lengths) - self.lengths
+        depth_from_index = np.repeat(self.depths - packed_starts, self.lengths)
+        return np.arange(depth_from_index.size) + depth_from_index
 
 
 def lay_out(tree: PrefixTree) -> Layout:
-    """The heavy-first layout of `tree`, in time linear in tokens."""
+    """The heavy-first layout of `tree`, in time linear in segments."""
     sizes = _subtree_sizes(tree)
     order = np.array(_heavy_first(tree, sizes), np.int64)
     lengths = tree.lengths[order]
-    packed_starts = np.cumsum(lengths) - lengths
-    starts = np.empty_like(packed_starts)
-    starts[order] = packed_starts
-    ends = (starts + sizes)[order]
-    shift = tree.depths[order] - packed_starts
-    total = int(lengths.sum())
+    starts = np.empty_like(lengths)
+    starts[order] = np.cumsum(lengths) - lengths
+    return Layout(order, starts, lengths, (starts + sizes)[order], tree.depths[order])
+
+
+def concatenate(layouts: Sequence[Layout]) -> Layout:
+    """The layout of a row that holds several trees, one after the other."""
+    sizes = np.array([layout.lengths.sum() for layout in layouts])
+    counts = [layout.order.size for layout in layouts]
+    token_offset = np.repeat(np.cumsum(sizes) - sizes, counts)
+    segment_offset = np.repeat(np.cumsum(counts) - counts, counts)
+    order, starts, lengths, ends, depths = (
+        np.concatenate([getattr(layout, name) for layout in layouts])
+        for name in ("order", "starts", "lengths", "ends", "depths")
+    )
     return Layout(
-        order=order,
-        starts=starts,
-        subtree_end=np.repeat(ends, lengths).astype(np.int32),
-        position_ids=np.arange(total) + np.repeat(shift, lengths),
+        order + segment_offset, starts + token_offset, lengths, ends + token_offset, depths
     )
 
 

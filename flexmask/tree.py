@@ -124,11 +124,11 @@ class PrefixTree:
     @cached_property
     def depths(self) -> np.ndarray:
         """Position of each segment's first token, int64 [num_segments]."""
-        depths = np.zeros(len(self.segments), np.int64)
-        for index, segment in enumerate(self.segments):
-            if segment.parent is not None:
-                depths[index] = depths[segment.parent] + self.segments[segment.parent].length
-        return depths
+        ends: list[int] = []
+        for segment in self.segments:
+            start = 0 if segment.parent is None else ends[segment.parent]
+            ends.append(start + segment.length)
+        return np.array(ends, np.int64) - self.lengths
 
     @property
     def num_tokens(self) -> int:

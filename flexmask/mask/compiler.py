@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from flexmask.errors import MaskError
-from flexmask.layout import lay_out
+from flexmask.layout import concatenate, lay_out
 from flexmask.mask.tree_mask import TreeMask
 from flexmask.tree import PrefixTree
 
@@ -26,14 +26,10 @@ def compile_mask(trees: PrefixTree | Iterable[PrefixTree]) -> TreeMask:
 
     >>> from flexmask import PrefixTree
     >>> compile_mask(PrefixTree.from_turns([(60, 300, 120)] * 8))
-    TreeMask(rows=1, tokens=4680, visible=6,202,740)
+    TreeMask(rows=1, tokens=4680, visible=3,897,540)
     """
     listed = [trees] if isinstance(trees, PrefixTree) else list(trees)
     if not listed:
         raise MaskError("compile_mask needs at least one tree, got none")
-    layouts = [lay_out(tree) for tree in listed]
-    sizes = np.array([layout.subtree_end.size for layout in layouts])
-    offsets = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    subtree_end = np.concatenate([layout.subtree_end for layout in layouts]) + offsets
-    position_ids = np.concatenate([layout.position_ids for layout in layouts])
-    return TreeMask(subtree_end.astype(np.int32), position_ids.astype(np.int32))
+    layout = concatenate([lay_out(tree) for tree in listed])
+    return TreeMask(layout.subtree_end, layout.position_ids.astype(np.int32))

@@ -1,0 +1,195 @@
+"""`flexmask train` from files to files, and what it says about bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from flexmask.cli import main
+from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
+
+TINY = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A folder with a one-layer model's config and the shipped tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    config = json.loads(CONFIG_PATH.read_text()) | TINY
+    config["layer_types"] = ["full_attention"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for file in TOKENIZER_PATH.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "conversations.jsonl"
+    path.write_text("".join(DATA_PATH.read_text().splitlines(keepends=True)[:8]))
+    return path
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return stopped.value.code
+
+
+def train(model_dir, data, output, *others):
+    return run(
+        *("train", "--model", model_dir, "--data", data, "--output", output, "--from_config"),
+        *("--use_cpu", "--max_steps", 2, "--per_device_train_batch_size", 2, "--logging_steps", 1),
+        *("--disable_tqdm", "true", *others),
+    )
+
+
+def log_of(output):
+    return json.loads((output / "trainer_state.json").read_text())["log_history"]
+
+
+def test_a_run_leaves_a_model_that_loads(model_dir, data, tmp_path):
+    output = tmp_path / "run"
+    assert train(model_dir, data, output, "--eval_split", 0.25, "--gradient_checkpointing") == 0
+    model = AutoModelForCausalLM.from_pretrained(output)
+    assert (output / "model.safetensors").exists()
+    assert (output / "loss.png").stat().st_size > 1000
+    assert "flexmask" not in (output / "config.json").read_text()
+    assert model(torch.arange(5)[None]).logits.isfinite().all()
+    assert any("eval_loss" in entry for entry in log_of(output))
+    assert sum("loss" in entry for entry in log_of(output)) == 2
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(model_dir, data, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    steps = ("--max_steps", 4, "--save_steps", 2, "--lr_scheduler_type", "constant")
+    assert train(model_dir, data, whole, *steps) == 0
+    assert train(model_dir, data, halves, *steps[2:], "--max_steps", 2) == 0
+    assert train(model_dir, data, halves, *steps, "--resume") == 0
+    weights = [AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (whole, halves)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
+
+
+def test_lora_trains_adapters_only(model_dir, data, tmp_path):
+    output = tmp_path / "lora"
+    assert train(model_dir, data, output, "--use_peft", "--lora_r", 2) == 0
+    assert (output / "adapter_model.safetensors").exists()
+    assert not (output / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("weighting", ["turn", "conversation"])
+def test_weightings_give_a_mean_loss_per_unit(model_dir, data, tmp_path, weighting):
+    output = tmp_path / "run"
+    assert train(model_dir, data, output, "--weighting", weighting) == 0
+    first = next(entry["loss"] for entry in log_of(output) if "loss" in entry)
+    assert first == pytest.approx(torch.log(torch.tensor(2048.0)).item(), rel=0.1)
+
+
+def test_two_processes_train_together(model_dir, data, tmp_path):
+    output = tmp_path / "ddp"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", "0", "-m", "flexmask", "train", "--model", model_dir]
+    command += ["--data", data, "--output", output, "--from_config", "--use_cpu", "--max_steps", "2"]
+    command += ["--per_device_train_batch_size", "2", "--logging_steps", "1"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    one = tmp_path / "one"
+    assert train(model_dir, data, one, "--per_device_train_batch_size", 4) == 0
+    losses = [[e["loss"] for e in log_of(p) if "loss" in e] for p in (output, one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    for name, text in {
+        "empty.jsonl": "",
+        "not_json.jsonl": "{",
+        "role.jsonl": '{"messages": [{"role": "bot", "content": "hi"}]}',
+        "no_assistant.jsonl": '{"messages": [{"role": "user", "content": "hi"}]}',
+    }.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("missing.jsonl", "missing.jsonl: no such file"),
+        ("empty.jsonl", "the file is empty"),
+        ("not_json.jsonl", "not_json.jsonl:1: "),
+        ("role.jsonl", "has role 'bot'; roles are"),
+        ("no_assistant.jsonl", "no assistant message"),
+    ],
+)
+def test_bad_data_is_one_line_and_leaves_nothing(model_dir, bad_files, capsys, file, message):
+    output = bad_files / "out"
+    assert train(model_dir, bad_files / file, output) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("flexmask: error: ")
+    assert message in error
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--max_tokens", 40), "must have at most max_tokens = 40 tokens"),
+        (("--tokenizer", "no/such/place"), "no/such/place: cannot be loaded as a tokenizer"),
+        (("--chat_template", "none.jinja"), "none.jinja: no such file"),
+        (("--label_smoothing_factor", 0.1), "--label_smoothing_factor must be 0"),
+        (("--eval_split", 2), r"--eval_split must be in [0, 1), got 2.0"),
+        (("--resume",), "holds no checkpoint to resume"),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_nothing(
+    model_dir, data, tmp_path, capsys, options, message
+):
+    output = tmp_path / "out"
+    assert train(model_dir, data, output, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_model_that_cannot_be_patched_is_refused(model_dir, data, tmp_path, capsys):
+    config = json.loads((model_dir / "config.json").read_text()) | {"attention_dropout": 0.1}
+    for file in model_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert train(tmp_path, data, tmp_path / "out") == 2
+    assert "attention_dropout" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_run_is_not_overwritten(model_dir, data, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert train(model_dir, data, tmp_path) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_bad_lines_are_skipped_on_request_and_listed(model_dir, data, tmp_path, capsys):
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("{\n" + data.read_text() + '{"messages": []}\n')
+    assert train(model_dir, path, tmp_path / "out", "--on-bad-line", "skip") == 0
+    report = capsys.readouterr().err
+    assert "2 bad lines skipped" in report
+    assert "skipped line 1: " in report
+    assert "skipped line 10: " in report
+
+
+def test_help_names_the_trainer(capsys):
+    assert run("train", "--help") == 0
+    assert "TrainingArguments" in capsys.readouterr().out
+
+
+def test_module_and_script_are_the_same():
+    result = subprocess.run(
+        [sys.executable, "-m", "flexmask", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith("flexmask 0.")
+    assert Path(sys.executable).with_name("flexmask").exists()
