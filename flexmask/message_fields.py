@@ -110,8 +110,9 @@ def read_tool_call(call: Any, what: str) -> dict[str, Any]:
         raise DataError(
             f"{what}: arguments of {name!r} must be an object, got {type(arguments).__name__}"
         )
-    extra = {key: call[key] for key in ("id",) if call.get(key) is not None}
-    return {**extra, "type": "function", "function": {"name": name, "arguments": arguments}}
+    _check_texts(arguments, f"{what}: arguments of {name!r}")
+    own = {} if call.get("id") is None else {"id": call["id"]}
+    return {**own, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def read_tools(value: Any) -> list[dict[str, Any]] | None:
@@ -129,19 +130,31 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"tool {index} must be a function schema with a 'name'")
+        _check_texts(function, f"tool {index}")
         tools.append({"type": "function", **tool})
     return tools
 
 
 def read_train(message: dict[str, Any], what: str) -> bool:
     """Return whether a message is trained, from its `train` and its `weight` of 0 or 1."""
-    train = message.get("train", True)
-    if not isinstance(train, bool):
+    train = message.get("train")
+    if train is not None and not isinstance(train, bool):
         raise DataError(f"{what}: train must be true or false, got {train!r}")
     weight = message.get("weight")
     if weight not in (None, 0, 1):
         raise DataError(f"{what}: weight must be 0 or 1, got {weight!r}")
-    return train and weight != 0
+    return train is not False and weight != 0
+
+
+def _check_texts(value: Any, what: str) -> None:
+    """Raise where a text inside `value` cannot be encoded."""
+    if isinstance(value, str):
+        read_text(value, what)
+    elif isinstance(value, dict):
+        _check_texts([*value.keys(), *value.values()], what)
+    elif isinstance(value, list):
+        for item in value:
+            _check_texts(item, what)
 
 
 def parse_json(text: str, what: str) -> Any:

@@ -1,0 +1,71 @@
+"""A small tokenizer with the control tokens of every chat template that TRL ships."""
+# ruff: noqa: RUF001 (the control tokens of DeepSeek are written with full-width bars)
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+# The beginning and end of text of the models that ship each template, by the start of its name.
+_ENDS = {
+    "cohere": ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"),
+    "deepseek": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    "diffusion_gemma": ("<bos>", "<eos>"),
+    "gemma": ("<bos>", "<eos>"),
+    "glm4moe": (None, "<|endoftext|>"),
+    "gptoss": ("<|startoftext|>", "<|return|>"),
+    "idefics3": ("<|begin_of_text|>", "<end_of_utterance>"),
+    "lfm2": ("<|startoftext|>", "<|im_end|>"),
+    "llama3": ("<|begin_of_text|>", "<|eot_id|>"),
+    "llava_next": ("<s>", "</s>"),
+    "muse": ("<|begin_of_text|>", "<|eot|>"),
+    "nemotron": ("<s>", "<|im_end|>"),
+    "phi3": ("<s>", "<|endoftext|>"),
+    "qwen": (None, "<|im_end|>"),
+    "smolvlm": ("<|im_start|>", "<end_of_utterance>"),
+}
+_SPECIAL = """
+<|START_OF_TURN_TOKEN|> <|SYSTEM_TOKEN|> <|USER_TOKEN|> <|CHATBOT_TOKEN|> <|START_RESPONSE|>
+<|END_RESPONSE|> <｜User｜> <｜Assistant｜> <｜tool▁calls▁begin｜> <｜tool▁calls▁end｜>
+<｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁sep｜> <｜tool▁outputs▁begin｜>
+<｜tool▁outputs▁end｜> <｜tool▁output▁begin｜> <｜tool▁output▁end｜> <start_of_turn> <end_of_turn>
+<|turn> <turn|> <|channel> <channel|> <|think|> <|tool> <tool|> <|tool_call> <tool_call|>
+<|tool_response> <tool_response|> [gMASK] <sop> <|system|> <|user|> <|assistant|>
+<|observation|> <|end|> <|start|> <|message|> <|channel|> <|call|> <|im_start|> <|im_end|>
+<|tool_list_start|> <|tool_list_end|> <|tool_call_start|> <|tool_call_end|>
+<|tool_response_start|> <|tool_response_end|> <|start_header_id|> <|end_header_id|>
+<|eom_id|> <|python_tag|> <|eom|> <|patch|> <|video|> <|endoftext|>
+"""
+# Tokens of their own that are not special, as in Qwen3 and GLM-4.
+_PLAIN = "<think> </think> <tool_call> </tool_call> <tool_response> </tool_response>"
+_TEXT = ["The answer is that you think about the question and then call a tool for the user.\n\n"]
+
+
+def template_files() -> dict[str, Path]:
+    """Chat templates that TRL ships for inference, by name."""
+    spec = find_spec("trl")
+    assert spec is not None
+    assert spec.origin is not None
+    files = sorted((Path(spec.origin).parent / "chat_templates").glob("*.jinja"))
+    return {file.stem: file for file in files if not file.stem.endswith("_training")}
+
+
+@cache
+def chat_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with the template `name`; shared, so not to be changed."""
+    bos, eos = next(ends for start, ends in _ENDS.items() if name.startswith(start))
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, show_progress=False, min_frequency=1
+    )
+    backend.train_from_iterator(_TEXT, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in _SPECIAL.split()])
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in _PLAIN.split()])
+    tokenizer.chat_template = template_files()[name].read_text(encoding="utf-8")
+    return tokenizer

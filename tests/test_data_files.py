@@ -1,0 +1,93 @@
+"""Files of conversations, good and bad."""
+
+import json
+
+import pytest
+
+from flexmask.data_files import BadLine, read_conversations
+from flexmask.errors import DataError
+
+GOOD = json.dumps(
+    {"messages": [{"role": "user", "content": "é"}, {"role": "assistant", "content": "4"}]}
+)
+BAD = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "bot"}]})
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_lines(*lines: str | bytes):
+        path = tmp_path / "data.jsonl"
+        raw = [line.encode() if isinstance(line, str) else line for line in lines]
+        path.write_bytes(b"\n".join(raw))
+        return path
+
+    return write_lines
+
+
+def test_conversations_know_their_line_and_blank_lines_count(write):
+    path = write(GOOD, "", "  ", GOOD)
+    assert [one.where for one in read_conversations(path)] == [f"{path}:1", f"{path}:4"]
+
+
+def test_file_is_read_anew_by_every_iteration(write):
+    file = read_conversations(write(GOOD, BAD, GOOD), on_bad_line="skip")
+    assert [len(list(file)), len(list(file))] == [2, 2]
+    assert len(file.bad_lines) == 1
+
+
+def test_byte_order_mark_and_windows_line_ends_are_accepted(write):
+    assert len(list(read_conversations(write(b"\xef\xbb\xbf" + GOOD.encode() + b"\r", GOOD)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (BAD, "message 1 has role 'bot'; roles are system, user, assistant, tool"),
+        ("{", "the line is not JSON .*; write one JSON object a line"),
+        ("[1, 2", "the line is not JSON"),
+        ("17", "a conversation must be an object or a list, got int"),
+        (b"\xff\xfe", "not UTF-8 at byte 0; convert the file"),
+        ("[" * 100_000, "the line is nested too deep"),
+    ],
+    ids=["role", "json", "list", "number", "bytes", "deep"],
+)
+def test_bad_line_is_reported_with_its_number_or_listed(write, line, reason):
+    path = write(GOOD, line, GOOD)
+    with pytest.raises(DataError, match=f"data.jsonl:2: {reason}") as error:
+        list(read_conversations(path))
+    assert "\n" not in str(error.value)
+    file = read_conversations(path, on_bad_line="skip")
+    assert len(list(file)) == 2
+    assert file.bad_lines == [BadLine(2, str(error.value))]
+
+
+def test_lines_before_a_bad_one_are_given_first(write):
+    conversations = iter(read_conversations(write(GOOD, BAD)))
+    assert next(conversations).messages[1]["content"] == "4"
+    with pytest.raises(DataError, match=r"data.jsonl:2"):
+        next(conversations)
+
+
+@pytest.mark.parametrize("lines", [[], ["", "  ", ""]], ids=["nothing", "blank"])
+def test_rejects_empty_file(write, lines):
+    with pytest.raises(DataError, match=r"data.jsonl: the file is empty; write one conversation"):
+        list(read_conversations(write(*lines)))
+
+
+def test_rejects_file_of_bad_lines_only(write):
+    file = read_conversations(write(BAD, "{"), on_bad_line="skip")
+    with pytest.raises(DataError, match=r"all 2 lines are bad; the first: .*:1: message 1"):
+        list(file)
+    assert [bad.line for bad in file.bad_lines] == [1, 2]
+
+
+def test_rejects_missing_file_and_directory_at_once(tmp_path):
+    with pytest.raises(DataError, match=r"none.jsonl: no such file"):
+        read_conversations(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="is a directory; name a JSON Lines file"):
+        read_conversations(tmp_path)
+
+
+def test_rejects_unknown_policy(write):
+    with pytest.raises(DataError, match="must be 'error' or 'skip', got 'ignore'"):
+        read_conversations(write(GOOD), on_bad_line="ignore")

@@ -1,0 +1,291 @@
+"""The accepted chat formats, and what is refused."""
+
+import json
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexmask.errors import DataError
+from flexmask.messages import Conversation, parse_conversation
+
+USER = {"role": "user", "content": "What is 2 plus 2?"}
+ANSWER = {"role": "assistant", "content": "4", "reasoning_content": "Two and two."}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+
+
+def answer(message, **record):
+    """The normal form of an assistant message that follows a question."""
+    return parse_conversation({"messages": [USER, {"role": "assistant", **message}], **record})
+
+
+def test_list_of_messages_is_a_conversation():
+    assert parse_conversation([USER, ANSWER]).messages == [USER, ANSWER]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_thinking_field_has_three_names(key):
+    assert answer({"content": "4", key: "Two and two."}).messages[1] == ANSWER
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<think>Two and two.</think>4",
+        "<think>\nTwo and two.\n</think>\n\n4",
+        "Two and two.\n</think>\n\n4",
+        [{"type": "reasoning", "text": "Two and two."}, {"type": "text", "text": "4"}],
+        [{"type": "reasoning", "reasoning": "Two and two."}, "4"],
+        [{"type": "thinking", "thinking": "Two and two."}, {"type": "text", "text": "4"}],
+        [{"type": "text", "text": "<think>Two and two.</think>4"}],
+    ],
+)
+def test_thinking_in_content_becomes_its_own_field(content):
+    assert answer({"content": content}).messages[1] == ANSWER
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "4"},
+        {"content": "<think>\n\n</think>\n\n4"},
+        {"content": "4", "reasoning_content": " "},
+        {"content": "4", "reasoning_content": None, "tool_calls": None, "train": None},
+    ],
+)
+def test_thinking_without_words_is_no_thinking(message):
+    assert answer(message).messages[1] == {"role": "assistant", "content": "4"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "tool_calls": [CALL]},
+        {"tool_calls": [CALL]},
+        {"tool_calls": [{"name": "add", "arguments": {"a": 2}}]},
+        {"tool_calls": [{"function": {"name": "add", "arguments": '{"a": 2}'}}]},
+        {"function_call": {"name": "add", "arguments": '{"a": 2}'}},
+    ],
+)
+def test_tool_calls_are_nested_with_arguments_as_objects(message):
+    assert answer(message).messages[1] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [CALL],
+    }
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_tools_are_schemas_or_their_json_text(as_text, nested):
+    function = {"name": "add", "parameters": {}}
+    tools = [{"type": "function", "function": function} if nested else function]
+    found = answer({"content": "4"}, tools=json.dumps(tools) if as_text else tools).tools
+    assert found == [{"type": "function", "function": function}]
+
+
+@pytest.mark.parametrize("tools", [None, [], "", "[]"])
+def test_no_tools_are_none(tools):
+    assert answer({"content": "4"}, tools=tools).tools is None
+
+
+def test_sharegpt_with_tool_calls():
+    found = parse_conversation(
+        {
+            "id": 7,
+            "system": "You add.",
+            "tools": '[{"name": "add", "parameters": {}}]',
+            "conversations": [
+                {"from": "human", "value": "What is 2 plus 2?"},
+                {
+                    "from": "function_call",
+                    "value": '<think>I call.</think>{"name": "add", "arguments": {"a": 2}}',
+                },
+                {"from": "observation", "value": "4"},
+                {"from": "gpt", "value": "<think>Done.</think>It is 4."},
+            ],
+        }
+    )
+    assert found.id == "7"
+    assert found.tools == [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    assert found.messages == [
+        {"role": "system", "content": "You add."},
+        USER,
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "I call.",
+            "tool_calls": [CALL],
+        },
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "It is 4.", "reasoning_content": "Done."},
+    ]
+
+
+def test_conversations_may_also_hold_role_and_content():
+    assert parse_conversation({"conversations": [USER, ANSWER]}).messages == [USER, ANSWER]
+
+
+def test_developer_is_a_system_role():
+    record = [{"role": "developer", "content": "Add."}, USER, ANSWER]
+    assert parse_conversation(record).messages[0]["role"] == "system"
+
+
+def test_other_keys_reach_the_template():
+    result = {"role": "tool", "content": "4", "name": "add", "tool_call_id": "c1", "x": None}
+    call = {"role": "assistant", "tool_calls": [{**CALL, "id": "c1"}]}
+    found = parse_conversation([USER, call, result, ANSWER]).messages
+    assert found[1]["tool_calls"][0]["id"] == "c1"
+    assert found[2] == {"role": "tool", "content": "4", "name": "add", "tool_call_id": "c1"}
+
+
+@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}])
+def test_untrained_messages_are_marked(mark):
+    found = parse_conversation([USER, {**ANSWER, **mark}, USER, ANSWER])
+    assert found.trained == [3]
+    assert found.messages[1]["train"] is False
+    assert "weight" not in found.messages[1]
+
+
+def test_record_is_not_changed():
+    record = {"messages": [USER, {"role": "assistant", "content": "<think>a</think>b"}]}
+    before = json.dumps(record)
+    parse_conversation(record)
+    assert json.dumps(record) == before
+
+
+BAD = {
+    "None": (None, "must be an object or a list, got NoneType"),
+    "no-messages": ({"prompt": "x"}, "needs one of 'messages' and 'conversations', got the keys"),
+    "both": ({"messages": [USER], "conversations": [USER]}, "got 'messages' and 'conversations'"),
+    "messages-type": ({"messages": "x"}, "'messages' must be a list of messages, got str"),
+    "empty": ({"messages": []}, "'messages' is empty"),
+    "message-type": (["x"], "message 0 must be an object, got str"),
+    "role": ([USER, {"role": "bot", "content": "x"}], "message 1 has role 'bot'; roles are system"),
+    "role-missing": ([{"content": "x"}], "message 0 has role None; roles are"),
+    "role-type": ([{"role": ["user"], "content": "x"}], r"message 0 has role \['user'\]"),
+    "sender": ({"conversations": [{"from": "me", "value": "x"}]}, "message 0 is from 'me'; send"),
+    "no-assistant": ([USER], "no assistant message; there is nothing to train on"),
+    "untrained": ([USER, {**ANSWER, "train": False}], "every assistant message has train: false"),
+    "first": ([ANSWER], "message 0 is from the assistant, with nothing to answer"),
+    "says-nothing": ([USER, {"role": "assistant", "content": " "}], "message 1 .* no content, th"),
+    "no-content": ([{"role": "user"}], "message 0 is from the user and has no 'content'"),
+    "user-thinks": ([{**USER, "reasoning": "x"}], "message 0 is from the user; only the assist"),
+    "content-type": ([{"role": "user", "content": 4}], "message 0: content must be a string, got"),
+    "surrogate": (
+        [{"role": "user", "content": "\ud800"}],
+        "message 0: content holds half of a sur",
+    ),
+    "image": (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
+        "message 0: content part 0 is of type 'image_url'; flexmask trains on text",
+    ),
+    "audio": ([{"role": "user", "content": [{"type": "audio"}]}], "part 0 is of type 'audio'"),
+    "part-type": ([{"role": "user", "content": [4]}], "content part 0 is of type 'int'"),
+    "late-thinking": (
+        [USER, {"role": "assistant", "content": ["4", {"type": "thinking", "thinking": "x"}]}],
+        "message 1: content part 1 is thinking after text",
+    ),
+    "open-think": ([USER, {"role": "assistant", "content": "<think>x"}], "never closed; add </th"),
+    "two-thoughts": (
+        [USER, {"role": "assistant", "content": "<think>x</think>4<think>y</think>"}],
+        "message 1: content must hold one think block, at its beginning",
+    ),
+    "think-after-text": (
+        [USER, {"role": "assistant", "content": "4 <think>x</think>"}],
+        "message 1: content must hold one think block, at its beginning",
+    ),
+    "think-twice": ([USER, {**ANSWER, "content": "<think>x</think>4"}], "thinking is given twice"),
+    "fields-differ": ([USER, {**ANSWER, "thinking": "x"}], "'thinking' hold different thinking"),
+    "calls-type": ([USER, {**ANSWER, "tool_calls": "x"}], "message 1: tool_calls must be a list"),
+    "call-type": ([USER, {**ANSWER, "tool_calls": ["x"]}], "message 1: tool call 0 must be an obj"),
+    "call-name": ([USER, {**ANSWER, "tool_calls": [{}]}], "tool call 0 must have a function with"),
+    "arguments": (
+        [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "{"}]}],
+        "message 1: tool call 0: arguments of 'f' is not JSON",
+    ),
+    "arguments-type": (
+        [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "[1]"}]}],
+        "arguments of 'f' must be an object, got list",
+    ),
+    "function-call": (
+        {"conversations": [{"from": "function_call", "value": "add(2)"}]},
+        "message 0: the value of a function_call is not JSON",
+    ),
+    "arguments-text": (
+        [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": {"a": ["\ud800"]}}]}],
+        "message 1: tool call 0: arguments of 'f' holds half of a surrogate pair",
+    ),
+    "train": ([USER, {**ANSWER, "train": "no"}], "message 1: train must be true or false, got 'no"),
+    "weight": ([USER, {**ANSWER, "weight": 0.5}], "message 1: weight must be 0 or 1, got 0.5"),
+    "tools": ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "tools must be a list or its JSON"),
+    "tools-json": ({"messages": [USER, ANSWER], "tools": "{"}, "tools is not JSON"),
+    "tool": ({"messages": [USER, ANSWER], "tools": [{}]}, "tool 0 must be a function schema with"),
+    "system-twice": (
+        {"system": "x", "messages": [{"role": "system", "content": "y"}, USER, ANSWER]},
+        "the system message is given twice",
+    ),
+}
+
+
+@pytest.mark.parametrize(("record", "reason"), BAD.values(), ids=BAD)
+def test_rejects_bad_record_in_one_line_with_its_place(record, reason):
+    with pytest.raises(DataError, match=f"^data.jsonl:3: .*{reason}") as error:
+        parse_conversation(record, "data.jsonl:3")
+    assert "\n" not in str(error.value)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"), min_size=1)
+words = texts.filter(lambda text: bool(text.strip()))
+arguments = st.dictionaries(st.text("abc", min_size=1), st.none() | st.integers() | texts)
+calls = st.builds(
+    lambda name, values: {"name": name, "arguments": values}, st.text("xyz", min_size=1), arguments
+)
+turns = st.fixed_dictionaries(
+    {"role": st.just("assistant"), "content": words},
+    optional={
+        "reasoning": texts,
+        "tool_calls": st.lists(calls, max_size=3),
+        "train": st.just(True),
+        "name": texts,
+    },
+)
+
+
+@given(st.lists(turns, min_size=1, max_size=4), st.booleans())
+def test_normal_form_is_its_own_normal_form(answers, with_system):
+    system = [{"role": "system", "content": "s"}] if with_system else []
+    record = [*system, *(message for turn in answers for message in (USER, turn))]
+    once = parse_conversation(record)
+    assert parse_conversation({"messages": once.messages, "tools": once.tools}) == once
+    assert parse_conversation(once) is once
+    assert len(once.trained) == len(answers)
+
+
+@given(words, words)
+def test_think_block_and_field_say_the_same(thinking, content):
+    thinking, content = thinking.strip("\n"), content.lstrip("\n")
+    fielded = answer({"content": content, "reasoning_content": thinking})
+    tagged = answer({"content": f"<think>\n{thinking}\n</think>\n\n{content}"})
+    assert tagged == fielded
+
+
+keys = (
+    "role content messages conversations from value tool_calls type text function name arguments "
+    "tools train reasoning system"
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(keys.split()) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(json_values)
+def test_any_json_is_a_conversation_or_a_data_error(record):
+    with suppress(DataError):
+        assert isinstance(parse_conversation(record), Conversation)

@@ -1,0 +1,151 @@
+"""Samples, and conversations rendered into them."""
+
+import warnings
+
+import numpy as np
+import pytest
+from chat_cases import TOOL, chat_case
+from chat_tokenizer import chat_tokenizer
+
+from flexmask import Sample, render_samples
+from flexmask.errors import DataError, TemplateError
+from flexmask.messages import parse_conversation
+from flexmask.templates import _announce
+
+
+def texts(sample, tokenizer):
+    """Context and completion as text."""
+    trained = sample.loss_weights > 0
+    return tokenizer.decode(sample.input_ids[~trained]), tokenizer.decode(sample.input_ids[trained])
+
+
+def test_sample_takes_lists_and_arrays():
+    for ids, weights in (([1, 2, 3], [0, 1, 1]), (np.array([1, 2, 3]), np.array([0.0, 1, 1]))):
+        sample = Sample(ids, weights, key="k")
+        assert sample.input_ids.dtype == np.int64
+        assert sample.loss_weights.dtype.kind == "f"
+        assert (len(sample), sample.num_trained, sample.key) == (3, 2, "k")
+
+
+def test_first_token_is_never_a_target():
+    assert Sample([1, 2], [1, 1]).num_trained == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "weights", "reason"),
+    [
+        ([], [], "input_ids is empty"),
+        ([1, 2], [1], "one value per token, got 1 for 2 tokens"),
+        ([[1]], [1], r"one-dimensional, got shape \(1, 1\)"),
+        ([1.5], [1], "input_ids must be integers, got float64"),
+        ([-1], [1], "at least 0, got -1"),
+        ([1, 2], [0, -1], r"finite and at least 0, got -1\.0"),
+        ([1, 2], [0, float("nan")], "finite and at least 0, got nan"),
+    ],
+)
+def test_rejects_bad_sample(ids, weights, reason):
+    with pytest.raises(DataError, match=f"^sample 3: .*{reason}"):
+        Sample(ids, weights, key=3)
+
+
+def test_every_answer_is_a_sample_and_earlier_thinking_is_gone():
+    tokenizer = chat_tokenizer("qwen3")
+    messages, _ = chat_case("thinking")
+    first, second = render_samples(messages, tokenizer)
+    assert (first.key, second.key) == (1, 3)
+    context, completion = texts(second, tokenizer)
+    assert "Two and two." not in context
+    assert "It is 4." in context
+    assert completion == "<think>\nOne more\nthan four.\n</think>\n\nThat makes 5.<|im_end|>"
+
+
+def test_thinking_is_kept_through_tool_calls():
+    tokenizer = chat_tokenizer("qwen3")
+    messages, tools = chat_case("thinking+tools")
+    _, answer, later = render_samples(messages, tokenizer, tools=tools)
+    assert "I should call it." in texts(answer, tokenizer)[0]
+    assert "I should call it." not in texts(later, tokenizer)[0]
+
+
+def test_untrained_message_is_context_only():
+    tokenizer = chat_tokenizer("qwen3")
+    messages, _ = chat_case("thinking")
+    whole = render_samples(messages, tokenizer)
+    messages[1]["train"] = False
+    (sample,) = render_samples(messages, tokenizer)
+    assert sample.key == 3
+    assert (sample.input_ids == whole[1].input_ids).all()
+
+
+def test_context_and_completion_are_encoded_apart():
+    tokenizer = chat_tokenizer("cohere")
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "he end"}]
+    plain = "{{ messages[0].content }} t{% if messages | length > 1 %}{{ messages[1].content }}"
+    tokenizer.chat_template, kept = plain + "{% endif %}", tokenizer.chat_template
+    try:
+        _announce.cache_clear()
+        with pytest.warns(UserWarning, match="the end of a turn is not trained"):
+            (sample,) = render_samples(messages, tokenizer)
+    finally:
+        tokenizer.chat_template = kept
+    apart = tokenizer.encode("x t") + tokenizer.encode("he end")
+    assert sample.input_ids.tolist() == apart != tokenizer.encode("x the end")
+
+
+def test_every_accepted_format_gives_the_same_samples():
+    tokenizer = chat_tokenizer("qwen3")
+    question = {"role": "user", "content": "What is 2 plus 2?"}
+    tagged = {"role": "assistant", "content": "<think>\nTwo.\n</think>\n\n4"}
+    fielded = {"role": "assistant", "content": "4", "thinking": "Two."}
+    parts = [{"type": "thinking", "thinking": "Two."}, {"type": "text", "text": "4"}]
+    shared = [{"from": "human", "value": question["content"]}]
+    records = [
+        [question, tagged],
+        {"messages": [question, fielded], "tools": [TOOL]},
+        {"messages": [question, {"role": "assistant", "content": parts}]},
+        {"conversations": [*shared, {"from": "gpt", "value": tagged["content"]}]},
+        parse_conversation([question, fielded]),
+    ]
+    samples = [render_samples(record, tokenizer, tools=[TOOL])[0] for record in records]
+    assert len({sample.input_ids.tobytes() for sample in samples}) == 1
+
+
+def test_tools_of_the_conversation_are_used_unless_given():
+    tokenizer = chat_tokenizer("qwen3")
+    messages, tools = chat_case("tools")
+    own = render_samples({"messages": messages, "tools": tools}, tokenizer)
+    given = render_samples(messages, tokenizer, tools=tools)
+    none = render_samples({"messages": messages, "tools": tools}, tokenizer, tools=[])
+    assert [len(one) for one in own] == [len(one) for one in given]
+    assert len(none[0]) < len(own[0])
+
+
+def test_messages_are_not_changed():
+    messages, tools = chat_case("system+thinking+tools")
+    before = repr((messages, tools))
+    render_samples(messages, chat_tokenizer("gptoss"), tools=tools)
+    assert repr((messages, tools)) == before
+
+
+def test_announcements_are_made_once():
+    messages, _ = chat_case("thinking")
+    _announce.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            render_samples(messages, chat_tokenizer("deepseek_r1_distill"))
+    (warning,) = caught
+    assert "leaves it out of messages" in str(warning.message)
+
+
+def test_errors_begin_with_the_place_of_the_conversation():
+    messages, _ = chat_case("thinking")
+    conversation = parse_conversation(messages, "data.jsonl:17")
+    with pytest.raises(TemplateError, match=r"^data.jsonl:17: message 1: .* drops or changes"):
+        render_samples(conversation, chat_tokenizer("llama3"))
+
+
+def test_rejects_conversation_without_a_trained_message():
+    messages = [{**message, "train": False} for message in chat_case("plain")[0]]
+    with pytest.raises(DataError, match="every assistant message has train: false"):
+        render_samples(messages, chat_tokenizer("qwen3"))

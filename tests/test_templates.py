@@ -1,0 +1,265 @@
+"""Every chat template that TRL ships, rendered by flexmask and by hand."""
+
+import re
+from pathlib import Path
+
+import pytest
+from chat_cases import CASES, chat_case, hand_rendered
+from chat_tokenizer import chat_tokenizer, template_files
+from template_table import PATH, TRL, outcome, settings_of, template_table
+
+from flexmask.data_files import read_conversations
+from flexmask.errors import FlexmaskError, TemplateError
+from flexmask.messages import Conversation
+from flexmask.samples import Sample, render_samples
+from flexmask.templates import ChatTemplate
+
+pytestmark = pytest.mark.filterwarnings("ignore:the chat template")  # announcements
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "reason_tool_use.jsonl"
+# What ends generation, from the models' own generation settings; None: the next role tag does.
+STOPS = {
+    "cohere": ["<|END_OF_TURN_TOKEN|>"],
+    "deepseek": ["<\uff5cend\u2581of\u2581sentence\uff5c>"],
+    "diffusion_gemma": ["<turn|>", "<|tool_response>"],
+    "gemma4": ["<turn|>", "<|tool_response>"],
+    "gemma": ["<end_of_turn>"],
+    "glm4moe": [],
+    "gptoss": ["<|return|>", "<|call|>"],
+    "llama3": ["<|eot_id|>"],
+    "muse": ["<|eot|>"],
+    "phi3": ["<|end|>"],
+    "lfm2": ["<|im_end|>"],
+    "nemotron": ["<|im_end|>"],
+    "qwen": ["<|im_end|>"],
+}
+RUNS = [
+    pytest.param(name, case, settings, id="-".join([name, case, *map(str, settings.values())]))
+    for name in template_files()
+    for settings in settings_of(name)
+    for case in CASES
+]
+REASONS = (
+    r"drops or changes the message's (thinking|content|tool call \d+); use",
+    r"leaves out (tool|message) \d+ \(.*\); remove",
+    r"cannot write it: .+; change",
+    r"does not continue its own prompt",
+)
+
+
+def until_stop(name: str, text: str) -> str:
+    stops = next(stops for start, stops in STOPS.items() if name.startswith(start))
+    ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+    return text[: min(ends)] if ends else text
+
+
+@pytest.mark.parametrize(("name", "case", "settings"), RUNS)
+def test_samples_equal_hand_rendered_turns_or_are_refused_with_the_reason(name, case, settings):
+    result = outcome(name, case, settings)
+    if result.verdict == "refused":
+        assert any(re.search(pattern, result.note) for pattern in REASONS), result.note
+        return
+    tokenizer = chat_tokenizer(name)
+    messages, tools = chat_case(case)
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    assert [sample.key for sample in result.samples] == answers
+    for sample in result.samples:
+        message = messages[sample.key]
+        prompt, full = hand_rendered(tokenizer, messages, sample.key, tools, **settings)
+        trained = sample.loss_weights > 0
+        context, completion = sample.input_ids[~trained], sample.input_ids[trained]
+        assert (trained == sorted(trained)).all()
+        assert context.tolist() == tokenizer.encode(prompt, add_special_tokens=False)
+        written = tokenizer.decode(completion)
+        if full.startswith(prompt):
+            rest = until_stop(name, full[len(prompt) :])
+            assert completion.tolist() == tokenizer.encode(rest, add_special_tokens=False)
+        else:
+            assert result.verdict == "composed" or name == "gptoss"
+            answer = re.split(r"</think>\s*|<channel\|>", written)[-1]
+            assert full.rstrip().endswith(answer)
+        thinking = written.index(message.get("reasoning_content", ""))
+        assert message["content"] in written[thinking:]
+        assert ("add" in written) == ("tool_calls" in message)
+
+
+def rendered(name: str, case: str, number: int = 0, **settings) -> tuple[str, str]:
+    """Context and completion of a case's sample, as text."""
+    tokenizer = chat_tokenizer(name)
+    messages, tools = chat_case(case)
+    samples = render_samples(messages, tokenizer, tools=tools, chat_template_kwargs=settings)
+    trained = samples[number].loss_weights > 0
+    ids = samples[number].input_ids
+    return tokenizer.decode(ids[~trained]), tokenizer.decode(ids[trained])
+
+
+def test_deepseek_r1_writes_thinking_then_tag_then_answer():
+    context, completion = rendered("deepseek_r1_distill", "thinking", 1)
+    assert context.endswith("<\uff5cAssistant\uff5c><think>\n")
+    assert "Two and two." not in context
+    assert completion == (
+        "One more\nthan four.\n</think>\n\nThat makes 5.<\uff5cend\u2581of\u2581sentence\uff5c>"
+    )
+
+
+def test_nemotron_completes_an_opened_thought_with_an_empty_one():
+    context, completion = rendered("nemotron_3_nano", "plain")
+    assert context.endswith("<think>\n")
+    assert completion == "\n</think>\nIt is 4.<|im_end|>"
+
+
+def test_gptoss_keeps_the_thinking_of_the_tool_call_in_the_context_of_the_answer():
+    context, completion = rendered("gptoss", "thinking+tools", 1)
+    assert "<|channel|>analysis<|message|>I should call it.<|end|>" in context
+    assert completion == (
+        "<|channel|>analysis<|message|>Two and two.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>It is 4.<|return|>"
+    )
+    later, _ = rendered("gptoss", "thinking+tools", 2)
+    assert "I should call it." not in later
+    assert "It is 4.<|end|>" in later
+
+
+def test_phi3_ends_a_turn_at_its_own_token_and_not_at_the_end_of_text():
+    assert rendered("phi3", "plain")[1] == "It is 4.<|end|>"
+
+
+def test_cohere2_ends_a_turn_after_both_of_its_tokens():
+    assert rendered("cohere2", "plain")[1] == "It is 4.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"
+
+
+def test_prompt_that_closes_the_thinking_is_refused_with_both_texts_and_the_remedy():
+    messages, _ = chat_case("thinking")
+    settings = {"enable_thinking": False}
+    with pytest.raises(TemplateError) as error:
+        render_samples(messages, chat_tokenizer("qwen3"), chat_template_kwargs=settings)
+    text = str(error.value)
+    assert text.startswith("message 1: the chat template does not continue its own prompt")
+    assert r"</think>\n\n'" in text
+    assert r"<think>\nTwo and two." in text
+    assert "try chat_template_kwargs={'enable_thinking': True}" in text
+
+
+def test_error_of_the_template_itself_is_named_with_its_message():
+    messages, _ = chat_case("system")
+    with pytest.raises(TemplateError, match=r"message 2: .* System role not supported; change"):
+        render_samples(messages, chat_tokenizer("gemma"))
+
+
+def test_tool_result_that_the_template_leaves_out_is_refused():
+    messages, _ = chat_case("tools")
+    messages[1] = {"role": "assistant", "content": "I ask.", "train": False}
+    with pytest.raises(TemplateError, match=r"leaves out message 2 \(role tool\)"):
+        render_samples(messages, chat_tokenizer("phi3"))
+
+
+def test_tools_that_the_template_leaves_out_are_refused():
+    messages, _ = chat_case("plain")
+    _, tools = chat_case("tools")
+    with pytest.raises(TemplateError, match=r"leaves out tool 0 \(add\); remove it"):
+        render_samples(messages, chat_tokenizer("llama3"), tools=tools)
+
+
+def test_content_lost_beside_a_tool_call_is_found_though_its_words_are_elsewhere():
+    messages, tools = chat_case("thinking+tools")
+    messages[1] = {**messages[1], "content": "call"}  # a word of the thinking
+    with pytest.raises(TemplateError, match=r"message 1: .* the message's content"):
+        render_samples(messages, chat_tokenizer("muse_glimmer"), tools=tools)
+
+
+def test_second_tool_call_that_the_template_leaves_out_is_refused():
+    messages, tools = chat_case("tools")
+    messages[1]["tool_calls"] *= 2
+    with pytest.raises(TemplateError, match=r"message 1: .* the message's tool call 1"):
+        render_samples(messages, chat_tokenizer("gptoss"), tools=tools)
+
+
+@pytest.mark.parametrize("key", ["content", "reasoning_content"])
+def test_stop_token_inside_the_text_is_refused(key):
+    messages, _ = chat_case("thinking")
+    messages[1][key] += " The token <|im_end|> ends it."
+    with pytest.raises(TemplateError, match=r"message 1: the text holds the stop token '<\|im_end"):
+        render_samples(messages, chat_tokenizer("qwen3"))
+
+
+def test_other_control_tokens_in_the_text_stay_as_they_are():
+    messages, _ = chat_case("plain")
+    messages[1]["content"] = "<|tool_call_start|>[add(a=2, b=2)]<|tool_call_end|>"
+    samples = render_samples(messages, chat_tokenizer("lfm2"))
+    written = chat_tokenizer("lfm2").decode(samples[0].input_ids[samples[0].loss_weights > 0])
+    assert written == messages[1]["content"] + "<|im_end|>"
+
+
+def test_arguments_are_given_as_json_text_to_a_template_that_joins_strings():
+    messages, _ = chat_case("tools")
+    template = ChatTemplate(chat_tokenizer("deepseekv3"))
+    completion = template.completion(template.prompt(messages[:1]), messages[:1], messages[1])
+    assert '```json\n{"a": 2, "b": 2}\n```' in completion
+
+
+def test_tokenizer_without_a_template_is_refused():
+    class Bare:
+        chat_template = None
+
+    with pytest.raises(TemplateError, match=r"no chat template; set tokenizer\.chat_template"):
+        render_samples(chat_case("plain")[0], Bare())
+
+
+@pytest.mark.parametrize("name", ["tokenize", "add_generation_prompt", "tools"])
+def test_settings_that_are_flexmasks_own_are_refused(name):
+    with pytest.raises(TemplateError, match=f"must not set '{name}'"):
+        ChatTemplate(chat_tokenizer("qwen3"), settings={name: True})
+
+
+def test_docs_table_is_the_one_that_the_templates_give():
+    text = PATH.read_text(encoding="utf-8")
+    if f"that {TRL} ships" not in text:
+        pytest.skip(f"docs/templates.md was written with another version than {TRL}")
+    assert text == template_table(), "run: python tests/template_table.py"
+
+
+def render_or_error(conversation: Conversation, tokenizer) -> tuple[list[Sample], str]:
+    try:
+        return render_samples(conversation, tokenizer), ""
+    except FlexmaskError as error:
+        return [], str(error)
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the shared conversations are not here")
+@pytest.mark.parametrize(
+    ("name", "num_samples"),
+    [
+        ("deepseek_r1_distill", 2),
+        ("gemma4_v5", 112),
+        ("glm4moe", 112),
+        ("gptoss", 95),
+        ("llama3_1", 0),
+        ("nemotron_3_nano", 112),
+        ("qwen3", 112),
+    ],
+)
+def test_real_conversations_are_exact_or_refused(name, num_samples):
+    tokenizer = chat_tokenizer(name)
+    num_found = 0
+    for conversation in read_conversations(DATA):
+        samples, error = render_or_error(conversation, tokenizer)
+        if error:
+            assert error.startswith(f"{conversation.where}: ")
+            assert any(re.search(reason, error) for reason in REASONS)
+        num_found += len(samples)
+        for sample in samples:
+            message = conversation.messages[sample.key]
+            prompt, full = hand_rendered(
+                tokenizer, conversation.messages, sample.key, conversation.tools
+            )
+            context = tokenizer.encode(prompt, add_special_tokens=False)
+            trained = sample.loss_weights > 0
+            assert sample.input_ids[~trained].tolist() == context
+            written = tokenizer.decode(sample.input_ids[trained])
+            assert message["reasoning_content"].strip() in written
+            if full.startswith(prompt):
+                assert written == until_stop(name, full[len(prompt) :])
+            else:
+                assert name in ("gptoss", "deepseek_r1_distill")
+                assert full.rstrip().endswith(written.split("</think>\n\n")[-1])
+    assert num_found == num_samples
