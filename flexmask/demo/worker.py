@@ -1,7 +1,7 @@
 """One way of training, in a process of its own, so that its memory can be measured.
 
-Two workers get the same conversations step by step: "single-pass" trains a patched model on packed
-trees, "N-pass" an unpatched one on the samples one by one.
+Two workers get the same conversations step by step, and accumulate the gradients of one sequence after
+another: "single-pass" of the conversations' trees, through a patched model, "N-pass" of their samples.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _Worker:
         from flexmask.npass import npass_batches
 
         if self.mode == SINGLE_PASS:
-            return [TreeCollator()(conversations)]
+            return [TreeCollator()([samples]) for samples in conversations]
         return [batch for samples in conversations for batch in npass_batches(samples)]
 
     def _gradients(self) -> dict[str, np.ndarray]:

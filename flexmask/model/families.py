@@ -50,7 +50,7 @@ REASONS = {
     "jamba": "it has recurrent layers",
     "falcon_h1": "it has recurrent layers",
     "nemotron_h": "it has recurrent layers",
-    "llama4": "it has attention chunks and a temperature by physical position",
+    "llama4_text": "it has attention chunks and a temperature by physical position",
 }
 
 # Probabilities of dropping attention weights, and of dropping anything else.

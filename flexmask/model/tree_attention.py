@@ -113,7 +113,9 @@ def _tree_attention(
     """Attention over a tree; query [B, H, L, D] and so on in, [B, L, H, D_v] out."""
     state: PatchState = getattr(module, STATE)
     if dropout:
-        raise UnsupportedModelError(f"attention dropout must be 0, got {dropout}; N-pass would differ")
+        raise UnsupportedModelError(
+            f"attention dropout must be 0, got {dropout}; N-pass would differ"
+        )
     if not torch.compiler.is_compiling():
         state.num_calls += 1
     dtype = value.dtype

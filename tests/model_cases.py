@@ -1,0 +1,97 @@
+"""Tiny random models of every family, and the N-pass oracle that they are held to."""
+
+import copy
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from flexmask import build_tree, pack
+from flexmask.npass import npass_batches
+
+TINY = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# What a family's config needs to be one that trees are exact on.
+SETTINGS = {
+    "mistral": {"sliding_window": None},
+    "phi3": {"sliding_window": None},
+    "seed_oss": {"attention_dropout": 0.0, "residual_dropout": 0.0},
+    "starcoder2": {"sliding_window": None, "residual_dropout": 0.0, "embedding_dropout": 0.0},
+}
+
+
+def tiny_model(family, seed=0, **settings):
+    """A random fp32 model of `family` in training mode, with sdpa."""
+    torch.manual_seed(seed)
+    config = CONFIG_MAPPING[family](**TINY | SETTINGS.get(family, {}) | settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    with torch.no_grad():  # larger weights than the usual 0.02, so that attention matters
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embed" not in name:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
+            elif parameter.ndim > 1:
+                parameter.normal_()
+    return model.train()
+
+
+def packed(samples):
+    (row,) = pack([build_tree(samples)])
+    return row, row.to_batch()
+
+
+def npass(model, samples):
+    """Logits of every sample, the mean loss, and all gradients, from separate sequences."""
+    model.zero_grad()
+    batches = list(npass_batches(samples))
+    count = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    logits, total = [], 0.0
+    for batch in batches:
+        output = model(**batch, num_items_in_batch=count)
+        output.loss.backward()
+        logits.append(output.logits[0].detach())
+        total += output.loss.item()
+    return logits, total, gradients(model)
+
+
+def single_pass(model, samples, **settings):
+    """The same from one packed row."""
+    model.zero_grad()
+    row, batch = packed(samples)
+    output = model(**batch, **settings)
+    output.loss.backward()
+    return row.gather(output.logits[0].detach()), output.loss.item(), gradients(model)
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def largest_error(ours, theirs):
+    """(logits, loss, gradients): absolute for logits, relative for the others.
+
+    A gradient that is zero in exact arithmetic (that of a query which sees one key) is rounding, about
+    8 eps = 1e-6 of the largest one; so no gradient is held to less than 1e-5 of a tenth of that.
+    """
+    logits = max((a - b).abs().max().item() for a, b in zip(ours[0], theirs[0], strict=True))
+    loss = abs(ours[1] - theirs[1]) / abs(theirs[1])
+    assert ours[2].keys() == theirs[2].keys()
+    scale = max(g.abs().max().item() for g in theirs[2].values())
+    grads = max(
+        ((ours[2][n] - g).norm() / g.norm().clamp_min(0.1 * scale)).item()
+        for n, g in theirs[2].items()
+    )
+    return logits, loss, grads
+
+
+def copy_of(model):
+    return copy.deepcopy(model)

@@ -1,0 +1,229 @@
+"""The drop-in: what a patched model does with tree batches, with others, and with bad ones."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from model_cases import gradients, largest_error, npass, packed, single_pass, tiny_model
+from strategies import random_samples, sample_lists
+
+from flexmask import FlexmaskError, Sample, disabled, patch, unpatch
+
+IDS = torch.arange(12).view(2, 6) % 50
+
+
+@pytest.fixture
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def samples():
+    return random_samples(2)
+
+
+@settings(max_examples=20)
+@given(sample_lists(vocabulary=5))
+def test_any_tree_equals_separate_sequences(samples):
+    samples = [*samples, Sample([1, 2], [0, 1])]
+    model = tiny_model("qwen3", vocab_size=5)
+    theirs = npass_weighted(model, samples)
+    logits, loss, grads = largest_error(single_pass(patch(model), samples), theirs)
+    assert logits < 1e-5
+    assert loss < 1e-6
+    assert grads < 1e-5
+
+
+def npass_weighted(model, samples):
+    """N-pass with loss weights, which stock models do not know: by hand."""
+    from flexmask.loss import weighted_causal_loss
+    from flexmask.npass import npass_batches
+
+    model.zero_grad()
+    total = sum(float(sample.loss_weights[1:].sum()) for sample in samples)
+    logits, loss = [], 0.0
+    for batch in npass_batches(samples):
+        output = model(batch["input_ids"])
+        part = weighted_causal_loss(
+            output.logits, batch["shift_labels"], batch.get("loss_weights"), total
+        )
+        part.backward()
+        logits.append(output.logits[0].detach())
+        loss += part.item()
+    return logits, loss, gradients(model)
+
+
+def test_num_items_in_batch_is_the_divisor(model, samples):
+    _, batch = packed(samples)
+    patch(model)
+    mean = model(**batch).loss
+    count = (batch["shift_labels"] != -100).sum()
+    halved = model(**batch, num_items_in_batch=2 * count).loss
+    assert halved.item() == pytest.approx(mean.item() / 2)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_ordinary_batches_run_as_before(model, implementation):
+    model.set_attn_implementation(implementation)
+    model.eval()
+    padding = torch.ones_like(IDS)
+    padding[0, :2] = 0
+    before = [model(IDS).logits, model(IDS, attention_mask=padding).logits]
+    text = model.generate(IDS, max_new_tokens=5, do_sample=False)
+    patch(model)
+    for expected, batch in zip(before, ({}, {"attention_mask": padding}), strict=True):
+        assert torch.equal(model(IDS, **batch).logits, expected)
+    assert torch.equal(model.generate(IDS, max_new_tokens=5, do_sample=False), text)
+    unpatch(model)
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(model(IDS).logits, before[0])
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_trees_run_over_any_previous_implementation(model, samples, implementation):
+    theirs = npass(model, samples)
+    model.set_attn_implementation(implementation)
+    logits, _, grads = largest_error(single_pass(patch(model), samples), theirs)
+    assert max(logits, grads) < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_changes_nothing(model, samples, backend, reentrant):
+    theirs = npass(model, samples)
+    patch(model, backend=backend)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    assert max(largest_error(single_pass(model, samples), theirs)) < 1e-5
+
+
+def test_checkpointing_survives_another_forward_before_the_backward(model, samples):
+    theirs = npass(model, samples)
+    patch(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.zero_grad()
+    _, batch = packed(samples)
+    loss = model(**batch).loss
+    model(IDS)
+    model(**packed(random_samples(3))[1])
+    loss.backward()
+    ours = (theirs[0], loss.item(), gradients(model))
+    assert max(largest_error(ours, theirs)) < 1e-5
+
+
+def test_inputs_embeds_take_the_place_of_input_ids(model, samples):
+    _, batch = packed(samples)
+    patch(model)
+    expected = model(**batch).logits
+    embeds = model.get_input_embeddings()(batch.pop("input_ids"))
+    assert torch.equal(model(inputs_embeds=embeds, **batch).logits, expected)
+
+
+def test_lora_equals_npass(model, samples):
+    from peft import LoraConfig, get_peft_model
+
+    lora = get_peft_model(
+        model, LoraConfig(r=2, init_lora_weights=False, target_modules="all-linear")
+    )
+    theirs = npass(lora, samples)
+    assert max(largest_error(single_pass(patch(lora), samples), theirs)) < 1e-5
+    with pytest.raises(FlexmaskError, match="needs position_ids"):
+        lora(IDS, subtree_end=IDS)
+
+
+def test_a_patched_model_can_be_wrapped_by_peft(model, samples):
+    from peft import LoraConfig, get_peft_model
+
+    lora = get_peft_model(patch(model), LoraConfig(r=2, init_lora_weights=False))
+    ours = single_pass(lora, samples)
+    with disabled(lora):
+        theirs = npass(lora, samples)
+    assert max(largest_error(ours, theirs)) < 1e-5
+
+
+def test_autocast_runs_in_its_own_type(model, samples):
+    _, batch = packed(samples)
+    patch(model)
+    expected = model(**batch).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**batch).logits
+    assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_a_compiled_model_equals_the_eager_one(model, samples):
+    _, batch = packed(samples)
+    patch(model)
+    expected = model(**batch)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    output = compiled(**batch)
+    torch.testing.assert_close(output.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    output.loss.backward()
+
+
+def test_a_copy_of_a_patched_model_is_patched(model, samples):
+    theirs = npass(model, samples)
+    twin = copy.deepcopy(patch(model))
+    unpatch(model)
+    assert max(largest_error(single_pass(twin, samples), theirs)) < 1e-5
+
+
+def test_a_saved_model_knows_nothing_of_the_patch(model, tmp_path):
+    patch(model).save_pretrained(tmp_path)
+    assert "flexmask" not in (tmp_path / "config.json").read_text()
+    assert type(model).from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+def test_patching_twice_takes_the_second_backend(model, samples):
+    patch(patch(model, backend="reference"), backend="cpu")
+    single_pass(model, samples)
+    unpatch(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert not any("_flexmask" in vars(module) for module in model.modules())
+
+
+def test_disabled_lends_the_model_as_it_was(model, samples):
+    _, batch = packed(samples)
+    patch(model)
+    with disabled(model):
+        assert model.config._attn_implementation == "sdpa"
+    assert model(**batch).logits.isfinite().all()
+
+
+def test_a_layer_that_ignores_the_tree_is_caught(model, samples):
+    patch(model)
+    lazy = model.model.layers[1].self_attn
+    lazy.forward = lambda hidden_states, **_: (hidden_states, None)
+    with pytest.raises(FlexmaskError, match="in 1 of 2 layers; the others ignored the mask"):
+        model(**packed(samples)[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position_ids": None}, "needs position_ids"),
+        ({"position_ids": IDS[:1]}, "must have the shape of position_ids"),
+        ({"attention_mask": IDS}, "takes no attention_mask"),
+        ({"past_key_values": object()}, "takes no past_key_values"),
+        ({"shift_labels": None}, "needs shift_labels"),
+    ],
+)
+def test_rejects_a_tree_batch_that_is_ambiguous(model, samples, change, message):
+    with pytest.raises(FlexmaskError, match=message):
+        patch(model)(**packed(samples)[1] | change)
+
+
+def test_rejects_what_is_no_model():
+    with pytest.raises(FlexmaskError, match="holds no Hugging Face model"):
+        patch(torch.nn.Linear(1, 1))
+
+
+def test_rejects_an_unknown_backend(model):
+    with pytest.raises(FlexmaskError, match="backend must be 'auto' or one of"):
+        patch(model, backend="cuda")
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_rejects_a_family_that_is_not_verified():
+    with pytest.raises(FlexmaskError, match="'gpt2' cannot be patched: its family has not been"):
+        patch(tiny_model("gpt2"))
