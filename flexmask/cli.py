@@ -112,7 +112,12 @@ def _training_arguments(output: str, others: Sequence[str]):
     from transformers import HfArgumentParser, TrainingArguments
 
     parser = HfArgumentParser(TrainingArguments, prog="flexmask train", allow_abbrev=False)
-    parser.set_defaults(output_dir=output, report_to="none", remove_unused_columns=False)
+    parser.set_defaults(
+        output_dir=output,
+        report_to="none",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+    )
     try:
         (training,) = parser.parse_args_into_dataclasses(args=list(others))
     except (ValueError, ImportError) as error:

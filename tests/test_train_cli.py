@@ -12,7 +12,13 @@ from transformers import AutoModelForCausalLM
 from flexmask.cli import main
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 
-TINY = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+TINY = {
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "layer_types": ["full_attention"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +26,6 @@ def model_dir(tmp_path_factory):
     """A folder with a one-layer model's config and the shipped tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     config = json.loads(CONFIG_PATH.read_text()) | TINY
-    config["layer_types"] = ["full_attention"]
     (folder / "config.json").write_text(json.dumps(config))
     for file in TOKENIZER_PATH.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
@@ -91,16 +96,17 @@ def test_weightings_give_a_mean_loss_per_unit(model_dir, data, tmp_path, weighti
 
 
 def test_two_processes_train_together(model_dir, data, tmp_path):
-    output = tmp_path / "ddp"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "0", "-m", "flexmask", "train", "--model", model_dir]
-    command += ["--data", data, "--output", output, "--from_config", "--use_cpu", "--max_steps", "2"]
-    command += ["--per_device_train_batch_size", "2", "--logging_steps", "1"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    two, one = tmp_path / "two", tmp_path / "one"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "flexmask", "train", "--model", model_dir, "--data", data, "--output", two]
+    command += ["--from_config", "--use_cpu", "--max_steps", "2", "--logging_steps", "1"]
+    command += ["--per_device_train_batch_size", "2"]
+    result = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=240
+    )
     assert result.returncode == 0, result.stderr[-2000:]
-    one = tmp_path / "one"
     assert train(model_dir, data, one, "--per_device_train_batch_size", 4) == 0
-    losses = [[e["loss"] for e in log_of(p) if "loss" in e] for p in (output, one)]
+    losses = [[e["loss"] for e in log_of(p) if "loss" in e] for p in (two, one)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -1,7 +1,8 @@
 """One way of training, in a process of its own, so that its memory can be measured.
 
-Two workers get the same conversations step by step, and accumulate the gradients of one sequence after
-another: "single-pass" of the conversations' trees, through a patched model, "N-pass" of their samples.
+Two workers get the same conversations step by step, and add up the gradients of one sequence after
+another: "single-pass" takes the trees of the conversations, through a patched model, and "N-pass"
+their samples.
 """
 
 from __future__ import annotations
