@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
-from flexmask.errors import DataError
+from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.layout import IGNORE_INDEX
+
+_UNSHIFTED = (
+    "a tree batch needs shift_labels beside labels: the next token of a sample is not always the "
+    "next one in the row; use TreeCollator, or PackedRow.to_batch"
+)
 
 
 def target_logprobs(logits: Tensor, shift_labels: Tensor) -> Tensor:
@@ -23,7 +28,7 @@ def target_logprobs(logits: Tensor, shift_labels: Tensor) -> Tensor:
         shift_labels: int64 [B, L], -100 where nothing is trained.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    losses = F.cross_entropy(
+    losses = cross_entropy(
         logits.flatten(0, -2),
         shift_labels.flatten().to(logits.device),
         ignore_index=IGNORE_INDEX,
@@ -43,14 +48,21 @@ def weighted_causal_loss(
     Args:
         logits: [B, L, V].
         shift_labels: int64 [B, L], -100 where nothing is trained.
-        loss_weights: [B, L]; 1 for each trained position if None.
+        loss_weights: [B, L]; 1 for each trained position if None, of no account elsewhere.
         num_items_in_batch: the divisor, such as the sum of the weights of a whole optimizer step;
             the sum of the weights given here if None.
+
+    Raises:
+        DataError: weights of another shape than the labels.
     """
+    if loss_weights is not None and loss_weights.shape != shift_labels.shape:
+        raise DataError(
+            f"loss_weights must have the shape of shift_labels, {list(shift_labels.shape)}, "
+            f"got {list(loss_weights.shape)}"
+        )
     logprobs = target_logprobs(logits, shift_labels)
-    if loss_weights is None:
-        loss_weights = (shift_labels != IGNORE_INDEX).to(logprobs)
-    weights = loss_weights.to(logprobs)
+    is_trained = (shift_labels != IGNORE_INDEX).to(logprobs)
+    weights = is_trained if loss_weights is None else is_trained * loss_weights.to(logprobs)
     if num_items_in_batch is None:
         num_items_in_batch = weights.sum()
     elif isinstance(num_items_in_batch, Tensor):
@@ -62,10 +74,26 @@ class TreeLoss:
     """A model's own loss function that also understands what comes with a tree batch.
 
     Without `loss_weights` the model's loss is called, untouched.
+
+    Attributes:
+        original: the model's loss function.
+        is_own: whether `original` was set on the model itself, not chosen by its class.
+        was_called: whether a loss has been computed since `expect`.
     """
 
-    def __init__(self, original: Callable[..., Tensor]) -> None:
+    def __init__(self, original: Callable[..., Tensor], *, is_own: bool = False) -> None:
         self.original = original
+        self.is_own = is_own
+        self.was_called = False
+        self._expected: tuple[str, ...] = ()
+
+    def expect(self, is_tree_batch: bool, arguments: Mapping[str, Any]) -> None:
+        """Note which `arguments` of the model must reach its next loss; some models drop them."""
+        self.was_called = False
+        given = [n for n in ("shift_labels", "loss_weights") if arguments.get(n) is not None]
+        if is_tree_batch and arguments.get("labels") is not None and "shift_labels" not in given:
+            raise DataError(_UNSHIFTED)
+        self._expected = tuple(given)
 
     def __call__(
         self,
@@ -76,13 +104,21 @@ class TreeLoss:
         loss_weights: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """The loss; DataError for a tree batch whose labels are not shifted along the tree."""
+        """The loss; `labels` are not looked at where there are `shift_labels`.
+
+        Raises:
+            DataError: a tree batch whose labels are not shifted along the tree, or weights that
+                belong to no labels.
+            UnsupportedModelError: the model has dropped an argument on the way here.
+        """
         shift_labels = kwargs.get("shift_labels")
+        arrived = {"shift_labels": shift_labels, "loss_weights": loss_weights}
+        for name in self._expected:
+            if arrived[name] is None:
+                raise UnsupportedModelError(f"the model does not hand {name} to its loss function")
+        self.was_called, self._expected = True, ()
         if subtree_end is not None and shift_labels is None:
-            raise DataError(
-                "a tree batch needs shift_labels beside labels: the next token of a sample is not "
-                "always the next one in the row; use TreeCollator, or PackedRow.to_batch"
-            )
+            raise DataError(_UNSHIFTED)
         if loss_weights is None:
             return self.original(logits, labels, *args, **kwargs)
         if shift_labels is None:

@@ -1,8 +1,10 @@
 """Tiny random models of every family, and the N-pass oracle that they are held to."""
 
 import copy
+from functools import cache
 
 import torch
+from strategies import random_samples
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from flexmask import build_tree, pack
@@ -27,6 +29,21 @@ SETTINGS = {
     "phi3": {"sliding_window": None},
     "seed_oss": {"attention_dropout": 0.0, "residual_dropout": 0.0},
     "starcoder2": {"sliding_window": None, "residual_dropout": 0.0, "embedding_dropout": 0.0},
+    "ministral3": {  # a temperature that changes within the samples
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "phimoe": {"sliding_window": None, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
+    **{
+        family: {"layer_types": ["full_attention"] * 2}
+        for family in ("olmo3", "exaone4", "ministral", "afmoe", "cwm")
+    },
 }
 
 
@@ -42,6 +59,14 @@ def tiny_model(family, seed=0, **settings):
             elif parameter.ndim > 1:
                 parameter.normal_()
     return model.train()
+
+
+@cache
+def npass_case(family):
+    """A tiny model, samples, and what N-pass makes of them; to be copied, not changed."""
+    model = tiny_model(family)
+    samples = random_samples(1)
+    return model, samples, npass(copy.deepcopy(model), samples)
 
 
 def packed(samples):
@@ -79,8 +104,8 @@ def gradients(model):
 def largest_error(ours, theirs):
     """(logits, loss, gradients): absolute for logits, relative for the others.
 
-    A gradient that is zero in exact arithmetic (that of a query which sees one key) is rounding, about
-    8 eps = 1e-6 of the largest one; so no gradient is held to less than 1e-5 of a tenth of that.
+    A gradient that is zero in exact arithmetic (that of a query which sees one key) is rounding,
+    about 8 eps = 1e-6 of the largest one; so none is held to less than 1e-5 of a tenth of that.
     """
     logits = max((a - b).abs().max().item() for a, b in zip(ours[0], theirs[0], strict=True))
     loss = abs(ours[1] - theirs[1]) / abs(theirs[1])
@@ -91,7 +116,3 @@ def largest_error(ours, theirs):
         for n, g in theirs[2].items()
     )
     return logits, loss, grads
-
-
-def copy_of(model):
-    return copy.deepcopy(model)

@@ -1,6 +1,7 @@
 """The drop-in: what a patched model does with tree batches, with others, and with bad ones."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from model_cases import gradients, largest_error, npass, packed, single_pass, ti
 from strategies import random_samples, sample_lists
 
 from flexmask import FlexmaskError, Sample, disabled, patch, unpatch
+from flexmask.packing import stack_rows
 
 IDS = torch.arange(12).view(2, 6) % 50
 
@@ -182,48 +184,108 @@ def test_patching_twice_takes_the_second_backend(model, samples):
     assert not any("_flexmask" in vars(module) for module in model.modules())
 
 
-def test_disabled_lends_the_model_as_it_was(model, samples):
+def test_disabled_takes_ordinary_batches_only(model, samples):
     _, batch = packed(samples)
+    before = model(IDS).logits
+    expected = patch(model)(**batch).logits
+    with disabled(model), disabled(model):
+        assert torch.equal(model(IDS).logits, before)
+    with disabled(model), pytest.raises(FlexmaskError, match="flexmask is disabled"):
+        model(**batch)
+    assert torch.equal(model(**batch).logits, expected)
+
+
+def test_a_backward_may_come_while_disabled(model, samples):
+    theirs = npass(model, samples)
     patch(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.zero_grad()
+    output = model(**packed(samples)[1])
     with disabled(model):
-        assert model.config._attn_implementation == "sdpa"
-    assert model(**batch).logits.isfinite().all()
+        output.loss.backward()
+    assert max(largest_error((theirs[0], output.loss.item(), gradients(model)), theirs)) < 1e-5
 
 
-def test_a_layer_that_ignores_the_tree_is_caught(model, samples):
+def test_a_model_that_is_not_patched_can_be_disabled_and_unpatched(model):
+    with disabled(model):
+        unpatch(model)
+
+
+def test_another_model_with_the_same_configuration_stays_as_it_was(model):
+    twin = type(model)(model.config)
+    before = twin(IDS).logits
     patch(model)
-    lazy = model.model.layers[1].self_attn
-    lazy.forward = lambda hidden_states, **_: (hidden_states, None)
-    with pytest.raises(FlexmaskError, match="in 1 of 2 layers; the others ignored the mask"):
-        model(**packed(samples)[1])
+    assert torch.equal(twin(IDS).logits, before)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"position_ids": None}, "needs position_ids"),
-        ({"position_ids": IDS[:1]}, "must have the shape of position_ids"),
-        ({"attention_mask": IDS}, "takes no attention_mask"),
-        ({"past_key_values": object()}, "takes no past_key_values"),
-        ({"shift_labels": None}, "needs shift_labels"),
-    ],
-)
-def test_rejects_a_tree_batch_that_is_ambiguous(model, samples, change, message):
-    with pytest.raises(FlexmaskError, match=message):
-        patch(model)(**packed(samples)[1] | change)
+def test_ordinary_batches_follow_the_implementation_that_is_set(model, samples):
+    expected = patch(model)(**packed(samples)[1]).logits
+    model.set_attn_implementation("eager")
+    output = model(IDS, output_attentions=True)
+    assert output.attentions[0].shape == (2, 4, 6, 6)
+    assert torch.equal(model(**packed(samples)[1]).logits, expected)
 
 
-def test_rejects_what_is_no_model():
-    with pytest.raises(FlexmaskError, match="holds no Hugging Face model"):
-        patch(torch.nn.Linear(1, 1))
+def test_ordinary_training_is_unchanged_by_a_patch(model):
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    losses, grads = [], []
+    for _ in range(2):
+        model.zero_grad()
+        losses.append(model(IDS, labels=IDS).loss)
+        losses[-1].backward()
+        grads.append(gradients(model))
+        patch(model)
+    assert torch.equal(*losses)
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
 
 
-def test_rejects_an_unknown_backend(model):
-    with pytest.raises(FlexmaskError, match="backend must be 'auto' or one of"):
-        patch(model, backend="cuda")
-    assert model.config._attn_implementation == "sdpa"
+def test_loss_weights_count_in_ordinary_batches_too(model):
+    labels = IDS.roll(-1, 1)
+    whole = patch(model)(IDS, labels=IDS, shift_labels=labels).loss
+    weights = torch.full(IDS.shape, 0.5)
+    half = model(
+        IDS, labels=IDS, shift_labels=labels, loss_weights=weights, num_items_in_batch=12
+    ).loss
+    assert half.item() == pytest.approx(whole.item() / 2)
 
 
-def test_rejects_a_family_that_is_not_verified():
-    with pytest.raises(FlexmaskError, match="'gpt2' cannot be patched: its family has not been"):
-        patch(tiny_model("gpt2"))
+def test_a_decoder_stack_alone_can_be_patched(model, samples):
+    _, batch = packed(samples)
+    expected = patch(model)(**batch, output_hidden_states=True).hidden_states[-1]
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "subtree_end")}
+    assert torch.equal(model.model(**inputs).last_hidden_state, expected)
+    alone = patch(unpatch(model).model)
+    assert torch.equal(alone(**inputs).last_hidden_state, expected)
+
+
+def test_rows_of_a_batch_do_not_see_each_other(model):
+    conversations = [random_samples(seed, num_samples=seed + 1) for seed in range(3)]
+    rows = [packed(samples)[0] for samples in conversations]
+    batch = stack_rows(rows, pad_to_multiple_of=8)
+    patch(model)
+    logits = model(**batch).logits
+    for index, row in enumerate(rows):
+        alone = model(**row.to_batch()).logits[0]
+        torch.testing.assert_close(logits[index, : len(row)], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_auxiliary_loss_of_experts_sees_each_token_once(samples):
+    model = tiny_model("mixtral", output_router_logits=True)
+    _, batch = packed(samples)
+    output = patch(model)(**batch)
+    assert output.router_logits[0].shape[0] == batch["input_ids"].numel()
+    assert output.aux_loss.item() > 0
+
+
+def test_a_pickled_model_is_still_patched(model, samples):
+    _, batch = packed(samples)
+    expected = patch(model)(**batch).logits
+    twin = pickle.loads(pickle.dumps(model))
+    assert torch.equal(twin(**batch).logits, expected)
+    assert "_flexmask" not in vars(unpatch(twin).model)
+
+
+def test_a_loss_function_of_ones_own_is_kept(model):
+    model.loss_function = own = lambda logits, labels, **_: logits.sum()
+    unpatch(patch(model))
+    assert model.loss_function is own

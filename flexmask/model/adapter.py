@@ -1,24 +1,28 @@
 """patch, unpatch, disabled: the drop-in for Hugging Face models.
 
-A patched model takes `subtree_end` beside `position_ids`, and gives logits in packed order. Without it
-the model does what it did before, so evaluation and `generate` need no change.
+A patched model takes `subtree_end` beside `position_ids`, and gives logits in packed order. Without
+it the model does what it did before, so evaluation and `generate` need no change: the attention
+modules alone are given a configuration that names our attention, the model's own stays as it is.
 """
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.backends.choice import BACKENDS
-from flexmask.errors import DataError, UnsupportedModelError
+from flexmask.errors import UnsupportedModelError
 from flexmask.loss import TreeLoss
-from flexmask.model.families import check_family
-from flexmask.model.tree_attention import STATE, PatchState, register, to_mask
+from flexmask.model.families import check_model, max_exact_length
+from flexmask.model.hooks import ModelPatch, check_batch, check_result, take_tree
+from flexmask.model.structure import attention_layers, find_decoder, find_model, text_config
+from flexmask.model.tree_attention import NAME, STATE, AttentionFunction, LayerPatch
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -39,127 +43,96 @@ def patch(model: Model, *, backend: str = "auto") -> Model:
         raise UnsupportedModelError(
             f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}"
         )
-    if _is_patched(model):
-        unpatch(model)
-    top, decoder = _find_model(model)
-    check_family(top)
-    layers = _attention_layers(decoder)
-    previous = top.config._attn_implementation
-    name = register(previous)
-    top.set_attn_implementation(name)
-    if decoder.config._attn_implementation != name:
-        raise UnsupportedModelError(
-            f"{type(top).__name__} does not take an attention implementation; it cannot be patched"
-        )
-    state = PatchState(backend, previous, len(layers))
-    for layer in layers:
-        setattr(layer, STATE, state)
-    top.loss_function = TreeLoss(top.loss_function)
-    hooks = (
-        decoder.register_forward_pre_hook(_take_tree, with_kwargs=True),
-        decoder.register_forward_hook(_check_calls),
+    top = find_model(model)
+    check_model(model, top)
+    unpatch(model)
+    decoder = find_decoder(top)
+    layers = attention_layers(decoder)
+    state = ModelPatch(
+        layers=[_patch_layer(layer, backend) for layer in layers],
+        backend=backend,
+        max_length=max_exact_length(text_config(top)),
+        loss=None if top is decoder else _patch_loss(top),
     )
-    setattr(decoder, STATE, (state, hooks))
+    modules: set[nn.Module] = {model, decoder}
+    for module in modules:
+        setattr(module, STATE, state)
+        state.handles.append(module.register_forward_hook(check_result, with_kwargs=True))
+    state.handles.append(model.register_forward_pre_hook(check_batch, with_kwargs=True))
+    state.handles.append(decoder.register_forward_pre_hook(take_tree, with_kwargs=True))
     return model
 
 
 def unpatch(model: Model) -> Model:
     """The model as it was before `patch`; one that is not patched is left alone."""
-    if not _is_patched(model):
+    state = _state_of(model)
+    if state is None:
         return model
-    top, decoder = _find_model(model)
-    state, hooks = getattr(decoder, STATE)
-    for hook in hooks:
-        hook.remove()
-    delattr(decoder, STATE)
-    for layer in _attention_layers(decoder):
+    for handle in state.handles:
+        handle.remove()
+    top = find_model(model)
+    decoder = find_decoder(top)
+    for layer in attention_layers(decoder):
+        layer.config = getattr(layer, STATE).config
         delattr(layer, STATE)
-    top.loss_function = top.loss_function.original
-    top.set_attn_implementation(state.previous)
+    if state.loss is not None:
+        _restore_loss(top, state.loss)
+    for module in model.modules():
+        if module.__dict__.get(STATE) is state:
+            delattr(module, STATE)
     return model
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """A block in which a patched model is unpatched, and patched again after it.
-
-    Run the backward pass of a tree batch before or after the block, not inside it.
-    """
-    if not _is_patched(model):
+    """A block in which a patched model takes ordinary batches only; tree batches are refused."""
+    state = _state_of(model)
+    if state is None:
         yield
         return
-    backend = getattr(_find_model(model)[1], STATE)[0].backend
-    unpatch(model)
+    before, state.is_disabled = state.is_disabled, True
     try:
         yield
     finally:
-        patch(model, backend=backend)
+        state.is_disabled = before
 
 
-def _is_patched(model: nn.Module) -> bool:
-    return hasattr(_find_model(model)[1], STATE)
+def _state_of(model: nn.Module) -> ModelPatch | None:
+    return find_decoder(find_model(model)).__dict__.get(STATE)
 
 
-def _find_model(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The Hugging Face model inside any wrappers, and its decoder stack."""
-    top = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
-    if top is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} holds no Hugging Face model; load it with AutoModelForCausalLM"
-        )
-    decoder = top.get_decoder()
-    if not isinstance(decoder, PreTrainedModel):
-        raise UnsupportedModelError(f"{type(top).__name__} has no decoder stack of its own")
-    return top, decoder
+def _patch_layer(layer: nn.Module, backend: str) -> LayerPatch:
+    """Give an attention module a configuration that names our attention."""
+    config: PreTrainedConfig = layer.__dict__["config"]
+    state = LayerPatch(config, _eager_attention(layer), backend)
+    own: PreTrainedConfig = copy.copy(config)
+    own._attn_implementation = {"": NAME}  # of this configuration, not of any inside it
+    setattr(layer, "config", own)  # noqa: B010 - mypy takes every attribute for a module
+    setattr(layer, STATE, state)
+    return state
 
 
-def _attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
-    """The modules that call the attention interface, one a layer."""
-    layers = [m for m in decoder.modules() if type(m).__name__.endswith("Attention")]
-    expected = decoder.config.num_hidden_layers
-    if len(layers) != expected:
-        raise UnsupportedModelError(
-            f"{type(decoder).__name__} must have one attention module a layer, {expected}, "
-            f"got {len(layers)}"
-        )
-    return layers
+def _eager_attention(layer: nn.Module) -> AttentionFunction:
+    """What the name "eager" stands for in the file that defines an attention module."""
+    for kind in type(layer).__mro__:
+        eager = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
+        if eager is not None:
+            return eager
+    raise UnsupportedModelError(
+        f"{type(layer).__name__} has no eager attention beside it; it cannot be patched"
+    )
 
 
-def _take_tree(
-    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Before the decoder runs: turn `subtree_end` into the mask that our attention knows."""
-    state, _ = getattr(decoder, STATE)
-    subtree_end = kwargs.pop("subtree_end", None)
-    if not torch.compiler.is_compiling():
-        state.num_calls = -1 if subtree_end is None else 0
-    if subtree_end is None:
-        return None
-    position_ids = kwargs.get("position_ids")
-    if position_ids is None:
-        raise DataError("subtree_end needs position_ids, the depths of the tokens; give both")
-    if position_ids.shape != subtree_end.shape:
-        raise DataError(
-            f"subtree_end must have the shape of position_ids, {list(position_ids.shape)}, "
-            f"got {list(subtree_end.shape)}"
-        )
-    if kwargs.get("attention_mask") is not None:
-        raise DataError("a tree batch takes no attention_mask; subtree_end is the whole mask")
-    cache = kwargs.get("past_key_values")
-    if cache is not None:
-        raise DataError("a tree batch takes no past_key_values; run it in one piece")
-    kwargs["attention_mask"] = to_mask(subtree_end, position_ids)
-    kwargs["use_cache"] = False
-    return args, kwargs
+def _patch_loss(top: PreTrainedModel) -> TreeLoss:
+    """Put a loss that knows trees in front of the model's own."""
+    loss = TreeLoss(top.loss_function, is_own="_loss_function" in top.__dict__)
+    top.loss_function = loss
+    return loss
 
 
-def _check_calls(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """After the decoder ran: a layer that did not call our attention has ignored the tree."""
-    state, _ = getattr(decoder, STATE)
-    if torch.compiler.is_compiling() or state.num_calls < 0:
-        return
-    if state.num_calls != state.num_layers:
-        raise UnsupportedModelError(
-            f"{type(decoder).__name__} ran its attention on the tree in {state.num_calls} of "
-            f"{state.num_layers} layers; the others ignored the mask, and the result is wrong"
-        )
+def _restore_loss(top: PreTrainedModel, loss: TreeLoss) -> None:
+    """Give a model its own loss function back, unless it has been given another one since."""
+    if top.__dict__.get("_loss_function") is loss:
+        del top._loss_function
+        if loss.is_own:
+            top.loss_function = loss.original

@@ -1,43 +1,52 @@
-"""The attention function and the mask function that patched models run.
+"""The attention function that patched models run.
 
 A tree batch travels as its attention mask: an int32 tensor [B, 1, 2, L] of subtree ends and
-positions. It passes through every family's mask code unchanged, and survives checkpointing. Any other
-mask belongs to an ordinary batch, and goes to the implementation that the model had before.
+positions. It passes through every family's mask code unchanged, and survives checkpointing. Any
+other mask belongs to an ordinary batch: it goes to the implementation that the model's own
+configuration names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flexmask.backends.api import dispatch
 from flexmask.errors import UnsupportedModelError
 
 NAME = "flexmask"
-STATE = "_flexmask"  # attribute of every attention module of a patched model
+STATE = "_flexmask"  # attribute of the patched modules that holds what a patch knows of them
+
+# Arguments of the attention interface that change what is computed, and are not exact yet.
+_NOT_COVERED = (
+    *("sliding_window", "chunk_size", "softcap", "s_aux"),
+    *("position_bias", "attention_bias", "head_mask", "cache"),
+)
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 
-class PatchState:
-    """What the attention modules of one patched model share.
+@dataclass(eq=False)
+class LayerPatch:
+    """What is known of one patched attention module.
 
     Attributes:
-        backend: the attention backend.
-        previous: the implementation that ordinary batches go to.
-        num_layers: attention modules of the model.
-        num_calls: calls with a tree mask since the forward pass began.
+        config: the model's own configuration, which names the implementation of ordinary batches.
+        eager: the attention that the name "eager" stands for in the module's family.
+        backend: the attention backend for trees.
+        was_called: whether a tree mask has come by since the forward pass began.
     """
 
-    def __init__(self, backend: str, previous: str, num_layers: int) -> None:
-        self.backend = backend
-        self.previous = previous
-        self.num_layers = num_layers
-        self.num_calls = 0
+    config: PreTrainedConfig
+    eager: AttentionFunction
+    backend: str
+    was_called: bool = False
 
 
 def to_mask(subtree_end: Tensor, position_ids: Tensor) -> Tensor:
@@ -45,7 +54,7 @@ def to_mask(subtree_end: Tensor, position_ids: Tensor) -> Tensor:
     return torch.stack((subtree_end.int(), position_ids.int()), dim=1)[:, None]
 
 
-def is_tree(attention_mask: Any) -> bool:
+def is_tree(attention_mask: Any) -> TypeGuard[Tensor]:
     """Whether an attention mask is one of ours: no other is of integers and 4-dimensional."""
     return (
         isinstance(attention_mask, Tensor)
@@ -54,50 +63,40 @@ def is_tree(attention_mask: Any) -> bool:
     )
 
 
-def register(previous: str) -> str:
-    """Register our implementation on top of `previous`, and return its name.
-
-    The name tells what ordinary batches fall back to, so that nothing has to be looked up later.
-    None of the names holds "flash", "sdpa" or "flex_attention", which set off checks.
-    """
-    name = {"sdpa": NAME}.get(previous, f"{NAME}_{_spelled(previous)}")
-    AttentionInterface.register(name, _attention_over(previous))
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[previous])
-    return name
-
-
-def _spelled(previous: str) -> str:
-    return previous.replace("flash_attention_", "fa").replace("flex_attention", "flex")
-
-
-def _attention_over(previous: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """An attention function for tree batches, that leaves all others to `previous`."""
-
-    def attention(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        if is_tree(attention_mask):
-            return _tree_attention(module, query, key, value, attention_mask, **kwargs), None
-        stock = _eager_of(module) if previous == "eager" else ALL_ATTENTION_FUNCTIONS[previous]
-        return stock(module, query, key, value, attention_mask, **kwargs)
-
-    return attention
-
-
-def _eager_of(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The eager attention of the file that `module` is defined in."""
-    import sys
-
-    return sys.modules[type(module).__module__].eager_attention_forward
-
-
-def _tree_attention(
+def flexmask_attention(
     module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """An implementation of the attention interface of transformers, for patched models.
+
+    Args:
+        module: a patched attention module.
+        query: [B, H, L, D].
+        key: [B, H_kv, L, D].
+        value: [B, H_kv, L, D_v].
+        attention_mask: of a tree batch, see `to_mask`, or of any other.
+        **kwargs: scaling, dropout and what else the family passes.
+
+    Returns:
+        The output [B, L, H, D_v], and None for the attention weights of a tree.
+    """
+    layer: LayerPatch | None = getattr(module, STATE, None)
+    if layer is None:
+        _refuse_unpatched()
+    if not is_tree(attention_mask):
+        name = layer.config._attn_implementation
+        stock = ALL_ATTENTION_FUNCTIONS.get_interface(name, layer.eager)
+        return stock(module, query, key, value, attention_mask, **kwargs)
+    layer.was_called = True
+    return _attend(layer, query, key, value, attention_mask, **kwargs), None
+
+
+def _attend(
+    layer: LayerPatch,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -105,22 +104,24 @@ def _tree_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
+    **options: Any,
 ) -> Tensor:
-    """Attention over a tree; query [B, H, L, D] and so on in, [B, L, H, D_v] out."""
-    state: PatchState = getattr(module, STATE)
+    """Attention over a tree: query [B, H, L, D] and so on in, [B, L, H, D_v] out."""
     if dropout:
         raise UnsupportedModelError(
-            f"attention dropout must be 0, got {dropout}; N-pass would differ"
+            f"attention dropout must be 0, got {dropout}; N-pass would drop other weights"
         )
-    if not torch.compiler.is_compiling():
-        state.num_calls += 1
-    dtype = value.dtype
+    for name in _NOT_COVERED:
+        if options.get(name) is not None:
+            raise UnsupportedModelError(f"attention with {name} is not exact on a tree yet")
+    if key.shape[2] != mask.shape[-1]:
+        raise UnsupportedModelError(
+            f"a tree of {mask.shape[-1]} tokens met {key.shape[2]} keys; put nothing before it"
+        )
+    dtype = value.dtype  # under autocast, families differ in what they leave in fp32
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
+    mask = mask.to(query.device)
     output = dispatch(
         query.to(dtype),
         key.to(dtype),
@@ -128,9 +129,18 @@ def _tree_attention(
         mask[:, 0, 0],
         mask[:, 0, 1],
         scale=scaling,
-        softcap=softcap,
-        sinks=s_aux,
-        window=sliding_window,
-        backend=state.backend,
+        backend=layer.backend,
     )
-    return output.transpose(1, 2).contiguous()
+    return output.transpose(1, 2)
+
+
+def _refuse_unpatched(*_: Any, **__: Any) -> NoReturn:
+    raise UnsupportedModelError(
+        f"attn_implementation={NAME!r} was set on a model that is not patched; load the model with "
+        "another one, and call flexmask.patch(model)"
+    )
+
+
+AttentionInterface.register(NAME, flexmask_attention)
+# Patched models build the masks of ordinary batches for their own implementation.
+AttentionMaskInterface.register(NAME, _refuse_unpatched)

@@ -1,0 +1,108 @@
+"""The command line: `python -m benchmarks CASE [--quick] [--output DIR]`, and `report`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from benchmarks.environment import describe_environment
+from benchmarks.record import CheckFailedError, as_record, write_record
+from benchmarks.tables import describe_checks, targets_table
+
+CASES = ("exactness", "layout", "mask", "attention", "step", "memory")
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def load_case(name: str) -> ModuleType:
+    """The module of a case: TITLE, ABOUT, measure, tables and draw."""
+    return import_module(f"benchmarks.{name}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what `arguments` ask for.
+
+    Returns:
+        0; 1 where a result is wrong and nothing is reported; 2 for a report without results.
+    """
+    options = _parser().parse_args(arguments)
+    if options.case == "report":
+        from benchmarks.report import write_report
+
+        try:
+            print(f"written: {write_report(options.results, options.docs).name}")
+        except FileNotFoundError as error:
+            print(error, file=sys.stderr)
+            return 2
+        return 0
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    try:
+        for case in CASES if options.case == "all" else (options.case,):
+            _run(case, options)
+    except CheckFailedError as error:
+        print(f"{case}: wrong result, nothing reported: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(case: str, options: argparse.Namespace) -> None:
+    """Measure one case, print it, and write its JSON file."""
+    module = load_case(case)
+    environment = describe_environment()
+    print(f"\n# {module.TITLE}\n")
+    measurement = module.measure(quick=options.quick)
+    record = as_record(
+        measurement,
+        case=case,
+        is_quick=options.quick,
+        command=_command(case, options),
+        environment=environment,
+    )
+    print(f"{environment['cpu']}, {environment['num_threads']} threads, {environment['versions']}")
+    print(f"{record['settings']}\n\n{describe_checks(record['checks'])}\n")
+    for table in module.tables(record):
+        print(f"{table.heading}\n\n{table}\n")
+    if record["targets"]:
+        print(f"{targets_table(record['targets'])}\n")
+    folder = options.output or (None if options.quick else RESULTS)
+    if folder is not None:
+        print(f"written: {write_record(record, folder).name}", flush=True)
+
+
+def _command(case: str, options: argparse.Namespace) -> str:
+    """The command that measures this case again, without the folder of this machine."""
+    words = ["python", "-m", "benchmarks", case]
+    words += ["--quick"] * options.quick
+    words += ["--threads", str(options.threads)] if options.threads else []
+    return shlex.join(words)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="case", required=True, metavar="CASE")
+    for case in (*CASES, "all"):
+        command = commands.add_parser(case)
+        command.add_argument("--quick", action="store_true", help="tiny shapes, to try it out")
+        command.add_argument(
+            "--output",
+            type=Path,
+            metavar="DIR",
+            help="folder of the JSON file (default: benchmarks/results; none with --quick)",
+        )
+        command.add_argument("--threads", type=int, help="threads of torch (default: torch's own)")
+    report = commands.add_parser("report", help="write docs/benchmarks.md from the results")
+    report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    report.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="DIR")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

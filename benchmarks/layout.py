@@ -1,0 +1,163 @@
+"""Orders of the packed row against each other: how much of the visited tiles is visible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.conversations import count_pairs
+from benchmarks.plots import draw_bars
+from benchmarks.record import Measurement, Record, Target
+from benchmarks.tables import Table
+from flexmask import PrefixTree, compile_mask
+from flexmask.layout import lay_out, packed_index
+from flexmask.mask.dense import ancestry
+
+TITLE = "Order of the packed row"
+ABOUT = """\
+Visible pairs divided by the area of the 128 x 128 tiles that hold any: 1 wastes no work. The
+paper's order is that of arXiv 2504.18246 and its code: turn by turn the context, the reasoning, the
+response's copy for the history and the trained response. Both preorders walk the tree depth-first;
+light first visits the smallest subtree first, heavy first (what flexmask does) the largest. Nothing
+is timed: the counts are exact and the same on every machine."""
+
+_BLOCK = 128
+_SHAPES = (  # number of turns, tokens of (context, reasoning, response), and what it must reach
+    (8, (60, 300, 120), 0.815),
+    (16, (60, 300, 120), 0.876),
+    (16, (30, 300, 40), 0.762),
+    (32, (50, 500, 150), 0.938),
+    (16, (200, 1500, 300), 0.954),
+)
+_QUICK_SHAPES = ((3, (30, 100, 40), 0.0), (8, (11, 40, 9), 0.0))
+
+
+def measure(*, quick: bool) -> Measurement:
+    measurement = Measurement(settings={"block": _BLOCK})
+    for num_turns, turn, goal in _QUICK_SHAPES if quick else _SHAPES:
+        tree = PrefixTree.from_turns([turn] * num_turns)
+        orders = segment_orders(tree)
+        mask = compile_mask(tree)
+        visited = {name: visited_tiles(tree, order, _BLOCK) for name, order in orders.items()}
+        difference = abs(visited["heavy first"] - mask.tiles(_BLOCK, _BLOCK)[0].num_visited)
+        name = f"{num_turns} turns of {'/'.join(map(str, turn))}"
+        measurement.check(f"visited tiles, {name}, against the mask's own", difference, 0)
+        num_visible = count_pairs(tree)
+        difference = abs(num_visible - mask.num_visible)
+        measurement.check(f"visible pairs, {name}, against the mask's own", difference, 0)
+        densities = {key: num_visible / (count * _BLOCK**2) for key, count in visited.items()}
+        measurement.rows.append(
+            {
+                "num_turns": num_turns,
+                "turn": turn,
+                "num_tokens": tree.num_tokens,
+                "num_visible": num_visible,
+                "num_visited_tiles": visited,
+                "density": densities,
+            }
+        )
+        if not quick:
+            measured = round(densities["heavy first"], 3)  # the goals have three digits
+            measurement.targets.append(Target(f"heavy first, {name}", goal, measured))
+    _check_against_ancestry(measurement)
+    return measurement
+
+
+def segment_orders(tree: PrefixTree) -> dict[str, list[int]]:
+    """The segments of `tree`, made by `from_turns`, in each of the compared orders."""
+    return {
+        "paper's order": _papers_order(tree),
+        "light first": _light_first(tree),
+        "heavy first": lay_out(tree).order.tolist(),
+    }
+
+
+def visited_tiles(tree: PrefixTree, order: list[int], block: int) -> int:
+    """How many tiles of block x block hold a visible pair when segments are laid out in `order`."""
+    starts = _starts(tree, order)
+    num_blocks = -(-tree.num_tokens // block)
+    is_visited = np.zeros((num_blocks, num_blocks), bool)
+    for segment in order:
+        queries = _blocks(starts[segment], tree.segments[segment].length, block)
+        for ancestor in tree.path(segment)[:-1]:
+            keys = _blocks(starts[ancestor], tree.segments[ancestor].length, block)
+            is_visited[queries, keys] = True
+        num = queries.stop - queries.start
+        is_visited[queries, queries] |= np.tri(num, dtype=bool)
+    return int(is_visited.sum())
+
+
+def _papers_order(tree: PrefixTree) -> list[int]:
+    order = list(range(len(tree.segments)))
+    for index, segment in enumerate(tree.segments):
+        if segment.kind == "history":  # it stands after the trained response in the tree
+            order[index - 1], order[index] = index, index - 1
+    return order
+
+
+def _light_first(tree: PrefixTree) -> list[int]:
+    sizes = tree.lengths.tolist()
+    children: list[list[int]] = [[] for _ in sizes]
+    for index in range(len(sizes) - 1, 0, -1):
+        parent = tree.segments[index].parent
+        if parent is not None:
+            sizes[parent] += sizes[index]
+            children[parent].insert(0, index)
+    order, stack = [], [0]
+    while stack:
+        order.append(stack.pop())
+        stack.extend(sorted(children[order[-1]], key=sizes.__getitem__, reverse=True))
+    return order
+
+
+def _starts(tree: PrefixTree, order: list[int]) -> np.ndarray:
+    lengths = tree.lengths[order]
+    starts = np.empty_like(lengths)
+    starts[order] = np.cumsum(lengths) - lengths
+    return starts
+
+
+def _blocks(start: int, length: int, block: int) -> slice:
+    return slice(start // block, -(-(start + length) // block))
+
+
+def _check_against_ancestry(measurement: Measurement) -> None:
+    """Count the tiles of one conversation in its dense mask, up the parent links."""
+    tree = PrefixTree.from_turns([(30, 90, 40)] * 6)
+    dense = ancestry(tree)[np.ix_(*[packed_index(tree, lay_out(tree))] * 2)]  # in tree order
+    heads = np.cumsum(tree.lengths) - tree.lengths
+    for name, order in segment_orders(tree).items():
+        tokens = [np.arange(heads[s], heads[s] + tree.segments[s].length) for s in order]
+        row = dense[np.ix_(*[np.concatenate(tokens)] * 2)]
+        edges = np.arange(0, tree.num_tokens, _BLOCK)
+        tiles = np.logical_or.reduceat(np.logical_or.reduceat(row, edges, 0), edges, 1)
+        difference = abs(visited_tiles(tree, order, _BLOCK) - int(tiles.sum()))
+        measurement.check(f"visited tiles, {name}, against the dense mask", difference, 0)
+
+
+def tables(record: Record) -> list[Table]:
+    orders = list(record["rows"][0]["density"])
+    lines = [
+        (
+            f"{row['num_turns']} turns of {'/'.join(map(str, row['turn']))}",
+            f"{row['num_tokens']:,}",
+            f"{row['num_visible']:,}",
+            *(f"{row['density'][order]:.3f}" for order in orders),
+        )
+        for row in record["rows"]
+    ]
+    columns = ("conversation", "tokens", "visible pairs", *orders)
+    return [Table("Visible pairs / area of visited 128 x 128 tiles", columns, lines)]
+
+
+def draw(record: Record, path: Path) -> str:
+    rows = record["rows"]
+    draw_bars(
+        [f"{row['num_turns']} x\n{'/'.join(map(str, row['turn']))}" for row in rows],
+        {order: [row["density"][order] for row in rows] for order in rows[0]["density"]},
+        path,
+        x_label="turns x context/reasoning/response tokens",
+        y_label="visible / visited",
+    )
+    return "Visible pairs per pair in a visited tile, by order of the row"

@@ -1,0 +1,76 @@
+"""Plots for docs/benchmarks.md. Needs matplotlib (`flexmask[train]`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curve = tuple[Sequence[float], Sequence[float]]  # x and y
+
+
+def draw_curves(
+    curves: Mapping[str, Curve], path: Path, *, x_label: str, y_label: str, is_log: bool = True
+) -> None:
+    """Write a PNG with one line per entry; both axes logarithmic unless told otherwise."""
+    figure, axes = _axes()
+    for name, (x, y) in curves.items():
+        axes.plot(x, y, marker="o", markersize=4, label=name)
+    if is_log:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: _binary(value))
+    else:
+        axes.set_ylim(bottom=0)
+    _finish(figure, axes, path, x_label, y_label)
+
+
+def draw_bars(
+    groups: Sequence[str],
+    bars: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    x_label: str,
+    y_label: str,
+) -> None:
+    """Write a PNG with one group of bars per entry of `groups`, one bar in each per `bars`."""
+    figure, axes = _axes()
+    width = 0.8 / len(bars)
+    for index, (name, heights) in enumerate(bars.items()):
+        offset = (index - (len(bars) - 1) / 2) * width
+        axes.bar([at + offset for at in range(len(groups))], heights, width * 0.92, label=name)
+    axes.set_xticks(range(len(groups)), groups)
+    _finish(figure, axes, path, x_label, y_label)
+
+
+def _axes() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _finish(figure: Figure, axes: Axes, path: Path, x_label: str, y_label: str) -> None:
+    """Label the axes, and write the picture whole or not at all."""
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9)
+    partial = f"{path}.partial"
+    figure.savefig(partial, format="png", dpi=150)
+    os.replace(partial, path)
+
+
+def _binary(value: float) -> str:
+    """A power of two as people say it: 512, 16K, 1M."""
+    for unit, suffix in ((2**20, "M"), (2**10, "K")):
+        if value >= unit:
+            return f"{value / unit:g}{suffix}"
+    return f"{value:g}"

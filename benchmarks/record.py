@@ -1,0 +1,101 @@
+"""What a case hands over, and the JSON file that keeps it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Record = dict[str, Any]
+
+
+class CheckFailedError(Exception):
+    """A result that is wrong, so that no figure about it may be reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A correctness check that passed: `value` is at most `bound`."""
+
+    name: str
+    value: float
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure is meant to reach, and what it did; is_most where it is an upper limit."""
+
+    name: str
+    goal: float
+    measured: float
+    is_most: bool = False
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the measured value is on the right side of the goal."""
+        return self.measured <= self.goal if self.is_most else self.measured >= self.goal
+
+
+@dataclass(slots=True)
+class Measurement:
+    """The outcome of a case.
+
+    Attributes:
+        settings: shapes, dtypes and whatever else a reader needs to repeat it.
+        checks: the correctness checks, all passed.
+        rows: one dict per measured shape; durations in seconds, sizes in bytes.
+        targets: what the figures are held against; none in a quick run.
+    """
+
+    settings: dict[str, Any]
+    checks: list[Check] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+    def check(self, name: str, value: float, bound: float) -> None:
+        """Note that `value` is at most `bound`.
+
+        Raises:
+            CheckFailedError: it is not, or it is not a number.
+        """
+        if not value <= bound:
+            raise CheckFailedError(f"{name}: must be at most {bound:.3g}, got {value:.3g}")
+        self.checks.append(Check(name, float(value), float(bound)))
+
+
+def as_record(
+    measurement: Measurement, *, case: str, is_quick: bool, command: str, environment: Row
+) -> Record:
+    """The measurement as plain data, with where, when and how it was made."""
+    targets = [asdict(target) | {"is_reached": target.is_reached} for target in measurement.targets]
+    return {
+        "case": case,
+        "is_quick": is_quick,
+        "command": command,
+        "environment": environment,
+        "settings": measurement.settings,
+        "checks": [asdict(check) for check in measurement.checks],
+        "targets": targets,
+        "rows": measurement.rows,
+    }
+
+
+def write_record(record: Record, folder: Path) -> Path:
+    """Write `<case>-<device>.json` whole or not at all, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['case']}-{record['environment']['device']}.json"
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def read_records(folder: Path, cases: Sequence[str]) -> list[Record]:
+    """The records in `folder`, sorted by case in the order of `cases`, then by device."""
+    records = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*-*.json"))]
+    return sorted(records, key=lambda record: cases.index(record["case"]))

@@ -1,0 +1,89 @@
+"""Figures as text: tables that read well in a terminal and in Markdown alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A heading, the column names, and one line of cells per row; all text."""
+
+    heading: str
+    columns: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        """The table in Markdown, its columns aligned; the first one left, the others right."""
+        cells = [list(self.columns), *map(list, self.lines)]
+        widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(self.columns))]
+
+        def draw(line: Sequence[str]) -> str:
+            first, *others = zip(line, widths, strict=True)
+            padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+            return f"| {' | '.join(padded)} |"
+
+        rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+        return "\n".join([draw(cells[0]), draw(rule), *map(draw, cells[1:])])
+
+
+def seconds(spread: dict[str, float] | None) -> str:
+    """Median and range of a duration, in a unit that suits it."""
+    if spread is None:
+        return "-"
+    median = spread["median"]
+    factor, unit = (1, "s") if median >= 1 else (1e3, "ms") if median >= 1e-4 else (1e6, "µs")
+    low, high = spread["low"] * factor, spread["high"] * factor
+    return f"{median * factor:.3g} {unit} ({low:.3g}-{high:.3g})"
+
+
+def times(spread: dict[str, float] | None) -> str:
+    """Median and range of a ratio."""
+    if spread is None:
+        return "-"
+    low, high = _short(spread["low"]), _short(spread["high"])
+    return f"{_short(spread['median'])} ({low}-{high})"
+
+
+def size(num_bytes: float | None) -> str:
+    """A size in KiB or MiB."""
+    if num_bytes is None:
+        return "-"
+    if num_bytes < 2**20:
+        return f"{num_bytes / 2**10:.0f} KiB"
+    mebibytes = num_bytes / 2**20
+    return f"{mebibytes:,.0f} MiB" if mebibytes >= 10 else f"{mebibytes:.1f} MiB"
+
+
+def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
+    """What was to be reached, and what was."""
+    return Table(
+        "Targets",
+        ("target", "goal", "measured", "reached"),
+        [
+            (
+                target["name"],
+                f"{'at most' if target['is_most'] else 'at least'} {_short(target['goal'])}",
+                _short(target["measured"]),
+                "yes" if target["is_reached"] else "no",
+            )
+            for target in targets
+        ],
+    )
+
+
+def describe_checks(checks: Sequence[dict[str, Any]]) -> str:
+    """A sentence about the checks that came before the figures, and the closest call of them."""
+    closest = max(checks, key=lambda check: check["value"] / (check["bound"] or 1))
+    return (
+        f"Checked first, and passed: {len(checks)} of {len(checks)}. Closest to its bound: "
+        f"{closest['name']} ({closest['value']:.1e}, bound {closest['bound']:.1e})."
+    )
+
+
+def _short(value: float) -> str:
+    if value != 0 and abs(value) < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,73 @@
+"""Side-by-side timing: A B C A B C ..., so that a slow minute of the machine hits all alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+_ROUND_S = 0.02  # a short function is called again until a round has lasted so long
+_MAX_CALLS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something to time.
+
+    Attributes:
+        run: what is timed.
+        prepare: makes the arguments of each call of `run`, a tuple, outside the timed part.
+        rounds: how many rounds it takes part in, where not in all.
+    """
+
+    run: Callable[..., object]
+    prepare: Callable[[], tuple[Any, ...]] = tuple
+    rounds: int | None = None
+
+
+def alternate(tasks: Mapping[str, Task], *, rounds: int, label: str) -> dict[str, list[float]]:
+    """Seconds per call of each task, one entry a round; the tasks take turns within a round.
+
+    The caller has run each of them once before: checks are its warm-up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    with tqdm(total=rounds * len(tasks), desc=label, unit="run", leave=False, disable=None) as bar:
+        for number in range(rounds):
+            for name, task in tasks.items():
+                if task.rounds is None or number < task.rounds:
+                    seconds[name].append(_time_round(task))
+                bar.update()
+    return seconds
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest, highest and number of `values`, as plain data."""
+    return {
+        "median": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+        "num_rounds": len(values),
+    }
+
+
+def ratios(numerators: list[float], denominators: list[float]) -> list[float]:
+    """The quotients round by round, of the rounds that both took part in."""
+    return [a / b for a, b in zip(numerators, denominators, strict=False)]
+
+
+def _time_round(task: Task) -> float:
+    """Mean seconds of one call, over enough calls to be seen on the clock."""
+    gc.collect()
+    total_s, num_calls = 0.0, 0
+    while num_calls == 0 or (total_s < _ROUND_S and num_calls < _MAX_CALLS):
+        arguments = task.prepare()
+        started = time.perf_counter()
+        task.run(*arguments)
+        total_s += time.perf_counter() - started
+        num_calls += 1
+    return total_s / num_calls

@@ -1,0 +1,74 @@
+"""Which backend computes an attention call, and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from flexmask.errors import MaskError, UnsupportedModelError
+
+BACKENDS = ("reference", "cpu", "flex", "triton")
+
+
+class BackendChoice(NamedTuple):
+    """A backend's name, and the reason for it in a few words."""
+
+    name: str
+    reason: str
+
+
+def choose_backend(
+    device: torch.device | str, backend: str = "auto", *, softcap: float | None = None
+) -> BackendChoice:
+    """The backend that `attention(..., backend=backend)` uses for tensors on `device`.
+
+    A backend that is asked for by name is taken or refused, never replaced.
+
+    Args:
+        device: where q, k and v are.
+        backend: "auto" or a name in BACKENDS.
+        softcap: as in `attention`; the `cpu` backend has none.
+
+    Raises:
+        MaskError: an unknown name, or a backend that does not run on `device`.
+        UnsupportedModelError: a backend that this version does not have.
+
+    >>> choose_backend("cpu")
+    BackendChoice(name='cpu', reason='flash kernels on slices, with a backward')
+    """
+    kind = torch.device(device).type
+    if backend == "auto":
+        return _automatic(kind, softcap)
+    if backend not in BACKENDS:
+        raise MaskError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "triton":
+        if kind != "cuda":
+            raise MaskError(
+                f"backend 'triton' needs CUDA tensors, got {kind}; use backend='{_elsewhere(kind)}'"
+            )
+        raise UnsupportedModelError(
+            "backend 'triton' is not available in this version of flexmask; use backend='flex'"
+        )
+    if backend == "cpu" and kind != "cpu":
+        remedy = "flex" if kind == "cuda" else "reference"
+        raise MaskError(f"backend 'cpu' needs CPU tensors, got {kind}; use backend='{remedy}'")
+    if backend == "flex" and kind not in ("cpu", "cuda"):
+        raise MaskError(
+            f"backend 'flex' needs CUDA or CPU tensors, got {kind}; use backend='reference'"
+        )
+    return BackendChoice(backend, "asked for by name")
+
+
+def _automatic(kind: str, softcap: float | None) -> BackendChoice:
+    if kind == "cuda":
+        return BackendChoice("flex", "compiled FlexAttention; 'triton' is not in this version")
+    if kind == "cpu" and softcap is None:
+        return BackendChoice("cpu", "flash kernels on slices, with a backward")
+    if kind == "cpu":
+        return BackendChoice("reference", "softcap on the CPU: no flash kernel has one")
+    return BackendChoice("reference", f"the only backend for {kind} tensors")
+
+
+def _elsewhere(kind: str) -> str:
+    return "cpu" if kind == "cpu" else "reference"

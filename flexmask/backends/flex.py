@@ -1,0 +1,180 @@
+"""FlexAttention with block tables built directly: CUDA, and forward passes on the CPU.
+
+Dong et al., arXiv 2412.05496. Eager callers share one compiled function; inside `torch.compile` the
+same function is traced into the caller's graph. Masks, lengths and batch sizes are inputs of the
+graph, so a new mask does not compile again; head counts, head widths, dtypes and options do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import (
+    AuxRequest,
+    BlockMask,
+    FlexKernelOptions,
+    flex_attention,
+)
+
+from flexmask.backends.flex_tables import BLOCK, BlockTables, block_tables
+from flexmask.errors import UnsupportedModelError
+
+MIN_WIDTH = 16  # of a head, for the tensor cores
+MAX_COMPILES = 64  # of one process: combinations of dtypes, head counts, widths and options
+
+
+def flex_backend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    subtree_end: Tensor,
+    position_ids: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    window: int | None = None,
+    kernel_options: FlexKernelOptions | None = None,
+) -> Tensor:
+    """Attention by FlexAttention; differentiable on CUDA only.
+
+    Args:
+        q: queries [B, H, L, D], fp32, bf16 or fp16.
+        k: keys [B, H_kv, L, D].
+        v: values [B, H_kv, L, D_v].
+        subtree_end: int [B, L] or [1, L].
+        position_ids: int [B, L] or [1, L]; only looked at for a window.
+        scale: factor of the scores.
+        softcap: bound of the scores, or None.
+        sinks: [H] or None; CUDA only.
+        window: in positions, or None.
+        kernel_options: FlexAttention's own, such as block sizes.
+
+    Returns:
+        [B, H, L, D_v] in the dtype of q.
+
+    Raises:
+        UnsupportedModelError: fp64, narrow heads on CUDA; gradients or sinks on the CPU.
+    """
+    _check(q, k, v, sinks)
+    if window is None or position_ids is None:
+        position_ids, window = None, None
+    attend = _attend if torch.compiler.is_compiling() else _attend_eagerly
+
+    def run(q: Tensor, k: Tensor, v: Tensor, end: Tensor, positions: Tensor | None) -> Tensor:
+        tables = block_tables(end, positions, window)
+        return attend(
+            q,
+            k,
+            v,
+            end.clone(memory_format=torch.contiguous_format),  # not a view: its base is guarded on
+            positions,
+            tables,
+            sinks,
+            scale,
+            softcap,
+            window,
+            kernel_options,
+        )
+
+    if q.device.type != "cpu":
+        return run(q, k, v, subtree_end, position_ids)
+    # On the CPU row by row: torch 2.13 generates C++ that does not compile for a dynamic batch.
+    # Detached, because FlexAttention refuses tensors that require gradients even under no_grad.
+    B, L = q.shape[0], q.shape[2]
+    ends = subtree_end.expand(B, L).split(1)
+    positions = [None] * B if position_ids is None else position_ids.expand(B, L).split(1)
+    rows = zip(*(x.detach().contiguous().split(1) for x in (q, k, v)), ends, positions, strict=True)
+    return torch.cat([run(*row) for row in rows])
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_attend, dynamic=True, fullgraph=True)
+
+
+def _attend_eagerly(*inputs: object) -> Tensor:
+    """`_attend`, compiled: sizes are symbols, but scale, softcap and window are constants."""
+    with torch._dynamo.config.patch(
+        specialize_float=True, specialize_int=True, recompile_limit=MAX_COMPILES
+    ):
+        return _compiled()(*inputs)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    subtree_end: Tensor,
+    position_ids: Tensor | None,
+    tables: BlockTables,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    kernel_options: FlexKernelOptions | None,
+) -> Tensor:
+    """The region that is compiled."""
+    B, H, L, _ = q.shape
+    subtree_end = subtree_end.expand(B, L)
+    if position_ids is not None:
+        position_ids = position_ids.expand(B, L)
+
+    def tree_mask(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        seen = (kv_idx <= q_idx) & (q_idx < subtree_end[b, kv_idx])
+        if position_ids is None or window is None:
+            return seen
+        return seen & (position_ids[b, q_idx] - position_ids[b, kv_idx] < window)
+
+    block_mask = BlockMask(
+        seq_lengths=(L, L), BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=tree_mask, **tables._asdict()
+    )
+    attend = partial(
+        flex_attention,
+        q,
+        k,
+        v,
+        score_mod=None if softcap is None else _soft_cap(softcap),
+        block_mask=block_mask,
+        scale=scale,
+        enable_gqa=k.shape[1] != H,
+        kernel_options=kernel_options,
+    )
+    if sinks is None:
+        return attend()
+    out, aux = attend(return_aux=AuxRequest(lse=True))
+    share = torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype).view(1, H, 1))
+    return (out * share.unsqueeze(-1)).to(out.dtype)
+
+
+def _soft_cap(bound: float) -> Callable[..., Tensor]:
+    def soft_cap(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return bound * torch.tanh(score / bound)
+
+    return soft_cap
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> None:
+    """Raise UnsupportedModelError for what FlexAttention cannot do on this device."""
+    if q.dtype == torch.float64:
+        raise UnsupportedModelError(
+            "backend 'flex' takes fp32, bf16 and fp16, got fp64; use backend='reference'"
+        )
+    if q.device.type != "cpu":
+        narrow = min(q.shape[-1], v.shape[-1])
+        if narrow < MIN_WIDTH:
+            raise UnsupportedModelError(
+                f"backend 'flex' needs heads at least {MIN_WIDTH} wide on CUDA, got {narrow}; "
+                "use backend='reference'"
+            )
+        return
+    tensors = (q, k, v) if sinks is None else (q, k, v, sinks)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise UnsupportedModelError(
+            "backend 'flex' has no backward pass on the CPU; use backend='cpu'"
+        )
+    if sinks is not None:
+        raise UnsupportedModelError("backend 'flex' has no sinks on the CPU; use backend='cpu'")

@@ -1,0 +1,127 @@
+"""FlexAttention's block tables: cached for eager callers, in-graph for compiled ones.
+
+A BlockMask is eight index tensors and a mask function. The tensors depend on the mask only, so that
+all layers of a model share them; the function is made anew inside the compiled region.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention.flex_attention import noop_mask
+from torch.nn.functional import pad
+
+from flexmask.mask.block_mask import build_block_mask
+
+BLOCK = 128  # tokens on a side of a tile, FlexAttention's default
+
+
+class BlockTables(NamedTuple):
+    """Counts int32 [B, 1, N] and indices int32 [B, 1, N, width] of N blocks, as in BlockMask.
+
+    All four index tables have one width, at least 2: sizes that are equal at times, or 1, make
+    `torch.compile` compile again.
+    """
+
+    kv_num_blocks: Tensor
+    kv_indices: Tensor
+    full_kv_num_blocks: Tensor
+    full_kv_indices: Tensor
+    q_num_blocks: Tensor
+    q_indices: Tensor
+    full_q_num_blocks: Tensor
+    full_q_indices: Tensor
+
+
+_Known = dict[tuple[object, ...], BlockTables]
+_cache: dict[int, tuple[StorageWeakRef, _Known]] = {}  # by storage, for as long as it lives
+
+
+def block_tables(
+    subtree_end: Tensor, position_ids: Tensor | None, window: int | None
+) -> BlockTables:
+    """The tables of a mask, on its device.
+
+    Args:
+        subtree_end: int [B, L].
+        position_ids: int [B, L]; looked at with a window only.
+        window: in positions, or None.
+    """
+    if torch.compiler.is_compiling() or (window is not None and position_ids is not None):
+        return tables_from_grid(subtree_end, position_ids, window)
+    if subtree_end.device.type == "cpu" or subtree_end.is_inference():
+        return tables_from_ranges(subtree_end)
+    return cached_tables(subtree_end)
+
+
+def cached_tables(subtree_end: Tensor) -> BlockTables:
+    """`tables_from_ranges`, which waits for the device, once for each mask and all views of it.
+
+    Masks are told apart by their storage and version: writing to a mask makes it a new one.
+    """
+    storage = subtree_end.untyped_storage()
+    if storage._cdata not in _cache:
+        for dead in [key for key, (reference, _) in _cache.items() if reference.expired()]:
+            del _cache[dead]
+        _cache[storage._cdata] = StorageWeakRef(storage), {}
+    known = _cache[storage._cdata][1]
+    key = (
+        subtree_end._version,
+        subtree_end.dtype,
+        subtree_end.storage_offset(),
+        subtree_end.shape,
+        subtree_end.stride(),
+    )
+    if key not in known:
+        known[key] = tables_from_ranges(subtree_end)
+    return known[key]
+
+
+def tables_from_ranges(subtree_end: Tensor) -> BlockTables:
+    """The tables in O(L) time plus O(visited tiles), on the host."""
+    ends = subtree_end.cpu().numpy()
+    mask = build_block_mask(ends, BLOCK, noop_mask, subtree_end.device)
+    tables = BlockTables(*(getattr(mask, name) for name in BlockTables._fields))
+    width = max(2, *(table.shape[-1] for table in tables[1::2]))
+    return BlockTables(
+        *(x if x.ndim == 3 else pad(x, (0, width - x.shape[3])) for x in tables),
+    )
+
+
+def tables_from_grid(
+    subtree_end: Tensor, position_ids: Tensor | None, window: int | None
+) -> BlockTables:
+    """The tables by tensor operations on a grid of N x N tiles: traceable, without a wait.
+
+    With a window, a tile is full only if its farthest pair is inside the window, and is left out
+    only if its nearest pair is outside.
+    """
+    highest = _by_block(subtree_end).amax(-1)  # [B, N], by key block
+    lowest = _by_block(subtree_end).amin(-1)  # 0 where the last block is ragged
+    block = torch.arange(highest.shape[1], device=subtree_end.device)
+    query, key = block[:, None], block[None, :]
+    visited = (key <= query) & (query * BLOCK < highest[:, None, :])  # [B, N, N]
+    full = (key < query) & ((query + 1) * BLOCK <= lowest[:, None, :])
+    if window is not None and position_ids is not None:
+        blocks = _by_block(position_ids)  # a ragged last block counts a position 0, at worst
+        low, high = blocks.amin(-1), blocks.amax(-1)
+        visited &= low[:, :, None] - high[:, None, :] < window
+        full &= high[:, :, None] - low[:, None, :] < window
+    partial = visited & ~full
+    by_query = (*_listed(partial), *_listed(full))
+    by_key = (*_listed(partial.transpose(1, 2)), *_listed(full.transpose(1, 2)))
+    return BlockTables(*by_query, *by_key)
+
+
+def _listed(grid: Tensor) -> tuple[Tensor, Tensor]:
+    """How many columns of each line are set, [B, 1, N], and these columns first, [B, 1, N, N]."""
+    order = torch.argsort(grid.to(torch.int8).contiguous(), dim=-1, descending=True, stable=True)
+    return grid.sum(-1, dtype=torch.int32).unsqueeze(1), order.to(torch.int32).unsqueeze(1)
+
+
+def _by_block(x: Tensor) -> Tensor:
+    """Tokens [B, L] as blocks [B, N, BLOCK], the last filled up with zeros."""
+    return pad(x, (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))

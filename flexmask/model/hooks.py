@@ -1,0 +1,143 @@
+"""What a patched model does around its forward pass.
+
+The outermost module checks the batch before and, after, that nothing of it was ignored. The decoder
+stack turns `subtree_end` into the mask that our attention knows, wherever it is called from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from flexmask.errors import DataError, UnsupportedModelError
+from flexmask.loss import TreeLoss
+from flexmask.mask import TreeMask
+from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(eq=False)
+class ModelPatch:
+    """What is known of one patched model; its outermost module and its decoder stack hold it.
+
+    Attributes:
+        layers: of its attention modules.
+        backend: the attention backend for trees.
+        max_length: longest sample for which its rotary embedding is that of N-pass, None if any.
+        loss: its loss function, None for a model without a head.
+        handles: of its hooks.
+        is_disabled: whether tree batches are refused for now.
+    """
+
+    layers: list[LayerPatch]
+    backend: str
+    max_length: int | None
+    loss: TreeLoss | None
+    handles: list[RemovableHandle] = field(default_factory=list)
+    is_disabled: bool = False
+
+
+def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before the outermost module runs: raise DataError for a batch that cannot be right."""
+    patch: ModelPatch = getattr(module, STATE)
+    is_tree_batch = kwargs.get("subtree_end") is not None
+    if is_tree_batch and patch.is_disabled:
+        raise DataError("flexmask is disabled for this model; run tree batches outside `disabled`")
+    for layer in patch.layers:
+        layer.was_called = False
+    if kwargs.get("loss_weights") is not None and kwargs.get("labels") is None:
+        raise DataError("loss_weights need labels, or the model computes no loss to weight")
+    if patch.loss is not None:
+        patch.loss.expect(is_tree_batch, kwargs)
+
+
+def check_result(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> None:
+    """After a module ran: raise UnsupportedModelError if part of a tree batch was ignored."""
+    patch: ModelPatch = getattr(module, STATE)
+    if kwargs.get("subtree_end") is not None or is_tree(kwargs.get("attention_mask")):
+        num_called = sum(layer.was_called for layer in patch.layers)
+        if num_called != len(patch.layers):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} ran its attention on the tree in {num_called} of "
+                f"{len(patch.layers)} layers; the others ignored the mask, and the result is wrong"
+            )
+    is_weighted = kwargs.get("labels") is not None and kwargs.get("loss_weights") is not None
+    if is_weighted and (patch.loss is None or not patch.loss.was_called):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} computed its loss without loss_weights; where a fused loss "
+            "has replaced its loss function, turn it off"
+        )
+
+
+def take_tree(
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments | None:
+    """Before the decoder stack runs: turn `subtree_end` into an attention mask."""
+    patch: ModelPatch = getattr(decoder, STATE)
+    subtree_end = kwargs.pop("subtree_end", None)
+    if subtree_end is None:
+        return None
+    for layer in patch.layers:
+        layer.was_called = False
+    if len(args) > 1:
+        raise DataError("a tree batch takes keyword arguments; name all but input_ids")
+    position_ids = kwargs.get("position_ids")
+    embeds = kwargs.get("inputs_embeds")
+    ids = args[0] if args else kwargs.get("input_ids")
+    if position_ids is None:
+        raise DataError(
+            "subtree_end needs position_ids, the depth of each token; they are not 0, 1, 2, ..., "
+            "take both from TreeCollator or PackedRow.to_batch"
+        )
+    _check_shapes(subtree_end, position_ids, ids if embeds is None else embeds)
+    _check_options(kwargs)
+    if patch.max_length is not None:
+        _check_length(position_ids, patch.max_length)
+    if subtree_end.device.type == "cpu" and not torch.compiler.is_compiling():
+        TreeMask(subtree_end)  # raises unless these are the subtree ends of a forest
+    kwargs["attention_mask"] = to_mask(subtree_end, position_ids)
+    kwargs["use_cache"] = False
+    return args, kwargs
+
+
+def _check_shapes(subtree_end: Tensor, position_ids: Tensor, inputs: Any) -> None:
+    shape = list(subtree_end.shape)
+    if len(shape) != 2 or list(position_ids.shape) != shape:
+        raise DataError(
+            "subtree_end and position_ids must have the same shape [B, L], "
+            f"got {shape} and {list(position_ids.shape)}"
+        )
+    if isinstance(inputs, Tensor) and list(inputs.shape[:2]) != shape:
+        raise DataError(
+            f"subtree_end must be [B, L] = {list(inputs.shape[:2])} like the inputs, got {shape}"
+        )
+
+
+def _check_options(kwargs: Mapping[str, Any]) -> None:
+    if kwargs.get("attention_mask") is not None:
+        raise DataError("a tree batch takes no attention_mask; subtree_end is the whole mask")
+    if kwargs.get("past_key_values") is not None:
+        raise DataError("a tree batch takes no past_key_values; run it in one piece")
+    if kwargs.get("output_attentions"):
+        raise DataError("a tree batch has no attention weights; leave out output_attentions")
+
+
+def _check_length(position_ids: Tensor, max_length: int) -> None:
+    """Raise if a sample is so long that the rotary embedding changes for the whole batch."""
+    fits = position_ids.max() < max_length
+    message = (
+        f"samples must have at most {max_length} tokens: beyond that the rotary embedding of this "
+        "model depends on the longest sample of the batch"
+    )
+    if torch.compiler.is_compiling():
+        torch._assert_async(fits, message)
+    elif not fits:
+        raise DataError(f"{message}, got {int(position_ids.max()) + 1}")

@@ -1,0 +1,76 @@
+"""The parts of a Hugging Face model that a patch is put on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flexmask.errors import UnsupportedModelError
+
+
+def find_model(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model inside any wrappers, such as those of peft and DDP.
+
+    Raises:
+        UnsupportedModelError: there is none, or it has a head other than a language model's.
+    """
+    top = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    if top is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} holds no Hugging Face model; load it with AutoModelForCausalLM"
+        )
+    return top
+
+
+def find_decoder(top: PreTrainedModel) -> PreTrainedModel:
+    """The decoder stack of `top`: the innermost model with the text configuration; maybe `top`.
+
+    Raises:
+        UnsupportedModelError: no part of `top` has its text configuration.
+    """
+    config = text_config(top)
+    stacks = [m for m in top.modules() if isinstance(m, PreTrainedModel) and m.config is config]
+    if not stacks:
+        raise UnsupportedModelError(f"{type(top).__name__} has no decoder stack of its own")
+    return stacks[-1]
+
+
+def text_config(top: PreTrainedModel) -> PreTrainedConfig:
+    """The configuration of the decoder stack of `top`."""
+    return top.config.get_text_config(decoder=True)
+
+
+def attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
+    """The modules that call the attention interface, one a layer, in the order of the layers.
+
+    Raises:
+        UnsupportedModelError: the stack is built in some other way.
+    """
+    if not decoder._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} computes its attention outside the attention interface of "
+            "transformers; it cannot be patched"
+        )
+    layers = [m for m in decoder.modules() if type(m).__name__.endswith("Attention")]
+    expected = decoder.config.num_hidden_layers
+    if len(layers) != expected:
+        raise UnsupportedModelError(
+            f"{type(decoder).__name__} must have one attention module a layer, {expected}, "
+            f"got {len(layers)}; it cannot be patched"
+        )
+    for layer in layers:
+        if not isinstance(layer.__dict__.get("config"), PreTrainedConfig):
+            raise UnsupportedModelError(
+                f"{type(layer).__name__} does not choose its attention by its configuration; "
+                "it cannot be patched"
+            )
+    return layers
+
+
+def active_dropouts(model: nn.Module) -> Iterator[tuple[str, float]]:
+    """The name and probability of each dropout module that would drop something."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            yield name, module.p

@@ -1,0 +1,118 @@
+"""Random masks and tensors for attention backends, and the bounds on their errors."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from flexmask import TreeMask, attention
+from flexmask.backends import calls
+
+
+def mask_from_depths(depths):
+    """The mask of one row given the depth of each token in preorder; a depth of 0 opens a tree."""
+    length = len(depths)
+    end = np.full(length, length, np.int32)
+    open_tokens: list[int] = []
+    for token, depth in enumerate(depths):
+        for closed in open_tokens[depth:]:
+            end[closed] = token
+        open_tokens[depth:] = [token]
+    return TreeMask(end, np.asarray(depths, np.int32))
+
+
+def stack(masks):
+    """One mask of several rows, the shorter ones filled up with padding tokens."""
+    length = max(mask.shape[1] for mask in masks)
+    ends, positions = [], []
+    for mask in masks:
+        missing = torch.arange(mask.shape[1], length, dtype=torch.int32)
+        ends.append(torch.cat([mask.subtree_end[0], missing + 1]))
+        positions.append(torch.cat([mask.position_ids[0], torch.zeros_like(missing)]))
+    return TreeMask(torch.stack(ends), torch.stack(positions))
+
+
+@st.composite
+def depth_lists(draw, max_tokens=40):
+    """Depths of a random forest in any preorder: chains, stars, caterpillars, lone tokens."""
+    drop = draw(st.sampled_from([0.02, 0.2, 0.5, 0.9]))  # how often a token ends its branch
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    depths = [0]
+    for _ in range(draw(st.integers(0, max_tokens - 1))):
+        depth = depths[-1] + 1
+        depths.append(int(rng.integers(0, depth + 1)) if rng.random() < drop else depth)
+    return depths
+
+
+def masks(max_rows=3, max_tokens=40):
+    """Masks of one or more rows, padded where they differ in length."""
+    rows = st.lists(depth_lists(max_tokens), min_size=1, max_size=max_rows)
+    return rows.map(lambda lists: stack([mask_from_depths(depths) for depths in lists]))
+
+
+def random_inputs(
+    mask, *, heads=4, kv_heads=2, width=8, value_width=8, dtype=torch.float64, seed=0
+):
+    """q, k, v as models hold them, views of [B, L, H, D], and a gradient of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    B, L = mask.shape
+
+    def draw(num_heads, num_columns):
+        x = torch.randn(B, L, num_heads, num_columns, generator=generator, dtype=torch.float64)
+        return x.to(dtype).transpose(1, 2)
+
+    q, k, v = draw(heads, width), draw(kv_heads, width), draw(kv_heads, value_width)
+    return q, k, v, draw(heads, value_width)
+
+
+def run(mask, q, k, v, dout, *, sinks=None, function=attention, **options):
+    """The output and the gradients of q, k, v and sinks."""
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    if sinks is not None:
+        sinks = sinks.detach().requires_grad_()
+        inputs.append(sinks)
+    out = function(*inputs[:3], mask, sinks=sinks, **options)
+    return [out.detach(), *torch.autograd.grad(out, inputs, dout)]
+
+
+def run_reference(mask, q, k, v, dout, *, sinks=None, **options):
+    """The same in fp64 on the dense backend."""
+    tensors = [x.double() for x in (q, k, v, dout)]
+    sinks = None if sinks is None else sinks.double()
+    return run(mask, *tensors, sinks=sinks, backend="reference", **options)
+
+
+def worst_ratio(results, references):
+    """The largest error, in units of what rounding explains; above 1 something is wrong.
+
+    A sum of n rounded terms errs by about eps sqrt(n) of its size. Scores have D terms, outputs L,
+    gradients L or L + D of such outputs; 8 covers three sums after one another.
+    """
+    worst = 0.0
+    for result, reference in zip(results, references, strict=True):
+        assert torch.isfinite(result).all()
+        eps = torch.finfo(result.dtype).eps
+        size = reference.abs().max().clamp(min=1).item()
+        bound = 8 * eps * (sum(results[0].shape[2:])) ** 0.5 * size
+        worst = max(worst, (result.double() - reference).abs().max().item() / bound)
+    return worst
+
+
+@contextmanager
+def tiny_calls():
+    """Plans for the `cpu` backend as rows of thousands of tokens have them, at 40 tokens."""
+    sizes = {
+        "MAX_ROWS": 8,
+        "_SQUARE_ROWS": 3,
+        "_WINDOW_ROWS": 4,
+        "_MANY_ROWS": 6,
+        "_NEAR_KEYS": 4,
+        "_CALL_PAIRS": 8,
+        "_CALL_ROWS": 2,
+    }
+    calls._plan.cache_clear()
+    with mock.patch.multiple(calls, **sizes):
+        yield
+    calls._plan.cache_clear()

@@ -1,0 +1,246 @@
+"""Benchmarks run on tiny shapes, refuse wrong results, and become a page. Nothing is timed here."""
+
+import json
+
+import pytest
+import torch
+
+import flexmask
+from benchmarks import attention, exactness, layout, mask, memory, models, precise, step
+from benchmarks.__main__ import CASES, load_case, main
+from benchmarks.conversations import long_conversations, random_samples, scaled_turns
+from benchmarks.peak import Peak, measure_peak
+from benchmarks.record import Measurement, Target
+from benchmarks.report import write_report
+from benchmarks.tables import Table
+from benchmarks.timing import Task, alternate, ratios, spread
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A folder with the quick results of every case."""
+    folder = tmp_path_factory.mktemp("results")
+    for case in CASES:
+        assert main([case, "--quick", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_quick_run_writes_complete_json(case, results):
+    record = json.loads((results / f"{case}-cpu.json").read_text())
+    assert record["case"] == case
+    assert record["is_quick"]
+    assert record["command"] == f"python -m benchmarks {case} --quick"
+    assert record["rows"]
+    assert record["checks"]
+    assert all(check["value"] <= check["bound"] for check in record["checks"])
+    environment = record["environment"]
+    assert environment["cpu"]
+    assert environment["num_threads"] == torch.get_num_threads()
+    assert environment["versions"]["torch"] == torch.__version__
+    assert not list(results.glob("*.partial"))
+
+
+def test_report_shows_every_case_with_its_tables_and_plots(results, tmp_path):
+    page = write_report(results, tmp_path).read_text()
+    for case in CASES:
+        module = load_case(case)
+        assert f"## {module.TITLE}" in page
+        if hasattr(module, "draw"):
+            name = f"images/benchmark-{case}-cpu.png"
+            assert f"]({name})" in page
+            assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path) not in page
+
+
+def test_report_without_results_says_what_to_run(tmp_path, capsys):
+    assert main(["report", "--results", str(tmp_path), "--docs", str(tmp_path)]) == 2
+    assert "run `python -m benchmarks all` first" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def all_visible(trees):
+    """A mask that is plain causal, whatever the tree."""
+    mask = flexmask.compile_mask(trees)
+    L = mask.shape[1]
+    return flexmask.TreeMask(torch.full((1, L), L), mask.position_ids)
+
+
+single_pass_batches = models.single_pass_batches
+
+
+def causal_batches(conversations):
+    batches = single_pass_batches(conversations)
+    for batch in batches:
+        batch["subtree_end"][:] = batch["subtree_end"].shape[1]
+    return batches
+
+
+def uneven_peak(prepare, way, num_tokens):
+    return Peak([1.0, 2.0 if way == "cpu" else 2.1], 2**20)
+
+
+def doubled_attention(q, k, v, mask, **options):
+    return 2 * flexmask.attention(q, k, v, mask, **options)
+
+
+@pytest.mark.parametrize(
+    ("case", "place", "name", "wrong", "message"),
+    [
+        ("mask", mask, "compile_mask", all_visible, "visible pairs, 500 tokens"),
+        ("mask", mask, "count_differences", lambda a, b: 3, "blocks that differ, 500 tokens"),
+        ("attention", attention, "compile_mask", all_visible, "output, 2 turns, against fp64"),
+        ("attention", attention, "attention", doubled_attention, "output, 2 turns, against fp64"),
+        ("exactness", models, "single_pass_batches", causal_batches, "loss, 3 turns"),
+        ("step", models, "single_pass_batches", causal_batches, "loss, single_pass against N-pass"),
+        ("memory", memory, "measure_peak", uneven_peak, "attention, 256 tokens, cpu against dense"),
+        ("layout", layout, "count_pairs", lambda tree: 7, "visible pairs, 3 turns"),
+    ],
+)
+def test_wrong_results_are_refused(
+    case, place, name, wrong, message, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(place, name, wrong)
+    assert main([case, "--quick", "--output", str(tmp_path)]) == 1
+    assert not list(tmp_path.iterdir())
+    error = capsys.readouterr().err
+    assert f"{case}: wrong result, nothing reported: {message}" in error
+    assert "must be at most" in error
+
+
+def test_a_differing_block_is_counted():
+    tree, other = (flexmask.PrefixTree.from_turns([(9, 40, 9)] * n) for n in (4, 4))
+    a = flexmask.compile_mask(tree).to_block_mask(16)
+    assert mask.count_differences(a, flexmask.compile_mask(other).to_block_mask(16)) == 0
+    assert mask.count_differences(a, all_visible(tree).to_block_mask(16)) > 0
+
+
+def test_nan_is_refused():
+    measurement = Measurement(settings={})
+    with pytest.raises(Exception, match="must be at most 1, got nan"):
+        measurement.check("error", float("nan"), 1.0)
+
+
+@pytest.mark.parametrize(("measured", "is_reached"), [(0.9, False), (1.0, True), (1.1, True)])
+def test_targets_include_their_goal(measured, is_reached):
+    assert Target("at least", 1.0, measured).is_reached is is_reached
+    assert Target("at most", 1.0, measured, is_most=True).is_reached is (measured <= 1.0)
+
+
+def test_tasks_take_turns_and_are_prepared_outside_the_timing():
+    calls = []
+
+    def task(name, rounds=None):
+        return Task(lambda x: calls.append(x * 30_000_000), lambda: (name,), rounds)
+
+    took = alternate({"a": task("a"), "b": task("b", rounds=1)}, rounds=2, label="")
+    assert [len(took[name]) for name in "ab"] == [2, 1]
+    firsts = [call[0] for i, call in enumerate(calls) if i == 0 or call[0] != calls[i - 1][0]]
+    assert firsts == ["a", "b", "a"]
+
+
+def test_ratios_are_taken_round_by_round():
+    assert ratios([4.0, 9.0, 1.0], [2.0, 3.0]) == [2.0, 3.0]
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0, "num_rounds": 3}
+
+
+@pytest.mark.parametrize("num_tokens", [256, 1000, 9480, 16_384, 20_001])
+def test_long_conversations_have_the_length_asked_for(num_tokens):
+    trees = long_conversations(num_tokens)
+    assert sum(tree.num_tokens for tree in trees) == num_tokens
+    assert all(len(tree.leaves) == 16 for tree in trees)
+
+
+def test_random_samples_merge_into_the_tree_of_their_lengths():
+    turns = scaled_turns(700)
+    tree = flexmask.build_tree(random_samples(turns, vocab_size=10**6, seed=0))
+    assert tree.num_tokens == 700
+
+
+@pytest.mark.parametrize("name", ["paper's order", "light first", "heavy first"])
+def test_orders_hold_every_segment_once(name):
+    tree = flexmask.PrefixTree.from_turns([(3, 0, 2), (3, 4, 2), (1, 2, 3)])
+    order = layout.segment_orders(tree)[name]
+    assert sorted(order) == list(range(len(tree.segments)))
+
+
+def test_the_papers_order_puts_history_before_the_trained_response():
+    tree = flexmask.PrefixTree.from_turns([(3, 4, 2)] * 2)
+    kinds = [tree.segments[i].kind for i in layout.segment_orders(tree)["paper's order"]]
+    assert kinds == [
+        *("context", "reasoning", "history", "response"),
+        *("context", "reasoning", "response"),
+    ]
+
+
+def test_precise_attention_equals_autograd():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, dout = (torch.randn(30, 8, dtype=torch.float64, generator=generator) for _ in range(4))
+    dense = flexmask.compile_mask(flexmask.PrefixTree.from_turns([(3, 5, 4)] * 2)).to_dense()[0]
+    q, k, v, dout = (x[: dense.shape[0]] for x in (q, k, v, dout))
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    out = torch.nn.functional.scaled_dot_product_attention(
+        *(x[None, None] for x in leaves), attn_mask=dense
+    )[0, 0]
+    out.backward(dout)
+    results = precise.attend_precisely(q, k, v, dout, dense)
+    for ours, theirs in zip(results, (out, *(x.grad for x in leaves)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_flops_of_a_single_token_are_six_a_parameter():
+    model = models.random_llama(models.TINY)
+    linear = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n)
+    flops = step.count_flops(model, num_tokens=1, num_pairs=0, num_head_positions=1)
+    assert flops == 6 * linear
+    more = step.count_flops(model, num_tokens=1, num_pairs=1, num_head_positions=1) - flops
+    assert more == 12 * 32 * 2  # width and layers
+
+
+def test_fp64_llama_computes_nothing_in_fp32():
+    model = models.in_fp64(models.random_llama(models.TINY))
+    dtypes = set()
+    for module in model.modules():
+        module.register_forward_hook(
+            lambda m, inputs, out: dtypes.update(
+                x.dtype for x in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(x)
+            )
+        )
+    ids = torch.arange(7)[None]
+    precise_logits = model(input_ids=ids).logits
+    assert dtypes == {torch.float64}
+    usual_logits = models.random_llama(models.TINY)(input_ids=ids).logits
+    torch.testing.assert_close(usual_logits.double(), precise_logits, rtol=1e-4, atol=1e-5)
+
+
+def hold_a_hundred_mebibytes():
+    return lambda: int(torch.ones(100 * 2**18).sum())
+
+
+def test_peak_is_what_the_function_itself_holds():
+    kept = torch.ones(200 * 2**18)  # the parent's memory does not count
+    peak = measure_peak(hold_a_hundred_mebibytes)
+    assert peak.value == 100 * 2**18
+    assert 100 <= peak.num_bytes / 2**20 < 130
+    assert kept.numel()
+
+
+def test_tables_are_aligned_markdown():
+    table = Table("heading", ("name", "value"), [("a", "1"), ("long name", "1,000")])
+    assert str(table).splitlines() == [
+        "| name      | value |",
+        "| --------- | ----: |",
+        "| a         |     1 |",
+        "| long name | 1,000 |",
+    ]
+
+
+def test_unknown_case_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["nonsense"])
+    assert stopped.value.code == 2
+    assert "invalid choice: 'nonsense'" in capsys.readouterr().err
+
+
+def test_exactness_knows_the_issue_bounds():
+    assert exactness._BOUNDS == {"float64": (1e-10, 1e-10), "float32": (1e-6, 1e-5)}

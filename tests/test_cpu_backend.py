@@ -1,0 +1,244 @@
+"""The `cpu` backend against the fp64 reference, its plan, its memory and its operators."""
+
+import math
+
+import pytest
+import torch
+from backend_cases import (
+    mask_from_depths,
+    masks,
+    random_inputs,
+    run,
+    run_reference,
+    stack,
+    tiny_calls,
+    worst_ratio,
+)
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from flexmask import PrefixTree, TreeMask, attention, compile_mask
+from flexmask.backends import cpu
+from flexmask.backends.api import dispatch
+from flexmask.backends.calls import MAX_ROWS, Pairs, plan_calls
+from flexmask.errors import UnsupportedModelError
+
+PADDING = mask_from_depths([0] * 9)
+CATERPILLAR = mask_from_depths([d for depth in range(20) for d in (depth, depth + 1)])
+windows = st.one_of(st.none(), st.integers(1, 30))
+
+
+@given(mask=masks(max_rows=1, max_tokens=60), window=windows, is_tiny=st.booleans())
+@example(mask=PADDING, window=None, is_tiny=True)
+@example(mask=CATERPILLAR, window=4, is_tiny=True)
+def test_calls_cover_each_visible_pair_once(mask, window, is_tiny):
+    if is_tiny:
+        with tiny_calls():
+            plan = plan_calls(mask.subtree_end[0], mask.position_ids[0], window)
+    else:
+        plan = plan_calls(mask.subtree_end[0], mask.position_ids[0], window)
+    visible = mask.to_dense()[0]
+    if window is not None:
+        visible &= mask.position_ids[0][:, None] - mask.position_ids[0][None, :] < window
+    counts = torch.zeros(visible.shape, dtype=torch.int64)
+    met = torch.zeros(visible.shape[0], dtype=torch.bool)
+    for call in plan:
+        rows = torch.arange(call.start, call.stop)
+        keys = torch.arange(visible.shape[0])[call.keys]
+        pairs = {
+            Pairs.ALL: torch.ones(rows.numel(), keys.numel(), dtype=torch.bool),
+            Pairs.CAUSAL: keys[None, :] <= rows[:, None],
+            Pairs.SELF: keys[None, :] == rows[:, None],
+            Pairs.MASKED: visible[rows][:, keys],
+        }[call.pairs]
+        counts[rows[:, None], keys[None, :]] += pairs
+        assert torch.equal(met[rows], torch.full_like(met[rows], not call.is_first))
+        met[rows] = True
+    assert torch.equal(counts, visible.long())
+
+
+@given(
+    mask=masks(),
+    window=windows,
+    is_tiny=st.booleans(),
+    has_sinks=st.booleans(),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    value_width=st.sampled_from([4, 8, 12]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 1000),
+)
+def test_output_and_gradients_equal_reference(
+    mask, window, is_tiny, has_sinks, kv_heads, value_width, dtype, seed
+):
+    inputs = random_inputs(mask, kv_heads=kv_heads, value_width=value_width, dtype=dtype, seed=seed)
+    sinks = torch.linspace(-1, 2, 4, dtype=dtype) if has_sinks else None
+    if is_tiny:
+        with tiny_calls():
+            ours = run(mask, *inputs, sinks=sinks, window=window, backend="cpu")
+    else:
+        ours = run(mask, *inputs, sinks=sinks, window=window, backend="cpu")
+    assert worst_ratio(ours, run_reference(mask, *inputs, sinks=sinks, window=window)) < 1
+
+
+LONG = {
+    "conversation": compile_mask(PrefixTree.from_turns([(30, 220, 80)] * 3)),
+    "caterpillar": mask_from_depths([d for depth in range(700) for d in (depth, depth + 1)]),
+    "leaves": mask_from_depths([*range(600), *[300] * 700]),
+    "forest": mask_from_depths([d for tree in range(60) for d in (*range(20), *range(10, 15))]),
+    "padded": mask_from_depths([*range(900), *[0] * 700]),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("window", [None, 100], ids=["all", "window"])
+def test_long_rows_equal_reference(name, window):
+    inputs = random_inputs(LONG[name], dtype=torch.float32)
+    ours = run(LONG[name], *inputs, window=window, backend="cpu")
+    assert worst_ratio(ours, run_reference(LONG[name], *inputs, window=window)) < 1
+
+
+def eager_attention(q, k, v, mask, *, sinks=None, scale=None):
+    """What a user would write: every step in the dtype of the inputs."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~mask.to_dense().unsqueeze(1), -math.inf)
+    return torch.softmax(scores, -1) @ v
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", LONG)
+def test_error_within_twice_eager_error(name, dtype):
+    mask = LONG[name]
+    inputs = random_inputs(mask, dtype=dtype)
+    ours = run(mask, *inputs, backend="cpu")
+    eager = run(mask, *inputs, function=eager_attention)
+    for result, theirs, reference in zip(ours, eager, run_reference(mask, *inputs), strict=True):
+        rounding = torch.finfo(dtype).eps * reference.abs().max()
+        bound = 2 * (theirs.double() - reference).abs().max() + rounding
+        assert (result.double() - reference).abs().max() <= bound
+
+
+def test_a_wrong_mask_is_noticed():
+    mask = LONG["conversation"]
+    wrong = mask.subtree_end.clone()
+    wrong[0, 3] -= 1  # one pair less
+    inputs = random_inputs(mask)
+    ours = run(TreeMask([*range(1, mask.shape[1] + 1)]), *inputs, backend="cpu")
+    assert worst_ratio(ours, run_reference(mask, *inputs)) > 1000
+    out = dispatch(*inputs[:3], wrong, backend="cpu")
+    assert worst_ratio([out], [attention(*inputs[:3], mask, backend="reference")]) > 1000
+
+
+def test_two_runs_are_bitwise_equal():
+    mask = stack([LONG["conversation"], LONG["forest"]])
+    inputs = random_inputs(mask, dtype=torch.float32)
+    for first, second in zip(
+        run(mask, *inputs, backend="cpu"), run(mask, *inputs, backend="cpu"), strict=True
+    ):
+        assert torch.equal(first, second)
+
+
+def test_strides_do_not_matter():
+    mask = LONG["forest"]
+    q, k, v, dout = random_inputs(mask, dtype=torch.float32)
+    plain = run(mask, q.contiguous(), k.contiguous(), v.contiguous(), dout, backend="cpu")
+    odd = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (q, k, v, dout)]
+    odd[1] = torch.stack([k, k], -1)[..., 0]
+    references = run_reference(mask, q, k, v, dout)
+    assert worst_ratio(plain, references) < 1
+    assert worst_ratio(run(mask, *odd, backend="cpu"), references) < 1
+
+
+def test_scale_is_used():
+    mask = LONG["padded"]
+    inputs = random_inputs(mask)
+    references = run_reference(mask, *inputs, scale=0.7)
+    assert worst_ratio(run(mask, *inputs, scale=0.7, backend="cpu"), references) < 1
+
+
+def test_one_row_of_mask_serves_a_batch():
+    mask = mask_from_depths([0, 1, 2, 1, 2, 0, 0])
+    inputs = random_inputs(stack([mask, mask]))
+    ours = run(mask, *inputs, backend="cpu")
+    assert worst_ratio(ours, run_reference(stack([mask, mask]), *inputs)) < 1
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the elements of the largest tensor that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                stored = leaf.untyped_storage().nbytes() // leaf.element_size()
+                self.num_elements = max(self.num_elements, stored)
+        return result
+
+
+DEEP = {
+    "comb": lambda n: [*range(n // 2), *reversed(range(1, n // 2 + 1))],
+    "caterpillar": lambda n: [d for depth in range(n // 2) for d in (depth, depth + 1)],
+    "star": lambda n: [0, *[1] * (n - 1)],
+    "padding": lambda n: [*range(n // 2), *[0] * (n // 2)],
+    "chain": lambda n: [*range(n)],
+}
+
+
+@pytest.mark.parametrize("window", [None, 300], ids=["all", "window"])
+@pytest.mark.parametrize("shape", DEEP)
+def test_no_tensor_grows_with_the_square_of_the_row(shape, window):
+    length, width = 8000, 4
+    mask = mask_from_depths(DEEP[shape](length))
+    q, k, v, dout = random_inputs(mask, heads=2, kv_heads=1, width=width, value_width=width)
+    arguments = (mask.subtree_end, mask.position_ids, None)
+    with LargestTensor() as largest:  # inside the operators, which hide their steps otherwise
+        out, lse = cpu._forward._init_fn(q, k, v, *arguments, 0.5, window)
+        cpu._backward._init_fn(dout, q, k, v, *arguments, out, lse, 0.5, window)
+    assert largest.num_elements <= max(2 * width * length, 4 * MAX_ROWS * MAX_ROWS)
+
+
+def test_plan_of_many_branches_has_few_calls():
+    num_calls = len(plan_calls(mask_from_depths(DEEP["comb"](8000)).subtree_end[0]))
+    assert num_calls < 8000 / 64
+    assert len(plan_calls(PADDING.subtree_end[0])) == 1
+
+
+def test_compiles_as_one_graph_with_gradients():
+    mask = LONG["forest"]
+    inputs = random_inputs(mask, dtype=torch.float32)
+
+    def function(q, k, v, mask, *, sinks):
+        return dispatch(q * 2, k, v, mask.subtree_end, sinks=sinks, backend="cpu") * 3
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    sinks = torch.linspace(-1, 1, 4)
+    ours = run(mask, *inputs, sinks=sinks, function=compiled)
+    eager = run(mask, *inputs, sinks=sinks, function=function)
+    for x, y in zip(ours, eager, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_operators_keep_their_promises(dtype):
+    mask = stack([mask_from_depths([0, 1, 2, 1, 2, 0, 0]), mask_from_depths([0, 1, 1])])
+    q, k, v, dout = random_inputs(mask, dtype=dtype)
+    sinks = torch.zeros(4, dtype=dtype, requires_grad=True)
+    arguments = (mask.subtree_end, mask.position_ids, sinks)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    torch.library.opcheck(cpu._forward, (*leaves, *arguments, 0.5, 3))
+    with torch.no_grad():
+        out, lse = cpu._forward(*leaves, *arguments, 0.5, 3)
+        torch.library.opcheck(cpu._backward, (dout, *leaves, *arguments, out, lse, 0.5, 3))
+
+
+def test_softcap_is_refused():
+    q, k, v, _ = random_inputs(PADDING)
+    with pytest.raises(UnsupportedModelError, match=r"has no softcap.*use backend='reference'"):
+        attention(q, k, v, PADDING, softcap=30.0, backend="cpu")

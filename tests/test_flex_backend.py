@@ -1,0 +1,136 @@
+"""FlexAttention's block tables, and its forward pass on the CPU (it has no backward there)."""
+
+from unittest import mock
+
+import pytest
+import torch
+from backend_cases import mask_from_depths, masks, random_inputs, stack, worst_ratio
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._dynamo.utils import counters
+
+from flexmask import PrefixTree, attention, compile_mask
+from flexmask.backends import flex_tables
+from flexmask.backends.api import dispatch
+from flexmask.errors import UnsupportedModelError
+
+MASKS = [
+    compile_mask(PrefixTree.from_turns([(30, 60, 50)] * 6)),
+    compile_mask(PrefixTree.from_turns([(100, 60, 70)] * 3)),
+    compile_mask([PrefixTree.from_turns([(60, 60, 70)] * 3)] * 2),
+]
+
+
+def tiles_in(counts, indices):
+    """bool [B, N, N]: the tiles that an index table lists, by its own line and column."""
+    B, _, N = counts.shape
+    grid = torch.zeros(B, N, N, dtype=torch.bool)
+    for b in range(B):
+        for line in range(N):
+            grid[b, line, indices[b, 0, line, : counts[b, 0, line]].long()] = True
+    return grid
+
+
+def grids(tables):
+    """Partial and full tiles [B, N, N] by query and key block, from both orders of the tables."""
+    kv, full_kv, q, full_q = (tiles_in(*tables[i : i + 2]) for i in range(0, 8, 2))
+    assert torch.equal(kv, q.transpose(1, 2))
+    assert torch.equal(full_kv, full_q.transpose(1, 2))
+    return kv, full_kv
+
+
+def tile_classes(dense, block):
+    """Whether any, and whether all pairs of each tile are visible; ragged tiles are never full."""
+    L = dense.shape[1]
+    missing = -L % block
+    padded = torch.nn.functional.pad(dense, (0, missing, 0, missing))
+    tiles = padded.unflatten(2, (-1, block)).unflatten(1, (-1, block))  # [B, N, block, N, block]
+    return tiles.any(4).any(2), tiles.all(4).all(2)
+
+
+@given(mask=masks())
+def test_both_builders_find_exactly_the_visible_tiles(mask):
+    with mock.patch.object(flex_tables, "BLOCK", 4):
+        ranges = flex_tables.tables_from_ranges(mask.subtree_end)
+        grid = flex_tables.tables_from_grid(mask.subtree_end, None, None)
+    visited, full = tile_classes(mask.to_dense(), 4)
+    for tables in (ranges, grid):
+        partial, is_full = grids(tables)
+        assert torch.equal(partial, visited & ~full)
+        assert torch.equal(is_full, full)
+
+
+@given(mask=masks(), window=st.integers(1, 30))
+def test_windowed_tables_leave_out_no_visible_tile(mask, window):
+    with mock.patch.object(flex_tables, "BLOCK", 4):
+        partial, full = grids(flex_tables.block_tables(mask.subtree_end, mask.position_ids, window))
+    positions = mask.position_ids
+    near = positions[:, :, None] - positions[:, None, :] < window
+    visited, all_visible = tile_classes(mask.to_dense() & near, 4)
+    assert not (visited & ~partial & ~full).any()
+    assert not (full & ~all_visible).any()
+    assert not (full & partial).any()
+
+
+def test_tables_are_built_once_for_a_mask_and_its_views():
+    rows = torch.stack([MASKS[0].subtree_end, MASKS[0].position_ids], 2)  # [1, L, 2]
+    first = flex_tables.cached_tables(rows[:, :, 0])
+    assert flex_tables.cached_tables(rows[:, :, 0]) is first
+    rows[:, :, 0] = torch.arange(1, rows.shape[1] + 1)
+    assert flex_tables.cached_tables(rows[:, :, 0]) is not first
+
+
+def test_tables_are_forgotten_with_their_mask():
+    kept = MASKS[0].subtree_end.clone()
+    flex_tables._cache.clear()
+    flex_tables.cached_tables(MASKS[0].subtree_end.clone())
+    flex_tables.cached_tables(kept)
+    assert len(flex_tables._cache) == 1
+
+
+def errors(mask, batch=None, **options):
+    """The worst ratio of a forward pass, eager; `batch` rows of tensors share a mask of one."""
+    q, k, v, _ = random_inputs(
+        stack([mask] * batch) if batch else mask, width=16, value_width=16, dtype=torch.float32
+    )
+    out = attention(q, k, v, mask, backend="flex", **options)
+    exact = attention(q.double(), k.double(), v.double(), mask, backend="reference", **options)
+    return worst_ratio([out], [exact])
+
+
+def test_forward_equals_reference_and_new_masks_do_not_compile_again():
+    torch._dynamo.reset()
+    counters.clear()
+    for mask in MASKS:
+        assert errors(mask) < 1
+    assert errors(stack(MASKS)) < 1
+    assert errors(MASKS[0], batch=2) < 1
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_softcap_and_window_equal_reference():
+    assert errors(MASKS[0], softcap=1.5, window=70) < 1
+
+
+def test_compiles_as_one_graph_from_the_mask_tensor():
+    mask = MASKS[1]
+    q, k, v, _ = random_inputs(mask, width=16, value_width=16, dtype=torch.bfloat16)
+
+    @torch.compile(fullgraph=True)
+    def function(q, k, v, subtree_end):
+        return dispatch(q, k, v, subtree_end, backend="flex")
+
+    exact = attention(q.double(), k.double(), v.double(), mask, backend="reference")
+    ours = function(q, k, v, mask.subtree_end)
+    assert worst_ratio([ours], [exact]) < 1
+
+
+def test_refuses_what_it_cannot_do_on_the_cpu():
+    mask = mask_from_depths([0, 1, 1])
+    q, k, v, _ = random_inputs(mask, dtype=torch.float32)
+    with pytest.raises(UnsupportedModelError, match=r"no backward pass on the CPU; use.*'cpu'"):
+        attention(q.requires_grad_(), k, v, mask, backend="flex")
+    with pytest.raises(UnsupportedModelError, match=r"no sinks on the CPU; use backend='cpu'"):
+        attention(q.detach(), k, v, mask, sinks=torch.zeros(4), backend="flex")
+    with pytest.raises(UnsupportedModelError, match=r"got fp64; use backend='reference'"):
+        attention(q.double(), k.double(), v.double(), mask, backend="flex")
