@@ -24,13 +24,13 @@ from flexmask.mask.dense import ancestry
 TITLE = "Attention, forward and backward"
 ABOUT = """\
 One conversation whose turns have 100 context, 600 reasoning and 200 response tokens, as one row:
-8 heads of 64, fp32. The `cpu` backend against SDPA with the dense mask (boolean, made beforehand),
-against causal SDPA over a row of the same length (which sees more: the yardstick is its rate per
-visible pair), against N-pass (each sample causal, one call each), and against packed N-pass (the
-samples end to end in one row, each seeing itself only, through the same `cpu` backend, since SDPA
-has no packing on CPUs). Before: outputs and gradients of the first head against fp64, where the
-`cpu` backend may err at most twice as much as dense SDPA does, and all heads against dense SDPA and
-N-pass, within the sum of both errors."""
+8 heads of 64, fp32. The `cpu` backend against SDPA with the dense mask (boolean, and once as the
+fp32 mask that SDPA turns it into; both made beforehand), against causal SDPA over a row of the same
+length (which sees more: the yardstick is its rate per visible pair), against N-pass (each sample
+causal, one call each), and against packed N-pass (the samples end to end in one row, each seeing
+itself only, through the same `cpu` backend, since SDPA has no packing on CPUs). Before: outputs and
+gradients of the first head against fp64, where the `cpu` backend may err at most twice as much as
+dense SDPA does, and all heads against dense SDPA and N-pass, within the sum of both errors."""
 
 _TURN: Turn = (100, 600, 200)
 _TOLERANCE = torch.finfo(torch.float32).eps  # for the last rounding of each result
@@ -202,9 +202,11 @@ def _joined(case: Case, results: list[Results]) -> Results:
 def _measure(case: Case, label: str, measurement: Measurement) -> Row:
     samples = _npass_inputs(case)
     packed_row, packed_mask = _packed(case, samples)
+    added = torch.zeros(case.dense.shape).masked_fill_(~case.dense, float("-inf"))
     tasks = {
         "cpu": Task(lambda: run_cpu(case.inputs, case.mask)),
         "dense": Task(lambda: _run_dense(case.inputs, case.dense)),
+        "dense_fp32": Task(lambda: _run_dense(case.inputs, added), rounds=1),
         "causal": Task(lambda: _run_causal(case.inputs)),
         "npass": Task(lambda: _run_npass(samples)),
         "packed_npass": Task(lambda: run_cpu(packed_row, packed_mask)),
@@ -221,7 +223,7 @@ def _measure(case: Case, label: str, measurement: Measurement) -> Row:
         "elapsed_s": {name: spread(rounds) for name, rounds in took.items()},
         "speed_up": {
             name: spread(ratios(took[name], took["cpu"]))
-            for name in ("dense", "npass", "packed_npass")
+            for name in ("dense", "dense_fp32", "npass", "packed_npass")
         },
         "rate_of_causal": spread(rates.tolist()),
     }
@@ -248,13 +250,14 @@ def tables(record: Record) -> list[Table]:
     for row in record["rows"]:
         took, faster = row["elapsed_s"], row["speed_up"]
         shape = (f"{row['num_turns']}", f"{row['num_tokens']:,}")
-        names = ("cpu", "dense", "causal", "npass", "packed_npass")
+        names = ("cpu", "dense", "dense_fp32", "causal", "npass", "packed_npass")
         elapsed.append((*shape, *(seconds(took[name]) for name in names)))
         compared.append(
             (
                 *shape,
                 f"{row['num_visible']:,}",
                 times(faster["dense"]),
+                times(faster["dense_fp32"]),
                 times(row["rate_of_causal"]),
                 times(faster["npass"]),
                 times(faster["packed_npass"]),
@@ -267,7 +270,8 @@ def tables(record: Record) -> list[Table]:
                 "turns",
                 "tokens",
                 "cpu backend",
-                "dense SDPA",
+                "dense SDPA, bool",
+                "dense SDPA, fp32",
                 "causal SDPA",
                 "N-pass",
                 "packed N-pass",
@@ -276,7 +280,16 @@ def tables(record: Record) -> list[Table]:
         ),
         Table(
             "The cpu backend: times faster than, and rate per visible pair of causal SDPA's",
-            ("turns", "tokens", "visible pairs", "dense", "rate", "N-pass", "packed N-pass"),
+            (
+                "turns",
+                "tokens",
+                "visible pairs",
+                "dense, bool",
+                "dense, fp32",
+                "rate",
+                "N-pass",
+                "packed N-pass",
+            ),
             compared,
         ),
     ]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from flexmask import __version__
 from flexmask.errors import FlexmaskError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 _TRAIN_EPILOG = """\
 every option of transformers.TrainingArguments works too, under its own name, such as
@@ -107,11 +110,12 @@ def _train(options: argparse.Namespace, others: Sequence[str]) -> None:
     train(config, _training_arguments(config.output, others))
 
 
-def _training_arguments(output: str, others: Sequence[str]):
+def _training_arguments(output: str, others: Sequence[str]) -> TrainingArguments:
     """The Trainer's own options, parsed by transformers, with what packed rows require."""
     from transformers import HfArgumentParser, TrainingArguments
 
-    parser = HfArgumentParser(TrainingArguments, prog="flexmask train", allow_abbrev=False)
+    arguments: Any = TrainingArguments
+    parser = HfArgumentParser(arguments, prog="flexmask train", allow_abbrev=False)
     parser.set_defaults(
         output_dir=output,
         report_to="none",

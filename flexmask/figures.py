@@ -24,8 +24,10 @@ def draw_losses(
     axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss, nats per trained token")
     for index, (name, (steps, losses)) in enumerate(curves.items()):
         # The first curve is drawn wide and pale, so that one that coincides with it stays visible.
-        style = {"linewidth": 6, "alpha": 0.35} if index == 0 and len(curves) > 1 else {}
-        axes.plot(steps, losses, label=name, **style)
+        wide = index == 0 and len(curves) > 1
+        axes.plot(
+            steps, losses, label=name, linewidth=6 if wide else 1.5, alpha=0.35 if wide else 1
+        )
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)

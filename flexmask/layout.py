@@ -119,7 +119,7 @@ def _heavy_first(tree: PrefixTree, sizes: np.ndarray) -> list[int]:
     """The segments in preorder, heaviest child first; equals keep the tree's order."""
     size_of = sizes.tolist()
     children: list[list[int]] = [[] for _ in tree.segments]
-    roots = []
+    roots: list[int] = []
     for index, segment in enumerate(tree.segments):
         (roots if segment.parent is None else children[segment.parent]).append(index)
     order = []

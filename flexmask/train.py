@@ -90,7 +90,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
 
     patch(model, backend=config.backend)
     if config.use_peft:
-        model = add_lora(model, config, training.gradient_checkpointing)
+        model = add_lora(model, config, bool(training.gradient_checkpointing))
     trainer = TreeTrainer(
         model=model,
         args=training,

@@ -1,4 +1,4 @@
-"""The CUDA backends against the fp64 reference, outputs and all gradients; skipped without a GPU."""
+"""The CUDA backends against the fp64 reference, outputs and all gradients."""
 
 import pytest
 import torch

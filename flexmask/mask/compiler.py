@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 
 from flexmask.errors import MaskError
 from flexmask.layout import concatenate, lay_out
@@ -32,4 +33,7 @@ def compile_mask(trees: PrefixTree | Iterable[PrefixTree]) -> TreeMask:
     if not listed:
         raise MaskError("compile_mask needs at least one tree, got none")
     layout = concatenate([lay_out(tree) for tree in listed])
-    return TreeMask(layout.subtree_end, layout.position_ids.astype(np.int32))
+    return TreeMask(
+        torch.from_numpy(layout.subtree_end),
+        torch.from_numpy(layout.position_ids.astype(np.int32)),
+    )
