@@ -60,7 +60,7 @@ def run_demo(*, output: str, data: str | None, num_steps: int, batch_size: int, 
     batches = _batches(conversations, num_steps, batch_size, seed)
     results, memory = _train_side_by_side(batches, vocab_size, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, results, memory, conversations[0])
+    _write(folder, results, memory, max(conversations, key=len))
 
 
 def _load(data: str | None) -> tuple[list[list[Sample]], int]:
