@@ -88,9 +88,9 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     from flexmask.model import patch
     from flexmask.trainer import TreeTrainer
 
-    patch(model, backend=config.backend)
     if config.use_peft:
         model = add_lora(model, config, bool(training.gradient_checkpointing))
+    patch(model, backend=config.backend)
     trainer = TreeTrainer(
         model=model,
         args=training,

@@ -1,4 +1,4 @@
-"""A llama that stays in fp64: stock transformers casts its norms, rotary angles and softmax to fp32."""
+"""A llama in fp64 throughout: stock transformers casts norms, rotary angles and softmax to fp32."""
 
 from types import MethodType
 
