@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flexmask.data_files import read_conversations
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerConfig, serve
-from flexmask.errors import DataError
+from flexmask.errors import DataError, FlexmaskError
 from flexmask.samples import Sample, render_samples
 
 LEARNING_RATE = 1e-3
@@ -108,12 +109,22 @@ def _train_side_by_side(
         connections = {N_PASS: npass, SINGLE_PASS: single}
         for number, batch in enumerate(tqdm(batches, desc="training both ways", unit="step")):
             for mode in modes:
-                connections[mode].send((batch, number == 0))
-                results[mode].append(connections[mode].recv())
+                results[mode].append(_ask(connections[mode], mode, (batch, number == 0)))
         for mode in modes:
-            connections[mode].send(None)
-            memory[mode] = connections[mode].recv()
+            memory[mode] = _ask(connections[mode], mode, None)
     return results, memory
+
+
+def _ask(connection: Connection, mode: str, request: Any) -> Any:
+    """The worker's answer to `request`."""
+    try:
+        connection.send(request)
+        return connection.recv()
+    except (EOFError, OSError):
+        raise FlexmaskError(
+            f"the {mode} worker ended before it answered; is there enough memory? "
+            "try a smaller --batch_size or shorter conversations"
+        ) from None
 
 
 @contextmanager

@@ -7,7 +7,6 @@ their samples.
 
 from __future__ import annotations
 
-import resource
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from flexmask.demo.peak import peak_bytes, reset_peak
 from flexmask.samples import Sample
 
 SINGLE_PASS = "single-pass"
@@ -53,10 +53,10 @@ def serve(connection: Connection, settings: WorkerConfig) -> None:
     """Answer each (conversations, wants_gradients) with a StepResult, and None with peak memory."""
     worker = _Worker(settings)
     connection.send("ready")
-    baseline = _peak_bytes()
+    before = reset_peak()
     while (request := connection.recv()) is not None:
         connection.send(worker.step(*request))
-    connection.send(_peak_bytes() - baseline)
+    connection.send(peak_bytes() - before)
 
 
 class _Worker:
@@ -105,8 +105,3 @@ class _Worker:
             for name, parameter in self.model.named_parameters()
             if parameter.grad is not None
         }
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
