@@ -32,7 +32,7 @@ bench: $(VENV)/dev.stamp            ## run every benchmark that this machine can
 
 docs: $(VENV)/dev.stamp            ## write the generated tables and pictures of docs/ anew
 	$(BIN)/python -m benchmarks report
-	FLEXMASK_WRITE_DOCS=1 $(BIN)/python -m pytest -k "docs_table"
+	FLEXMASK_WRITE_DOCS=1 $(BIN)/python -m pytest -k "docs_table or docs_pictures"
 
 clean:            ## remove the environment and all caches
 	rm -rf $(VENV) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -44,7 +44,7 @@ _LLAMA_100M = LlamaConfig(
     tie_word_embeddings=True,
 )
 _TURN: Turn = (24, 80, 32)
-_NUM_TURNS = (6, 8, 12, 16)
+_NUM_TURNS = (6, 16)
 _ROUNDS = 3
 _LOSS_BOUND, _GRADIENT_BOUND = 1e-6, 1e-5  # relative, fp32
 _FLOP_SHARE = 0.95  # of the FLOP ratio, what the speed-up must reach

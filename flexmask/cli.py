@@ -1,4 +1,4 @@
-"""The command line: `flexmask train` and `flexmask demo`."""
+"""The command line: `flexmask COMMAND`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flexmask import __version__
+from flexmask.commands.plan import add_plan, run_plan
+from flexmask.commands.show import add_show, run_show
+from flexmask.commands.verify import add_verify, run_verify
 from flexmask.errors import FlexmaskError
 
 if TYPE_CHECKING:
@@ -25,7 +28,10 @@ on several GPUs:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 2 unusable input (one line says why), 130 stopped."""
+    """Run the command line and exit.
+
+    The codes: 0 done, 1 not proved, 2 unusable input (one line says why), 130 stopped.
+    """
     parser = _parser()
     options, others = parser.parse_known_args(arguments)
     if others and options.command != "train":
@@ -33,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         if options.command == "train":
             _train(options, others)
+        elif options.command == "plan":
+            sys.exit(run_plan(options))
+        elif options.command == "verify":
+            sys.exit(run_verify(options))
+        elif options.command == "show":
+            sys.exit(run_show(options))
         else:
             _demo(options)
     except FlexmaskError as error:
@@ -53,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"flexmask {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
+    add_plan(commands)
+    add_verify(commands)
+    add_show(commands)
     _add_demo(commands)
     return parser
 

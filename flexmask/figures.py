@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flexmask.whole_file import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -20,7 +22,7 @@ def draw_losses(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: str | os.PathLike[str]
 ) -> None:
     """Write a PNG with one loss curve per entry of `curves`: name to (steps, losses)."""
-    figure = _figure(7, 4)
+    figure = new_figure(7, 4)
     axes = figure.add_subplot(xlabel="optimizer step", ylabel="loss, nats per trained token")
     for index, (name, (steps, losses)) in enumerate(curves.items()):
         # The first curve is drawn wide and pale, so that one that coincides with it stays visible.
@@ -30,7 +32,7 @@ def draw_losses(
         )
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_mask(mask: TreeMask, title: str, path: str | os.PathLike[str]) -> None:
@@ -41,21 +43,32 @@ def draw_mask(mask: TreeMask, title: str, path: str | os.PathLike[str]) -> None:
     grid = np.zeros((tiles.num_q_blocks, tiles.first.size))
     query, key, is_full = tiles.pairs()
     grid[query, key] = np.where(is_full, 1.0, 0.55)
-    figure = _figure(6, 6)
+    figure = new_figure(6, 6)
     axes = figure.add_subplot(xlabel="key, packed position", ylabel="query, packed position")
     axes.imshow(grid, cmap="Blues", vmin=0, vmax=1.3, extent=(0, length, length, 0))
     axes.set_title(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of width x height inches that finds room for its labels by itself."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the figure whole or not at all."""
-    partial = f"{os.fspath(path)}.partial"
-    figure.savefig(partial, format="png", dpi=150)
-    os.replace(partial, path)
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the figure as SVG or PNG, by the ending of `path`; the whole file or none.
+
+    The same figure gives the same bytes.
+    """
+    from matplotlib import rc_context
+
+    is_svg = os.fspath(path).lower().endswith(".svg")
+    with whole_file(path) as partial, rc_context({"svg.hashsalt": "flexmask"}):
+        figure.savefig(
+            partial,
+            format="svg" if is_svg else "png",
+            dpi=150,
+            metadata={"Date": None} if is_svg else None,
+        )

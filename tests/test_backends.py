@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexmask import FlexmaskError, TreeMask, attention
-from flexmask.backends import choose_backend
+from flexmask.backends import choice, choose_backend
 from flexmask.backends.api import dispatch
 from flexmask.backends.reference import MAX_TOKENS
 from flexmask.errors import MaskError, UnsupportedModelError
@@ -117,9 +117,14 @@ def test_auto_takes_reference_for_a_softcap_on_cpu():
     assert torch.equal(ours, attention(q, k, v, MASK, softcap=1.0, backend="reference"))
 
 
-def test_auto_takes_flex_on_cuda_until_triton_is_there():
+def test_auto_takes_triton_on_cuda_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(choice, "_HAS_TRITON", True)
+    assert choose_backend("cuda").name == "triton"
+    monkeypatch.setattr(choice, "_HAS_TRITON", False)
     assert choose_backend("cuda").name == "flex"
-    assert "triton" in choose_backend("cuda").reason
+    assert "triton is not installed" in choose_backend("cuda").reason
+    with pytest.raises(UnsupportedModelError, match=r"pip install .*or use backend='flex'"):
+        choose_backend("cuda", "triton")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +132,6 @@ def test_auto_takes_flex_on_cuda_until_triton_is_there():
     [
         ("cpu", "dense", MaskError, r"backend must be 'auto' or one of reference.*got 'dense'"),
         ("cpu", "triton", MaskError, r"'triton' needs CUDA tensors, got cpu; use backend='cpu'"),
-        ("cuda", "triton", UnsupportedModelError, r"not available in this version.*use.*'flex'"),
         ("cuda", "cpu", MaskError, r"backend 'cpu' needs CPU tensors, got cuda; use.*'flex'"),
         ("mps", "cpu", MaskError, r"backend 'cpu' needs CPU tensors, got mps; use.*'reference'"),
         ("mps", "flex", MaskError, r"'flex' needs CUDA or CPU tensors, got mps; use.*'reference'"),

@@ -126,6 +126,10 @@ def _implementation(name: str) -> Callable[..., Tensor]:
         from flexmask.backends.flex import flex_backend
 
         return flex_backend
+    if name == "triton":
+        from flexmask.backends.triton import triton_attention
+
+        return triton_attention
     return reference_attention
 
 

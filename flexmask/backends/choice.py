@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from flexmask.errors import MaskError, UnsupportedModelError
 
 BACKENDS = ("reference", "cpu", "flex", "triton")
+_HAS_TRITON = find_spec("triton") is not None
 
 
 class BackendChoice(NamedTuple):
@@ -32,7 +35,7 @@ def choose_backend(
 
     Raises:
         MaskError: an unknown name, or a backend that does not run on `device`.
-        UnsupportedModelError: a backend that this version does not have.
+        UnsupportedModelError: `triton` where the package is not installed.
 
     >>> choose_backend("cpu")
     BackendChoice(name='cpu', reason='flash kernels on slices, with a backward')
@@ -43,13 +46,15 @@ def choose_backend(
     if backend not in BACKENDS:
         raise MaskError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "triton":
-        if kind != "cuda":
+        if kind != "cuda" and not (kind == "cpu" and _is_interpreting()):
             raise MaskError(
                 f"backend 'triton' needs CUDA tensors, got {kind}; use backend='{_elsewhere(kind)}'"
             )
-        raise UnsupportedModelError(
-            "backend 'triton' is not available in this version of flexmask; use backend='flex'"
-        )
+        if not _HAS_TRITON:
+            raise UnsupportedModelError(
+                "backend 'triton' needs the package triton, which is not installed; "
+                "pip install 'flexmask[triton]' or use backend='flex'"
+            )
     if backend == "cpu" and kind != "cpu":
         remedy = "flex" if kind == "cuda" else "reference"
         raise MaskError(f"backend 'cpu' needs CPU tensors, got {kind}; use backend='{remedy}'")
@@ -61,13 +66,20 @@ def choose_backend(
 
 
 def _automatic(kind: str, softcap: float | None) -> BackendChoice:
+    if kind == "cuda" and _HAS_TRITON:
+        return BackendChoice("triton", "the project's own kernels")
     if kind == "cuda":
-        return BackendChoice("flex", "compiled FlexAttention; 'triton' is not in this version")
+        return BackendChoice("flex", "compiled FlexAttention; the package triton is not installed")
     if kind == "cpu" and softcap is None:
         return BackendChoice("cpu", "flash kernels on slices, with a backward")
     if kind == "cpu":
         return BackendChoice("reference", "softcap on the CPU: no flash kernel has one")
     return BackendChoice("reference", f"the only backend for {kind} tensors")
+
+
+def _is_interpreting() -> bool:
+    """Whether Triton kernels run on the CPU, in Triton's interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _elsewhere(kind: str) -> str:

@@ -1,0 +1,1 @@
+"""The subcommands of the command line: their options, and what they print."""

@@ -1,0 +1,186 @@
+"""`flexmask plan`: count a file of conversations before training on it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexmask.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+    from flexmask.samples import Sample
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand and its options."""
+    plan = commands.add_parser(
+        "plan",
+        help="count tokens, cost and pitfalls of a file of conversations",
+        allow_abbrev=False,
+    )
+    add = plan.add_argument
+    add("data", metavar="DATA", help="conversations, one JSON object a line")
+    add("--tokenizer", required=True, metavar="PATH_OR_ID", help="with its chat template")
+    add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
+    add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")
+    add("--on-bad-line", "--on_bad_line", choices=("error", "skip"), default="error")
+    add("--model", metavar="PATH_OR_ID", help="estimate speed-up and memory; its config is enough")
+    add("--dtype", choices=_DTYPES, default="auto", help="of the model's weights")
+    add(
+        "--measure",
+        type=int,
+        nargs="?",
+        const=4,
+        default=0,
+        metavar="N",
+        help="run steps on the first N conversations beside the estimate; default: 4",
+    )
+    add("--plot", metavar="FILE", help="draw turns and lengths as PNG")
+    add("--json", nargs="?", const="-", metavar="FILE", help="as JSON; without FILE, print it")
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Make the plan, print it and write what was asked for; returns the exit code.
+
+    Raises:
+        FlexmaskError: an input that cannot be used.
+    """
+    _check(options)
+    from flexmask.plan import make_plan
+    from flexmask.train import TrainConfig, load_tokenizer
+    from flexmask.whole_file import write_json
+
+    config = None if options.model is None else _load_config(options.model)
+    settings = TrainConfig(
+        options.tokenizer, options.data, output="", chat_template=options.chat_template
+    )
+    kept: list[Sequence[Sample]] = []
+
+    def keep(samples: Sequence[Sample]) -> None:
+        if len(kept) < options.measure:
+            kept.append(samples)
+
+    plan = make_plan(
+        options.data,
+        load_tokenizer(settings),
+        max_tokens=options.max_tokens,
+        on_bad_line=options.on_bad_line,
+        progress=_progress(options.data),
+        watch=keep,
+    )
+    report = plan.to_json() | {"estimate": None, "measured": None}
+    from flexmask.plan_report import plan_text
+
+    texts = [plan_text(plan)]
+    if config is not None:
+        _add_model(options, config, plan, kept, report, texts)
+    print(json.dumps(report, indent=2) if options.json == "-" else "\n\n".join(texts))
+    if options.json not in (None, "-"):
+        write_json(report, options.json)
+    if options.plot is not None:
+        from flexmask.plan_figure import draw_plan
+
+        draw_plan(plan, options.plot)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise DataError, before anything runs, for options that do not go together."""
+    from flexmask.whole_file import check_target
+
+    for option, target in (("--json", options.json), ("--plot", options.plot)):
+        if target not in (None, "-"):
+            check_target(target, option)
+    if options.measure < 0:
+        raise DataError(f"--measure must be at least 1, got {options.measure}")
+    if options.measure and options.model is None:
+        raise DataError("--measure runs steps of a model; name one with --model")
+
+
+def _progress(path: str) -> Any:
+    """A progress bar over the lines of a file, on stderr."""
+    from tqdm import tqdm
+
+    total = _count_lines(Path(path))
+
+    def progress(items: Iterable[Any]) -> Iterable[Any]:
+        return tqdm(
+            items, desc=f"reading {path}", unit=" conversations", total=total, file=sys.stderr
+        )
+
+    return progress
+
+
+def _count_lines(path: Path) -> int | None:
+    """How many lines a file has, None where it cannot be read: reading it will say why."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) or None
+    except OSError:
+        return None
+
+
+def _load_config(source: str) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    from flexmask.train import load_pretrained
+
+    return load_pretrained(AutoConfig.from_pretrained, source, "model config")
+
+
+def _add_model(
+    options: argparse.Namespace,
+    config: PreTrainedConfig,
+    plan: Any,
+    kept: list[Sequence[Sample]],
+    report: dict[str, Any],
+    texts: list[str],
+) -> None:
+    """Add the estimate for a model and, where asked for, measured steps."""
+    import copy
+
+    import torch
+
+    from flexmask.estimate import estimate
+    from flexmask.plan_report import estimate_text, measured_text
+
+    dtype = _dtype(options.dtype, config)
+    guess = estimate(plan, copy.deepcopy(config), dtype)
+    report["estimate"] = guess.to_json()
+    texts.append(estimate_text(guess))
+    if not options.measure:
+        return
+    from tqdm import tqdm
+
+    from flexmask.measure import measure_steps
+
+    measured = measure_steps(
+        config,
+        kept,
+        dtype=dtype,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        saved_per_token=guess.saved_bytes_per_token,
+        progress=lambda rounds: tqdm(rounds, desc="measuring", unit="round", file=sys.stderr),
+    )
+    report["measured"] = measured.to_json()
+    texts.append(measured_text(measured))
+
+
+def _dtype(name: str, config: PreTrainedConfig) -> torch.dtype:
+    import torch
+
+    if name != "auto":
+        return getattr(torch, name)
+    own = config.get_text_config(decoder=True).dtype
+    return own if isinstance(own, torch.dtype) else torch.float32

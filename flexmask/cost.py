@@ -1,0 +1,130 @@
+"""What a training step costs: floating point operations, linear in tokens but for attention.
+
+For each token 6 operations a parameter of a linear layer (2 forward, 4 backward), for each visible
+pair 12 a unit of width of the query heads (two products forward, four backward), for each position
+6 a parameter of the head. Embeddings, norms, softmax, loss and update count nothing. No constant is
+fitted: the predicted speed-up is a quotient of these sums, and `flexmask plan --measure` puts
+measured steps beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flexmask.errors import UnsupportedModelError
+from flexmask.model.families import check_model
+from flexmask.model.structure import find_decoder, text_config
+from flexmask.samples import Sample
+from flexmask.tree import PrefixTree
+
+_NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_NUM_ACTIVE = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token")
+
+
+class Work(NamedTuple):
+    """What goes through a model: tokens, and visible pairs (q, k). The head sees every token."""
+
+    num_tokens: int = 0
+    num_pairs: int = 0
+
+    def plus(self, other: Work) -> Work:
+        """The work of both."""
+        return Work(self.num_tokens + other.num_tokens, self.num_pairs + other.num_pairs)
+
+
+def single_pass_work(tree: PrefixTree) -> Work:
+    """The work of one pass over a tree: every token sees its ancestors and itself."""
+    pairs = tree.lengths * tree.depths + tree.lengths * (tree.lengths + 1) // 2
+    return Work(tree.num_tokens, int(pairs.sum()))
+
+
+def npass_work(lengths: Iterable[int]) -> Work:
+    """The work of N-pass over samples of these lengths, packed end to end or not."""
+    sizes = np.fromiter(lengths, np.int64)
+    return Work(int(sizes.sum()), int((sizes * (sizes + 1) // 2).sum()))
+
+
+def work_of(samples: Iterable[Sample]) -> Work:
+    """The work of N-pass over `samples`."""
+    return npass_work(map(len, samples))
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """What one unit of work costs with a model.
+
+    Attributes:
+        num_parameters: all of them.
+        linear: parameters of linear layers that one token meets; of experts, the active share.
+        attention_width: heads times their width, added up over the layers.
+        head: parameters of the output head, 0 without one.
+    """
+
+    num_parameters: int
+    linear: float
+    attention_width: int
+    head: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> CostModel:
+        """The cost of a model; one on the meta device will do.
+
+        Raises:
+            UnsupportedModelError: it cannot be patched, or does not say how many experts a token
+                meets.
+        """
+        check_model(model, model)
+        config, decoder = text_config(model), find_decoder(model)
+        head = model.get_output_embeddings()
+        width = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        return cls(
+            num_parameters=model.num_parameters(),
+            linear=_linear_parameters(decoder, config),
+            attention_width=config.num_hidden_layers * config.num_attention_heads * width,
+            head=0 if head is None else head.weight.numel(),
+        )
+
+    def flops(self, work: Work) -> float:
+        """Operations of forward and backward."""
+        per_token = 6 * (self.linear + self.head)
+        return per_token * work.num_tokens + 12 * self.attention_width * work.num_pairs
+
+    def speed_up(self, before: Work, after: Work) -> float:
+        """How many times faster `after` is than `before`, at the same operations a second."""
+        return self.flops(before) / self.flops(after)
+
+
+def _linear_parameters(decoder: PreTrainedModel, config: PreTrainedConfig) -> float:
+    embeddings = {
+        id(module.weight) for module in decoder.modules() if isinstance(module, nn.Embedding)
+    }
+    total = 0.0
+    for name, parameter in decoder.named_parameters():
+        if parameter.ndim < 2 or id(parameter) in embeddings:
+            continue
+        is_expert = parameter.ndim == 3 or ".experts." in name
+        total += parameter.numel() * (_active_share(config) if is_expert else 1.0)
+    return total
+
+
+def _active_share(config: Any) -> float:
+    """The share of a mixture's experts that one token meets."""
+    counts = [
+        next((getattr(config, name) for name in names if getattr(config, name, None)), None)
+        for names in (_NUM_ACTIVE, _NUM_EXPERTS)
+    ]
+    active, num_experts = (value[0] if isinstance(value, list) else value for value in counts)
+    if active is None or num_experts is None:
+        raise UnsupportedModelError(
+            f"model_type {config.model_type!r}: its config does not say how many experts a token "
+            "meets; plan without --model"
+        )
+    return active / num_experts

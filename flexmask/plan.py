@@ -1,0 +1,253 @@
+"""A file of conversations counted before it is trained on: tokens, pairs, tiles, losses.
+
+Conversations go by one at a time. Nothing of one is kept but sums and histograms of fixed size, so
+memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flexmask.cost import Work, npass_work, single_pass_work, work_of
+from flexmask.data_files import read_conversations
+from flexmask.errors import DataError, FlexmaskError
+from flexmask.histogram import Histogram
+from flexmask.layout import lay_out
+from flexmask.mask.tiles import tile_ranges
+from flexmask.messages import Conversation
+from flexmask.mistraining import Mistraining, count_mistrained
+from flexmask.samples import Sample, render_samples
+from flexmask.splitting import split_tree
+from flexmask.tree import PrefixTree, build_tree
+
+TILE = 128  # tokens on a side, as FlexAttention has them by default
+_LISTED = 20  # bad lines that are kept to be shown
+
+
+@dataclass(slots=True)
+class Overflow:
+    """What a row budget does to the conversations that are larger than it.
+
+    Attributes:
+        max_tokens: the budget.
+        conversations: how many are larger.
+        pieces: into how many rows they are cut.
+        repeated_tokens: history that the cut computes again.
+        too_long_samples: samples longer than the budget: `--on_overflow split` refuses them, `drop`
+            leaves them out.
+        too_long_trained_tokens: trained tokens in those.
+        lost_conversations: conversations of which no sample is left.
+        tokens: of the single pass over what is left, repeated history counted.
+        npass_tokens: of N-pass over the same samples.
+    """
+
+    max_tokens: int
+    conversations: int = 0
+    pieces: int = 0
+    repeated_tokens: int = 0
+    too_long_samples: int = 0
+    too_long_trained_tokens: int = 0
+    lost_conversations: int = 0
+    tokens: int = 0
+    npass_tokens: int = 0
+
+    def add(self, tree: PrefixTree, samples: Sequence[Sample]) -> None:
+        """Count one conversation."""
+        if tree.num_tokens <= self.max_tokens:
+            self.tokens += tree.num_tokens
+            self.npass_tokens += tree.num_sample_tokens
+            return
+        pieces, too_long = split_tree(tree, self.max_tokens)
+        kept = sum(piece.num_tokens for piece in pieces)
+        trained = {sample.key: sample.num_trained for sample in samples}
+        self.conversations += 1
+        self.pieces += len(pieces)
+        self.repeated_tokens += kept - _num_distinct(tree, {leaf.key for leaf in too_long})
+        self.too_long_samples += len(too_long)
+        self.too_long_trained_tokens += sum(trained[leaf.key] for leaf in too_long)
+        self.lost_conversations += not pieces
+        self.tokens += kept
+        self.npass_tokens += sum(piece.num_sample_tokens for piece in pieces)
+
+
+@dataclass(slots=True)
+class Largest:
+    """The most tokens that one conversation brings into one row, by way of training.
+
+    Attributes:
+        npass: its longest sample.
+        packed_npass: all of its samples end to end.
+        single_pass: its tree.
+    """
+
+    npass: int = 0
+    packed_npass: int = 0
+    single_pass: int = 0
+
+    def add(self, tree: PrefixTree) -> None:
+        """Take note of one conversation."""
+        self.npass = max(self.npass, tree.depth)
+        self.packed_npass = max(self.packed_npass, tree.num_sample_tokens)
+        self.single_pass = max(self.single_pass, tree.num_tokens)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is known of the conversations so far.
+
+    Attributes:
+        overflow: what a row budget would do, None without one.
+        conversations, samples, trained_tokens: how many; a sample is a trained assistant message.
+        npass, single_pass: tokens and visible pairs; packed N-pass has those of N-pass.
+        npass_tiles, single_pass_tiles: visited tiles of 128 x 128, each sequence or tree a row.
+        turns: samples in a conversation.
+        conversation_tokens: tokens of a conversation's tree.
+        sample_tokens: tokens of a sample.
+        largest: the largest rows.
+        mistrained: trained tokens that other pipelines get wrong.
+        num_bad_lines: lines that were skipped.
+        bad_lines: the first of them, as (line, reason).
+    """
+
+    overflow: Overflow | None = None
+    conversations: int = 0
+    samples: int = 0
+    trained_tokens: int = 0
+    npass: Work = field(default_factory=Work)
+    single_pass: Work = field(default_factory=Work)
+    npass_tiles: int = 0
+    single_pass_tiles: int = 0
+    turns: Histogram = field(default_factory=Histogram)
+    conversation_tokens: Histogram = field(default_factory=Histogram)
+    sample_tokens: Histogram = field(default_factory=Histogram)
+    largest: Largest = field(default_factory=Largest)
+    mistrained: Mistraining = field(default_factory=Mistraining)
+    num_bad_lines: int = 0
+    bad_lines: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, conversation: Conversation, samples: Sequence[Sample], tokenizer: Any) -> None:
+        """Count one conversation and its samples."""
+        tree = build_tree(samples)
+        self.conversations += 1
+        self.samples += len(samples)
+        self.trained_tokens += sum(sample.num_trained for sample in samples)
+        self.npass = self.npass.plus(work_of(samples))
+        self.single_pass = self.single_pass.plus(single_pass_work(tree))
+        self.single_pass_tiles += tile_ranges(lay_out(tree).subtree_end, TILE, TILE).num_visited
+        self.turns.add(len(samples))
+        self.conversation_tokens.add(tree.num_tokens)
+        for sample in samples:
+            self.sample_tokens.add(len(sample))
+            self.npass_tiles += npass_work([-(-len(sample) // TILE)]).num_pairs
+        self.largest.add(tree)
+        self.mistrained.add(count_mistrained(conversation, samples, tokenizer))
+        if self.overflow is not None:
+            self.overflow.add(tree, samples)
+
+    def skip(self, line: int, reason: str) -> None:
+        """Count a bad line."""
+        self.num_bad_lines += 1
+        if len(self.bad_lines) < _LISTED:
+            self.bad_lines.append((line, reason))
+
+    @property
+    def token_ratio(self) -> float:
+        """Tokens of N-pass for each token of the single pass."""
+        return self.npass.num_tokens / self.single_pass.num_tokens
+
+    @property
+    def tile_density(self) -> float:
+        """Visible pairs for each pair in a visited tile, in the single pass."""
+        return self.single_pass.num_pairs / (self.single_pass_tiles * TILE**2)
+
+    @property
+    def npass_tile_density(self) -> float:
+        """The same in N-pass."""
+        return self.npass.num_pairs / (self.npass_tiles * TILE**2)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data; the names are documented in docs/cli.md."""
+        return {
+            "conversations": self.conversations,
+            "samples": self.samples,
+            "trained_tokens": self.trained_tokens,
+            "npass_tokens": self.npass.num_tokens,
+            "single_pass_tokens": self.single_pass.num_tokens,
+            "token_ratio": self.token_ratio,
+            "npass_visible_pairs": self.npass.num_pairs,
+            "single_pass_visible_pairs": self.single_pass.num_pairs,
+            "npass_tile_density": self.npass_tile_density,
+            "tile_density": self.tile_density,
+            "largest_row_tokens": asdict(self.largest),
+            "turns": self.turns.to_json(),
+            "conversation_tokens": self.conversation_tokens.to_json(),
+            "sample_tokens": self.sample_tokens.to_json(),
+            "mistrained_tokens": self.mistrained.to_json(),
+            "overflow": None if self.overflow is None else asdict(self.overflow),
+            "num_bad_lines": self.num_bad_lines,
+            "bad_lines": [{"line": line, "reason": reason} for line, reason in self.bad_lines],
+        }
+
+
+def make_plan(
+    path: str | os.PathLike[str],
+    tokenizer: Any,
+    *,
+    max_tokens: int | None = None,
+    on_bad_line: str = "error",
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    watch: Callable[[Sequence[Sample]], None] | None = None,
+) -> Plan:
+    """The plan for the conversations of a JSON Lines file.
+
+    Args:
+        path: the file.
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        max_tokens: budget of a row, or None.
+        on_bad_line: "error" raises at the first line that cannot be used, "skip" counts it.
+        progress: wraps the iteration over conversations, such as `tqdm.tqdm`.
+        watch: given the samples of each conversation as it goes by.
+
+    Raises:
+        DataError, TemplateError: the file or a line of it cannot be used; the message names it.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
+    file = read_conversations(path, on_bad_line=on_bad_line)
+    plan = Plan(None if max_tokens is None else Overflow(max_tokens))
+    for conversation in progress(file):
+        _take_bad_lines(plan, file.bad_lines)
+        try:
+            samples = render_samples(conversation, tokenizer)
+        except FlexmaskError as error:
+            if on_bad_line == "error":
+                raise
+            plan.skip(_line_of(conversation), str(error))
+            continue
+        plan.add(conversation, samples, tokenizer)
+        if watch is not None:
+            watch(samples)
+    _take_bad_lines(plan, file.bad_lines)
+    if not plan.conversations:
+        raise DataError(f"{path}: no conversation can be used; the first: {plan.bad_lines[0][1]}")
+    return plan
+
+
+def _take_bad_lines(plan: Plan, bad_lines: list[Any]) -> None:
+    """Count the lines that the file has listed since, and forget them there."""
+    for bad in bad_lines:
+        plan.skip(bad.line, bad.reason)
+    bad_lines.clear()
+
+
+def _line_of(conversation: Conversation) -> int:
+    return int((conversation.where or ":0").rpartition(":")[2])
+
+
+def _num_distinct(tree: PrefixTree, dropped: set[Any]) -> int:
+    """Tokens of `tree` that a sample other than the dropped ones needs."""
+    kept = {s for leaf in tree.leaves if leaf.key not in dropped for s in tree.path(leaf.segment)}
+    return int(tree.lengths[sorted(kept)].sum()) if kept else 0

@@ -1,0 +1,124 @@
+"""Loss and gradients of single turns: through the packed row, and through N-pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flexmask.layout import IGNORE_INDEX
+from flexmask.loss import target_logprobs
+from flexmask.npass import npass_batches
+from flexmask.packing import PackedRow
+from flexmask.samples import Sample
+
+Gradients = dict[str, Tensor]
+
+
+class TurnResult(NamedTuple):
+    """What one turn gives.
+
+    Attributes:
+        losses: of each trained token, fp64 [n], on the CPU.
+        gradients: of their mean, by parameter.
+    """
+
+    losses: Tensor
+    gradients: Gradients
+
+
+def npass_turn(model: nn.Module, sample: Sample) -> TurnResult:
+    """One sample alone through an unpatched model."""
+    losses = npass_losses(model, sample)
+    return TurnResult(_keep(losses), _gradients(model, losses.mean(), retain_graph=False))
+
+
+def npass_losses(model: nn.Module, sample: Sample) -> Tensor:
+    """The loss of each trained token of a sample, [n], through an unpatched model."""
+    (batch,) = npass_batches([sample])
+    labels = batch["shift_labels"]
+    inputs = {name: batch[name].to(device_of(model)) for name in ("input_ids", "position_ids")}
+    logprobs = target_logprobs(model(**inputs).logits, labels)
+    return -logprobs[0, (labels[0] != IGNORE_INDEX).to(logprobs.device)]
+
+
+def single_pass_turn(
+    model: nn.Module, row: PackedRow, logprobs: Tensor, number: int, sample: Sample
+) -> TurnResult:
+    """One sample of a packed row; its graph is kept for the others.
+
+    Args:
+        model: whose parameters the gradients are of.
+        row: the row.
+        logprobs: of the row, from `row_logprobs`.
+        number: of the sample in the row.
+        sample: the sample itself.
+    """
+    trained = np.flatnonzero(sample.loss_weights[1:]) + 1
+    predicting = row.sample_indices[number][trained - 1]
+    if not np.array_equal(row.shift_labels[predicting], sample.input_ids[trained]):
+        raise AssertionError("a packed position predicts another token than its sample's")
+    losses = -logprobs[torch.from_numpy(predicting).to(logprobs.device)]
+    return TurnResult(_keep(losses), _gradients(model, losses.mean(), retain_graph=True))
+
+
+def row_logprobs(
+    model: nn.Module, row: PackedRow, *, subtree_end: np.ndarray | None = None
+) -> Tensor:
+    """The log-probability of each packed position's target, [L]; 0 where there is none.
+
+    Args:
+        model: a patched model.
+        row: the row.
+        subtree_end: a mask in place of the row's own.
+    """
+    batch = row.to_batch()
+    if subtree_end is not None:
+        batch["subtree_end"] = torch.from_numpy(subtree_end)[None]
+    names = ("input_ids", "position_ids", "subtree_end")
+    logits = model(**{name: batch[name].to(device_of(model)) for name in names}).logits
+    return target_logprobs(logits, batch["shift_labels"])[0]
+
+
+def step_result(
+    model: nn.Module, batches: Sequence[dict[str, Tensor]], num_trained: int
+) -> tuple[float, Gradients]:
+    """Loss and gradients of an optimizer step, as the model itself computes its loss."""
+    model.zero_grad(set_to_none=True)
+    total = 0.0
+    for batch in batches:
+        moved = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+        loss = model(**moved, num_items_in_batch=num_trained).loss
+        loss.backward()
+        total += float(loss.detach())
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    model.zero_grad(set_to_none=True)
+    return total, gradients
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter is."""
+    return next(model.parameters()).device
+
+
+def _gradients(model: nn.Module, loss: Tensor, *, retain_graph: bool) -> Gradients:
+    """The gradient of each trainable parameter; zeros where it plays no part."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(
+        loss, list(named.values()), retain_graph=retain_graph, allow_unused=True
+    )
+    return {
+        name: torch.zeros_like(p) if gradient is None else gradient
+        for (name, p), gradient in zip(named.items(), found, strict=True)
+    }
+
+
+def _keep(losses: Tensor) -> Tensor:
+    return losses.detach().double().cpu()

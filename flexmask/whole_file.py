@@ -1,0 +1,40 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flexmask.errors import DataError
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path`: it takes its name when the block ends well, else it goes."""
+    partial = Path(f"{os.fspath(path)}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(data: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def check_target(path: str | os.PathLike[str], option: str) -> None:
+    """Raise DataError, before a long run, unless a file can be written to `path`."""
+    target = Path(path)
+    if target.is_dir():
+        raise DataError(f"{target}: is a folder; name a file for {option}")
+    if not target.parent.is_dir():
+        raise DataError(f"{target}: no such folder; make it, or name another file for {option}")
+    if not os.access(target.parent, os.W_OK):
+        raise DataError(f"{target}: the folder cannot be written to; name another for {option}")

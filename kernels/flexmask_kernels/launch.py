@@ -1,0 +1,331 @@
+"""Forward and backward passes: check, allocate, launch. Which tile sizes is `configs`' decision.
+
+Nothing here waits for the device or depends on its values, so a CUDA graph can hold it all.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from flexmask_kernels.backward_keys import backward_keys_kernel
+from flexmask_kernels.backward_queries import backward_queries_kernel, delta_kernel
+from flexmask_kernels.configs import MAX_WIDTH, Config, block_width, num_head_splits, num_processors
+from flexmask_kernels.forward import forward_kernel
+from flexmask_kernels.planning import Plan, plan_lines
+from flexmask_kernels.tuning import choose_config
+
+_DELTA_BLOCK = 32  # queries
+_LOG2E = math.log2(math.e)
+
+
+class Options(NamedTuple):
+    """What changes the scores or the mask, apart from the tensors.
+
+    Attributes:
+        scale: factor of the scores, above 0.
+        softcap: bound of the scores, or None.
+        window: in positions, or None.
+    """
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+
+
+class Inputs(NamedTuple):
+    """The tensors of both passes.
+
+    Attributes:
+        q: [B, H, L, D], fp32, bf16 or fp16; any strides, like the next two.
+        k: [B, H_kv, L, D].
+        v: [B, H_kv, L, D_v].
+        end: int32 [B, L] or [1, L], subtree ends.
+        positions: int32, like `end`; None without a window.
+        sinks: fp32 [H], or None.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    end: Tensor
+    positions: Tensor | None = None
+    sinks: Tensor | None = None
+
+
+class Counters(NamedTuple):
+    """Tiles visited, int32 [2] each: full ones, partial ones. For tests; counting takes time."""
+
+    forward: Tensor
+    backward_queries: Tensor
+    backward_keys: Tensor
+
+
+def empty_output(q: Tensor, v: Tensor) -> Tensor:
+    """[B, H, L, D_v] as a view of [B, L, H, D_v], the layout that models go on with."""
+    return empty_gradient(q, v.shape[3])
+
+
+def empty_gradient(x: Tensor, width: int | None = None) -> Tensor:
+    """[B, heads, L, width or x's own] as a view of [B, L, heads, width]."""
+    B, heads, L, D = x.shape
+    shape = (B, L, heads, width or D)
+    return torch.empty(shape, dtype=x.dtype, device=x.device).transpose(1, 2)
+
+
+def forward(
+    inputs: Inputs, options: Options, counters: Counters | None = None
+) -> tuple[Tensor, Tensor]:
+    """The output [B, H, L, D_v] and lse2, the base-2 logsumexp of the scores, fp32 [B, H, L].
+
+    Raises:
+        ValueError: heads wider than MAX_WIDTH, or a dtype that the kernels do not have.
+    """
+    inputs = _prepare(inputs, options)
+    q, k, v = inputs.q, inputs.k, inputs.v
+    B, H, L, _ = q.shape
+    config = choose_config("forward", q, v)
+    plan = plan_lines(inputs.end, inputs.positions, options.window, config, by_key=False)
+    out = empty_output(q, v)
+    lse2 = torch.empty(B, H, L, dtype=torch.float32, device=q.device)
+    forward_kernel[(plan.lines.shape[1] * (H // k.shape[1]), k.shape[1], B)](
+        out_ptr=out,
+        lse2_ptr=lse2,
+        sink_ptr=inputs.sinks,
+        stride_ob=out.stride(0),
+        stride_oh=out.stride(1),
+        stride_o=out.stride(2),
+        HAS_SINKS=inputs.sinks is not None,
+        **_common(inputs, options, config, plan, None if counters is None else counters.forward),
+    )
+    return out, lse2
+
+
+def backward(
+    dout: Tensor,
+    inputs: Inputs,
+    out: Tensor,
+    lse2: Tensor,
+    options: Options,
+    *,
+    deterministic: bool,
+    counters: Counters | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The gradients of q, k, v and sinks, the last in fp32.
+
+    Args:
+        dout: gradient of the output [B, H, L, D_v].
+        inputs: those of the forward pass.
+        out: its output.
+        lse2: its logsumexp.
+        options: those of the forward pass.
+        deterministic: dq in a kernel of its own, the same bits on every run; else by atomic sums.
+        counters: where to count tiles.
+    """
+    inputs = _prepare(inputs, options)
+    B, H, L, _ = out.shape
+    dout = _unit_stride(dout)
+    delta = torch.empty(B, H, L, dtype=torch.float32, device=out.device)
+    delta_kernel[(triton.cdiv(L, _DELTA_BLOCK), H, B)](
+        out_ptr=out,
+        dout_ptr=dout,
+        delta_ptr=delta,
+        stride_ob=out.stride(0),
+        stride_oh=out.stride(1),
+        STRIDE_O=out.stride(2),
+        stride_dob=dout.stride(0),
+        stride_doh=dout.stride(1),
+        STRIDE_DO=dout.stride(2),
+        L=L,
+        H=H,
+        D_V=out.shape[3],
+        BLOCK_D_V=block_width(out.shape[3]),
+        BLOCK_Q=_DELTA_BLOCK,
+    )
+    saved = (dout, lse2, delta)
+    dq = empty_gradient(inputs.q)
+    if deterministic:
+        _launch_queries(dq, inputs, saved, options, counters)
+        dk, dv = _launch_keys(None, inputs, saved, options, counters)
+    else:
+        dq_sum = torch.zeros(inputs.q.shape, dtype=torch.float32, device=dq.device)
+        dk, dv = _launch_keys(dq_sum, inputs, saved, options, counters)
+        torch.mul(dq_sum, options.scale, out=dq)
+    dsinks = None
+    if inputs.sinks is not None:
+        weight = torch.exp2(inputs.sinks.view(1, H, 1) * _LOG2E - lse2)
+        dsinks = -(weight * delta).sum((0, 2))
+    return dq, dk, dv, dsinks
+
+
+def _launch_queries(
+    dq: Tensor,
+    inputs: Inputs,
+    saved: tuple[Tensor, Tensor, Tensor],
+    options: Options,
+    counters: Counters | None,
+) -> None:
+    """Compute dq; `saved` holds dout, lse2 and delta."""
+    dout, lse2, delta = saved
+    q, k, v = inputs.q, inputs.k, inputs.v
+    config = choose_config("backward_queries", q, v)
+    plan = plan_lines(inputs.end, inputs.positions, options.window, config, by_key=False)
+    counter = None if counters is None else counters.backward_queries
+    backward_queries_kernel[(plan.lines.shape[1] * (q.shape[1] // k.shape[1]), *_grid(k))](
+        dout_ptr=dout,
+        lse2_ptr=lse2,
+        delta_ptr=delta,
+        dq_ptr=dq,
+        stride_dob=dout.stride(0),
+        stride_doh=dout.stride(1),
+        STRIDE_DO=dout.stride(2),
+        stride_dqb=dq.stride(0),
+        stride_dqh=dq.stride(1),
+        stride_dq=dq.stride(2),
+        scale=options.scale,
+        **_common(inputs, options, config, plan, counter),
+    )
+
+
+def _launch_keys(
+    dq_sum: Tensor | None,
+    inputs: Inputs,
+    saved: tuple[Tensor, Tensor, Tensor],
+    options: Options,
+    counters: Counters | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute dk and dv, and add dq to `dq_sum` if there is one."""
+    dout, lse2, delta = saved
+    q, k, v = inputs.q, inputs.k, inputs.v
+    B, H_kv, L, D = k.shape
+    config = choose_config("backward_keys" if dq_sum is None else "backward_fused", q, v)
+    plan = plan_lines(inputs.end, inputs.positions, options.window, config, by_key=True)
+    num_lines = plan.lines.shape[1]
+    group = q.shape[1] // H_kv
+    dk, dv = empty_gradient(k), empty_gradient(v)
+    if dq_sum is not None:
+        num_splits = group
+    else:
+        num_splits = num_head_splits(group, num_lines * H_kv * B, num_processors(q.device))
+    parts, adds = (dk, dv), dq_sum is not None and num_splits > 1
+    if num_splits > 1:
+        allocate = torch.zeros if adds else torch.empty
+        heads = (B, H_kv if adds else H_kv * num_splits, L)
+        parts = (
+            allocate(*heads, D, dtype=torch.float32, device=k.device),
+            allocate(*heads, v.shape[3], dtype=torch.float32, device=k.device),
+        )
+    backward_keys_kernel[(num_lines * num_splits, *_grid(k))](
+        dout_ptr=dout,
+        lse2_ptr=lse2,
+        delta_ptr=delta,
+        dq_ptr=dq_sum,
+        dk_ptr=parts[0],
+        dv_ptr=parts[1],
+        stride_dob=dout.stride(0),
+        stride_doh=dout.stride(1),
+        STRIDE_DO=dout.stride(2),
+        stride_dkb=parts[0].stride(0),
+        stride_dkh=parts[0].stride(1),
+        stride_dk=parts[0].stride(2),
+        stride_dvb=parts[1].stride(0),
+        stride_dvh=parts[1].stride(1),
+        stride_dv=parts[1].stride(2),
+        num_splits=num_splits,
+        scale=options.scale,
+        ADDS_DQ=dq_sum is not None,
+        ADDS_DKV=adds,
+        **_common(
+            inputs, options, config, plan, None if counters is None else counters.backward_keys
+        ),
+    )
+    if num_splits > 1:
+        for grad, part in zip((dk, dv), parts, strict=True):
+            grad.copy_(part if adds else part.unflatten(1, (H_kv, num_splits)).sum(2))
+    return dk, dv
+
+
+def _common(
+    inputs: Inputs, options: Options, config: Config, plan: Plan, counter: Tensor | None
+) -> dict[str, Any]:
+    """The arguments that all three attention kernels take."""
+    q, k, v = inputs.q, inputs.k, inputs.v
+    width, value_width = q.shape[3], v.shape[3]
+    softcap = options.softcap
+    is_tf32 = q.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    return {
+        "q_ptr": q,
+        "k_ptr": k,
+        "v_ptr": v,
+        "end_ptr": inputs.end,
+        "position_ptr": inputs.positions,
+        "plan_ptr": plan.lines,
+        "tiles_ptr": plan.tiles,
+        "order_ptr": plan.order,
+        "counter_ptr": counter,
+        "stride_qb": q.stride(0),
+        "stride_qh": q.stride(1),
+        "STRIDE_Q": q.stride(2),
+        "stride_kb": k.stride(0),
+        "stride_kh": k.stride(1),
+        "STRIDE_K": k.stride(2),
+        "stride_vb": v.stride(0),
+        "stride_vh": v.stride(1),
+        "STRIDE_V": v.stride(2),
+        "L": q.shape[2],
+        "H": q.shape[1],
+        "H_KV": k.shape[1],
+        "num_lines": plan.lines.shape[1],
+        "capacity": plan.capacity,
+        "num_rows": inputs.end.shape[0],
+        "window": options.window or 0,
+        "before_tanh": options.scale / (softcap or 1.0),
+        "to_log2": (softcap or options.scale) * _LOG2E,
+        "D": width,
+        "D_V": value_width,
+        "BLOCK_D": block_width(width),
+        "BLOCK_D_V": block_width(value_width),
+        "BLOCK_Q": config.block_q,
+        "BLOCK_K": config.block_k,
+        "HAS_SOFTCAP": softcap is not None,
+        "HAS_WINDOW": options.window is not None,
+        "PRECISION": "tf32" if is_tf32 else "ieee",
+        "COUNT_TILES": counter is not None,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,  # scores * to_log2 - lse2 is one instruction
+    }
+
+
+def _prepare(inputs: Inputs, options: Options) -> Inputs:
+    """The inputs as the kernels read them; copies only what has no unit stride in a row."""
+    q, k, v, end, positions, sinks = inputs
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"q must be fp32, bf16 or fp16, got {q.dtype}")
+    widest = max(q.shape[3], v.shape[3])
+    if widest > MAX_WIDTH:
+        raise ValueError(f"heads must be at most {MAX_WIDTH} wide, got {widest}")
+    if options.window is None:
+        positions = None
+    elif positions is not None and positions.shape != end.shape:
+        shape = torch.broadcast_shapes(positions.shape, end.shape)
+        positions, end = positions.expand(shape), end.expand(shape)
+    return Inputs(
+        *(_unit_stride(x) for x in (q, k, v)),
+        end=end.to(torch.int32).contiguous(),
+        positions=None if positions is None else positions.to(torch.int32).contiguous(),
+        sinks=None if sinks is None else sinks.to(torch.float32).contiguous(),
+    )
+
+
+def _grid(k: Tensor) -> tuple[int, int]:
+    """The second and third axis of every attention kernel's grid: key heads, rows."""
+    return k.shape[1], k.shape[0]
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,0 +1,95 @@
+"""Which configuration a launch uses: the one measured on this machine, else the shipped one.
+
+Measured ones are kept in one small file, by default ~/.cache/flexmask/configs.json (the directory
+is FLEXMASK_CACHE, or XDG_CACHE_HOME/flexmask). A line is keyed on what the compiled code depends
+on: kernel, chip, triton, dtype, padded head widths. The length of a row is no part of a key, so a
+new length neither measures nor compiles anything. `autotune` writes the file, on request only: an
+ordinary first call compiles one configuration per kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+from flexmask_kernels.configs import Config, block_width, capability_of, default_config
+
+_forced: dict[str, Config] = {}
+
+
+def choose_config(kernel: str, q: Tensor, v: Tensor) -> Config:
+    """The configuration to launch `kernel` with, for tensors like q [..., D] and v [..., D_v]."""
+    if kernel in _forced:
+        return _forced[kernel]
+    measured = _measured(cache_path()).get(config_key(kernel, q, v))
+    if measured is not None:
+        return measured
+    width = max(q.shape[3], v.shape[3])
+    return default_config(kernel, capability_of(q.device), width, q.element_size())
+
+
+@contextmanager
+def forced_configs(configs: dict[str, Config]) -> Iterator[None]:
+    """Use these configurations, by kernel, whatever was measured or shipped."""
+    before = dict(_forced)
+    _forced.update(configs)
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def config_key(kernel: str, q: Tensor, v: Tensor) -> str:
+    """What a measured configuration holds for.
+
+    >>> q = torch.empty(1, 8, 4096, 80)
+    >>> config_key("forward", q, q).split(", ")[2:]
+    ['float32', 'D128', 'D_v128']
+    """
+    chip = "interpreter"
+    if q.device.type == "cuda":
+        chip = torch.cuda.get_device_name(q.device)
+    dtype = str(q.dtype).removeprefix("torch.")
+    widths = f"D{block_width(q.shape[3])}, D_v{block_width(v.shape[3])}"
+    return f"{kernel}, {chip} triton {triton.__version__}, {dtype}, {widths}"
+
+
+def cache_path() -> Path:
+    """The file of measured configurations; it may not exist."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flexmask"
+    return Path(os.environ.get("FLEXMASK_CACHE") or home) / "configs.json"
+
+
+def save_config(key: str, config: Config) -> None:
+    """Keep a measured configuration; the file is replaced in one step, other lines stay."""
+    path = cache_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = {name: list(line) for name, line in _read(path).items()}
+    lines[key] = list(config)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(lines, indent=1, sort_keys=True) + "\n")
+    draft.replace(path)
+    _measured.cache_clear()
+
+
+@cache
+def _measured(path: Path) -> dict[str, Config]:
+    """The measured configurations, read once in a process."""
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Config]:
+    """The lines of the file; an unreadable one counts as empty, it is only a cache."""
+    try:
+        return {key: Config(*line) for key, line in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,124 @@
+"""Every kernel compiled for chips that are not there: registers, spills, shared memory, wgmma."""
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from triton_compile import CUOBJDUMP, compile_launch, launches  # noqa: E402 (after the skip)
+
+pytestmark = pytest.mark.skipif(not CUOBJDUMP.exists(), reason="needs Triton's cuobjdump")
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "kernels.md"
+CAPABILITIES = (80, 90, 100)
+WIDTHS = (64, 128, 256)
+ATTENTION = ("forward", "backward_queries", "backward_keys", "backward_fused")
+MAX_REGISTERS = 255
+# bytes a program; sm_80 shares its configurations with chips that have 99 KB
+MAX_SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+@cache
+def compiled(name, capability, width, value_width=None, dtype=torch.bfloat16, options=()):
+    found = launches(
+        capability, width=width, value_width=value_width, dtype=dtype, **dict(options)
+    )[name]
+    return found, compile_launch(found, capability)
+
+
+def check_limits(binary, capability):
+    assert binary.stack == 0, "registers are spilled"
+    assert binary.registers <= MAX_REGISTERS
+    assert binary.shared <= MAX_SHARED[capability]
+
+
+@pytest.mark.parametrize("width", WIDTHS, ids=lambda D: f"D{D}")
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c}")
+@pytest.mark.parametrize("name", ATTENTION)
+def test_shipped_configurations_spill_nothing_and_fit(name, capability, width):
+    _, binary = compiled(name, capability, width)
+    check_limits(binary, capability)
+    instruction = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[capability]
+    if capability == 90:
+        assert instruction in binary.ptx
+    if name == "backward_fused" and capability >= 90:
+        assert re.search(r"red\.\S*\.v4\.f32", binary.ptx), "dq is added four at a time"
+
+
+OPTIONS = {"softcap": 30.0, "window": 64, "sinks": torch.zeros(8)}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_options_compile_without_spills(name):
+    found = launches(90, width=128, **OPTIONS)[name]
+    check_limits(compile_launch(found, 90), 90)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_odd_and_unequal_widths_compile_without_spills(name):
+    check_limits(compiled(name, 90, 96, value_width=72)[1], 90)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_fp32_is_not_rounded_to_tf32(name):
+    _, binary = compiled(name, 90, 64, dtype=torch.float32)
+    check_limits(binary, 90)
+    assert "tf32" not in binary.ptx
+
+
+@pytest.mark.parametrize("window", [None, 64], ids=["all", "window"])
+def test_planning_kernels_compile_without_spills(window):
+    found = launches(90, width=64, window=window)
+    planning = set(found) - set(ATTENTION)
+    assert planning >= {"block_bounds", "list_tiles", "order_lines", "delta"}
+    for name in planning:
+        check_limits(compile_launch(found[name], 90), 90)
+
+
+def test_no_kernel_is_specialised_on_a_length():
+    """L and all that follows from it are plain integers, so a new length compiles nothing."""
+    sizes = {"L", "num_lines", "num_blocks", "num_q_blocks", "num_k_blocks", "capacity"}
+    sizes |= {"num_rows", "num_splits", "window"}
+    for found in {**launches(90, width=64), **launches(90, width=64, window=9)}.values():
+        for parameter in found.kernel.params:
+            if parameter.name in sizes:
+                assert parameter.do_not_specialize, (found.name, parameter.name)
+
+
+def table_lines():
+    yield "| kernel | chip | D | tile (queries x keys) | warps | stages | registers | spills | KB |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name in ATTENTION:
+        for capability in CAPABILITIES:
+            for width in WIDTHS:
+                found, binary = compiled(name, capability, width)
+                a = found.arguments
+                yield (
+                    f"| `{name}` | sm_{capability} | {width} | {a['BLOCK_Q']} x {a['BLOCK_K']} "
+                    f"| {a['num_warps']} | {a['num_stages']} | {binary.registers} "
+                    f"| {binary.stack} | {binary.shared / 1024:.0f} |"
+                )
+
+
+def test_docs_table_is_what_the_compiler_says():
+    start, stop = (f"<!-- {word}: registers -->\n" for word in ("begin", "end"))
+    heading = f"Triton {triton.__version__}, bf16:\n\n"
+    text = DOCUMENT.read_text()
+    before, rest = text.split(start)
+    table, after = rest.split(stop)
+    lines = list(table_lines())
+    expected = heading + "\n".join(lines) + "\n"
+    if os.environ.get("FLEXMASK_WRITE_DOCS"):
+        DOCUMENT.write_text(before + start + expected + stop + after)
+    elif table.startswith(heading):
+        assert table == expected, "run `make docs`"
+    else:  # another compiler: everything but its registers and shared memory
+        written = [line.split("|")[1:7] for line in table.splitlines()[2:]]
+        assert written == [line.split("|")[1:7] for line in lines], "run `make docs`"

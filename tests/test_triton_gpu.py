@@ -1,0 +1,138 @@
+"""The Triton kernels on a GPU: values, both modes of the backward pass, graphs."""
+
+import pytest
+import torch
+from backend_cases import mask_from_depths, random_inputs, run, run_reference, stack
+
+from flexmask import PrefixTree, compile_mask
+from flexmask.backends.api import dispatch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+MASKS = {
+    "conversation": compile_mask(PrefixTree.from_turns([(30, 220, 80)] * 3)),
+    "caterpillar": mask_from_depths([d for depth in range(300) for d in (depth, depth + 1)]),
+    "padded": mask_from_depths([*range(500), *[0] * 123]),
+}
+MASKS["batch"] = stack(list(MASKS.values()))
+
+OPTIONS = {
+    "plain": {},
+    "scale": {"scale": 0.3},
+    "softcap": {"softcap": 2.0},
+    "window": {"window": 100},
+    "sinks": {"sinks": torch.linspace(-1, 2, 8)},
+}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+modes = pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
+
+
+def inputs_on_gpu(mask, dtype=torch.bfloat16, width=64, value_width=None, kv_heads=2):
+    shape = {"heads": 8, "kv_heads": kv_heads, "width": width, "value_width": value_width or width}
+    return [x.cuda() for x in random_inputs(mask, dtype=dtype, **shape)]
+
+
+def run_triton(mask, *inputs, deterministic=False, **options):
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        return run(mask, *inputs, backend="triton", **options)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def check(mask, inputs, deterministic, **options):
+    """Errors are at most twice those of the dense evaluation in the same dtype, plus rounding."""
+    exact = run_reference(mask, *inputs, **options)
+    rough = run(mask, *inputs, backend="reference", **options)
+    ours = run_triton(mask, *inputs, deterministic=deterministic, **options)
+    eps = torch.finfo(inputs[0].dtype).eps
+    for result, theirs, reference in zip(ours, rough, exact, strict=True):
+        assert torch.isfinite(result).all()
+        rounding = 2 * eps * reference.abs().max()
+        if inputs[0].dtype == torch.float32:  # sums in another order
+            rounding *= 8
+        bound = 2 * (theirs.double() - reference).abs().max() + rounding
+        assert (result.double() - reference).abs().max() <= bound
+
+
+@modes
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", MASKS)
+def test_error_within_twice_low_precision_reference(name, option, dtype, deterministic):
+    mask = MASKS[name].to("cuda")
+    options = {
+        k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in OPTIONS[option].items()
+    }
+    check(mask, inputs_on_gpu(mask, dtype), deterministic, **options)
+
+
+@modes
+@pytest.mark.parametrize("kv_heads", [1, 8])
+@pytest.mark.parametrize("widths", [(16, 16), (80, 80), (128, 128), (192, 128), (256, 256)])
+def test_serves_grouped_heads_of_any_width(widths, kv_heads, deterministic):
+    mask = MASKS["conversation"].to("cuda")
+    check(mask, inputs_on_gpu(mask, torch.bfloat16, *widths, kv_heads), deterministic)
+
+
+@pytest.mark.parametrize("window", [None, 100], ids=["all", "window"])
+def test_deterministic_gradients_are_bitwise_equal(window):
+    mask = MASKS["batch"].to("cuda")
+    inputs = inputs_on_gpu(mask)
+    first, second = (run_triton(mask, *inputs, deterministic=True, window=window) for _ in range(2))
+    for x, y in zip(first, second, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_a_cuda_graph_replays_for_another_mask():
+    masks = [MASKS["batch"].to("cuda"), mask_from_depths([*range(MASKS["batch"].shape[1])])]
+    end = masks[0].subtree_end.clone()
+    q, k, v, dout = inputs_on_gpu(masks[0])
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+
+    def step():
+        out = dispatch(*leaves, end, backend="triton")
+        return [out, *torch.autograd.grad(out, leaves, dout)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    end.copy_(masks[1].subtree_end)
+    graph.replay()
+    for x, y in zip(captured, step(), strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-2, atol=2e-2)
+
+
+def test_compiles_as_one_graph_with_gradients():
+    mask = MASKS["conversation"].to("cuda")
+    inputs = inputs_on_gpu(mask)
+
+    def function(q, k, v, mask, *, sinks):
+        return dispatch(q * 2, k, v, mask.subtree_end, sinks=sinks, backend="triton") * 3
+
+    sinks = torch.linspace(-1, 1, 8, device="cuda")
+    ours = run(mask, *inputs, sinks=sinks, function=torch.compile(function, fullgraph=True))
+    for x, y in zip(ours, run(mask, *inputs, sinks=sinks, function=function), strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-2, atol=2e-2)
+
+
+def test_a_new_length_compiles_nothing():
+    from flexmask_kernels.forward import forward_kernel
+
+    def num_compiled():
+        return sum(len(cache[0]) for cache in forward_kernel.device_caches.values())
+
+    sizes = []
+    for length in (500, 512, 777, 1024):
+        mask = mask_from_depths([*range(length)]).to("cuda")
+        run_triton(mask, *inputs_on_gpu(mask))
+        sizes.append(num_compiled())
+    assert len(set(sizes)) == 1

@@ -1,0 +1,353 @@
+"""The Triton kernels in Triton's interpreter, on CPU tensors, against the fp64 reference.
+
+Kernels are interpreted only if TRITON_INTERPRET=1 is set before they are imported, which it is not
+in an ordinary run: there `test_kernels_pass_in_the_interpreter` runs this file in a process of its
+own, and everything else here is skipped.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from backend_cases import (
+    mask_from_depths,
+    masks,
+    random_inputs,
+    run,
+    run_reference,
+    stack,
+    worst_ratio,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
+
+from flexmask import TreeMask, attention
+from flexmask.backends.api import dispatch
+
+pytest.importorskip("triton")
+
+IS_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not IS_CHILD, reason="runs in a process of its own")
+
+
+@pytest.mark.skipif(IS_CHILD, reason="is that process")
+def test_kernels_pass_in_the_interpreter():
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-6000:]
+    assert " passed" in result.stdout
+
+
+if IS_CHILD:
+    from flexmask_kernels import launch
+    from flexmask_kernels.configs import KERNELS, Config
+    from flexmask_kernels.tuning import forced_configs
+
+    from flexmask.backends import triton as backend
+
+    @pytest.fixture(autouse=True)
+    def _outputs_start_as_nan():
+        empty = torch.empty
+
+        def filled(*args, **kwargs):
+            x = empty(*args, **kwargs)
+            return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(2**30)
+
+        with mock.patch.object(torch, "empty", filled):
+            yield
+
+
+# a chain, a branch, a deeper branch, another tree, padding: full, partial and empty tiles of 16
+CONVERSATION = mask_from_depths([*range(70), *range(50, 75), *range(20, 45), *range(30), 0, 0, 0])
+SMALL = mask_from_depths([*range(12), *range(3, 20), 0, 0])
+BATCH = stack([CONVERSATION, mask_from_depths([d for n in range(40) for d in (n, n + 1)])])
+
+SHAPES = {  # block_q, block_k
+    "square": (16, 16),
+    "wide": (16, 32),
+    "tall": (32, 16),
+    "one": (128, 128),
+}
+
+
+def tiles(shape):
+    block_q, block_k = SHAPES[shape]
+    return forced_configs(dict.fromkeys(KERNELS, Config(block_q, block_k, 4, 2)))
+
+
+def run_triton(mask, *inputs, deterministic=False, **options):
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        return run(mask, *inputs, backend="triton", **options)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@interpreted
+@settings(max_examples=15)
+@given(
+    mask=masks(max_rows=2, max_tokens=40),
+    shape=st.sampled_from(["square", "wide", "tall"]),
+    window=st.one_of(st.none(), st.none(), st.integers(1, 30)),
+    softcap=st.sampled_from([None, None, 1.5]),
+    scale=st.sampled_from([None, 0.3]),
+    has_sinks=st.booleans(),
+    heads=st.sampled_from([(2, 1), (2, 2), (3, 1)]),
+    widths=st.sampled_from([(16, 16), (24, 8), (5, 40)]),
+    deterministic=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+)
+def test_output_and_gradients_equal_reference(
+    mask, shape, window, softcap, scale, has_sinks, heads, widths, deterministic, dtype
+):
+    options = {"window": window, "softcap": softcap, "scale": scale}
+    H, H_kv = heads
+    options["sinks"] = torch.linspace(-1, 2, H) if has_sinks else None
+    D, D_v = widths
+    inputs = random_inputs(mask, heads=H, kv_heads=H_kv, width=D, value_width=D_v, dtype=dtype)
+    with tiles(shape):
+        ours = run_triton(mask, *inputs, deterministic=deterministic, **options)
+    assert worst_ratio(ours[:4], run_reference(mask, *inputs, **options)[:4]) < 1
+    if has_sinks:
+        exact = run_reference(mask, *inputs, **options)[4]
+        eps = torch.finfo(dtype).eps
+        assert (ours[4] - exact).abs().max() <= 8 * eps * mask.shape[1] ** 0.5 * max(
+            1, exact.abs().max()
+        )
+
+
+@interpreted
+@pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
+@pytest.mark.parametrize("window", [None, 30], ids=["all", "window"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_conversation_equals_reference(shape, window, deterministic):
+    inputs = random_inputs(CONVERSATION, heads=2, kv_heads=1, dtype=torch.float32)
+    with tiles(shape):
+        ours = run_triton(CONVERSATION, *inputs, window=window, deterministic=deterministic)
+    assert worst_ratio(ours, run_reference(CONVERSATION, *inputs, window=window)) < 1
+
+
+def eager_attention(q, k, v, mask, *, sinks=None):
+    """What a user would write: every step in the dtype of the inputs."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~mask.to_dense().unsqueeze(1), -torch.inf)
+    return torch.softmax(scores, -1) @ v
+
+
+@interpreted
+@pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
+def test_fp16_error_within_twice_eager_error(deterministic):
+    shape = {"heads": 2, "kv_heads": 1, "width": 64, "value_width": 64}
+    inputs = random_inputs(BATCH, dtype=torch.float16, **shape)
+    ours = run_triton(BATCH, *inputs, deterministic=deterministic)
+    eager = run(BATCH, *inputs, function=eager_attention)
+    for result, theirs, exact in zip(ours, eager, run_reference(BATCH, *inputs), strict=True):
+        rounding = torch.finfo(torch.float16).eps * exact.abs().max()
+        bound = 2 * (theirs.double() - exact).abs().max() + rounding
+        assert (result.double() - exact).abs().max() <= bound
+
+
+@interpreted
+def test_a_wrong_mask_is_noticed():
+    inputs = random_inputs(CONVERSATION, dtype=torch.float32)
+    wrong = CONVERSATION.subtree_end.clone()
+    wrong[0, 3] -= 1  # one pair less
+    out = dispatch(*inputs[:3], wrong, backend="triton")
+    exact = run_reference(CONVERSATION, *inputs)[:1]
+    assert worst_ratio([out], exact) > 100
+
+
+@interpreted
+@pytest.mark.parametrize("window", [None, 9], ids=["all", "window"])
+def test_deterministic_gradients_are_bitwise_equal(window):
+    inputs = random_inputs(SMALL, dtype=torch.float32)
+    first, second = (
+        run_triton(SMALL, *inputs, window=window, deterministic=True) for _ in range(2)
+    )
+    for x, y in zip(first, second, strict=True):
+        assert torch.equal(x, y)
+
+
+@interpreted
+@pytest.mark.parametrize("splits", [1, 2, 4])
+def test_heads_of_a_group_may_be_split_over_programs(splits):
+    inputs = random_inputs(SMALL, heads=8, kv_heads=2, dtype=torch.float32)
+    with mock.patch.object(launch, "num_head_splits", return_value=splits):
+        ours = run_triton(SMALL, *inputs)
+    assert worst_ratio(ours, run_reference(SMALL, *inputs)) < 1
+
+
+@interpreted
+@pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_counters_equal_the_tile_ranges(shape, deterministic):
+    H, zeros = 4, torch.zeros(3, 2, dtype=torch.int32)
+    counters = launch.Counters(*zeros)
+    q, k, v, dout = random_inputs(BATCH, heads=H, dtype=torch.float32)
+    inputs, options = launch.Inputs(q, k, v, BATCH.subtree_end), launch.Options(0.5)
+    with tiles(shape):
+        out, lse2 = launch.forward(inputs, options, counters)
+        launch.backward(
+            dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters
+        )
+    ranges = BATCH.tiles(*SHAPES[shape])
+    full = H * sum(row.num_full for row in ranges)
+    expected = [full, H * sum(row.num_visited for row in ranges) - full]
+    assert counters.forward.tolist() == expected
+    assert counters.backward_keys.tolist() == expected
+    assert counters.backward_queries.tolist() == (expected if deterministic else [0, 0])
+
+
+@interpreted
+def test_a_window_skips_tiles_and_keeps_full_ones():
+    mask, window = mask_from_depths([*range(200)]), 60
+    counters = launch.Counters(*torch.zeros(3, 2, dtype=torch.int32))
+    q, k, v, _ = random_inputs(mask, heads=1, kv_heads=1, dtype=torch.float32)
+    inputs = launch.Inputs(q, k, v, mask.subtree_end, mask.position_ids)
+    launch.forward(inputs, launch.Options(0.5, window=window), counters)
+    index = np.arange(200)
+    distance = index[:, None] - index[None, :]
+    visible = np.pad((distance >= 0) & (distance < window), (0, 8)).reshape(13, 16, 13, 16)
+    full = visible.all((1, 3)).sum()
+    assert counters.forward.tolist() == [full, visible.any((1, 3)).sum() - full]
+
+
+@interpreted
+def test_strides_do_not_matter():
+    q, k, v, dout = random_inputs(SMALL, dtype=torch.float32)
+    odd = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (q, k, v, dout)]
+    odd[1] = torch.stack([k, k], -1)[..., 0]
+    odd[2] = torch.cat([v, v], -1)[..., : v.shape[-1]]
+    assert worst_ratio(run_triton(SMALL, *odd), run_reference(SMALL, q, k, v, dout)) < 1
+
+
+@interpreted
+def test_one_row_of_mask_serves_a_batch():
+    inputs = random_inputs(stack([SMALL, SMALL]), dtype=torch.float32)
+    ours = run_triton(SMALL, *inputs, window=9)
+    assert worst_ratio(ours, run_reference(stack([SMALL, SMALL]), *inputs, window=9)) < 1
+    # ends for each row, positions for all
+    out = dispatch(
+        *inputs[:3],
+        stack([SMALL, SMALL]).subtree_end,
+        SMALL.position_ids,
+        window=9,
+        backend="triton",
+    )
+    assert torch.equal(out, ours[0])
+
+
+@interpreted
+def test_large_scores_do_not_overflow():
+    q, k, v, dout = random_inputs(SMALL, dtype=torch.float32)
+    inputs = (q * 100, k * 100, v, dout)
+    sinks = torch.tensor([-1e4, 1e4, 0.0, 1e30])
+    ours = run_triton(SMALL, *inputs, sinks=sinks)
+    assert all(torch.isfinite(x).all() for x in ours)
+    assert worst_ratio(ours[:1], run_reference(SMALL, *inputs, sinks=sinks)[:1]) < 10
+
+
+@interpreted
+def test_auto_stays_with_cpu_in_the_interpreter():
+    from flexmask.backends import choose_backend
+
+    assert choose_backend("cpu").name == "cpu"
+    assert choose_backend("cpu", "triton").name == "triton"
+
+
+@interpreted
+def test_compiles_as_one_graph_with_gradients():
+    inputs = random_inputs(SMALL, dtype=torch.float32)
+
+    def function(q, k, v, mask, *, sinks):
+        ends = mask.subtree_end
+        return dispatch(q * 2, k, v, ends, sinks=sinks, backend="triton") * 3
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    sinks = torch.linspace(-1, 1, 4)
+    ours = run(SMALL, *inputs, sinks=sinks, function=compiled)
+    for x, y in zip(ours, run(SMALL, *inputs, sinks=sinks, function=function), strict=True):
+        assert torch.equal(x, y)
+
+
+@interpreted
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_changes_nothing(use_reentrant):
+    q, k, v, dout = random_inputs(SMALL, dtype=torch.float32)
+
+    def function(q, k, v, mask, *, sinks):
+        return checkpoint(
+            lambda *qkv: attention(*qkv, mask, backend="triton"),
+            *(q, k, v),
+            use_reentrant=use_reentrant,
+        )
+
+    ours = run(SMALL, q, k, v, dout, function=function)
+    for x, y in zip(ours, run_triton(SMALL, q, k, v, dout), strict=True):
+        assert torch.equal(x, y)
+
+
+@interpreted
+@pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
+def test_operators_keep_their_promises(deterministic):
+    mask = mask_from_depths([0, 1, 2, 1, 2, 0, 0])
+    q, k, v, dout = random_inputs(mask, value_width=4, dtype=torch.float32)
+    sinks = torch.zeros(4, requires_grad=True)
+    arguments = (mask.subtree_end, mask.position_ids, sinks)
+    options = (0.5, 2.0, 3, deterministic)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    torch.library.opcheck(backend._forward, (*leaves, *arguments, *options))
+    with torch.no_grad():
+        out, lse2 = backend._forward(*leaves, *arguments, *options)
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(
+            backend._backward,
+            (dout, *leaves, *arguments, out, lse2, *options),
+            test_utils=checks,
+        )
+
+
+@interpreted
+def test_autotune_keeps_the_fastest_and_knows_no_length(tmp_path, monkeypatch):
+    from flexmask_kernels.autotune import autotune, typical_row
+    from flexmask_kernels.tuning import choose_config
+
+    monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
+    row = TreeMask(typical_row(5000, "cpu"))  # raises if these are no subtree ends
+    assert row.num_visible < 0.5 * 5000**2 / 2
+    mask = mask_from_depths([*range(7)])
+    q, k, v, _ = random_inputs(mask, dtype=torch.float32)
+    times = iter([2.0, 1.0, 3.0] * len(KERNELS))
+    options = [Config(16, 16, 4, stages) for stages in (1, 2, 3)]
+    autotune(
+        *(q, k, v, mask.subtree_end),
+        clock=lambda function: (function(), next(times))[1],
+        try_out=lambda *_: options,
+    )
+    longer = random_inputs(CONVERSATION, dtype=torch.float32)
+    for kernel in KERNELS:
+        assert choose_config(kernel, longer[0], longer[2]) == options[1]
+        assert choose_config(kernel, longer[0].half(), longer[2].half()) != options[1]
+
+
+@interpreted
+def test_an_unreadable_cache_is_ignored(tmp_path, monkeypatch):
+    from flexmask_kernels.tuning import choose_config
+
+    monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
+    (tmp_path / "configs.json").write_text('{"forward": 3}')
+    q, _, v, _ = random_inputs(SMALL, dtype=torch.float32)
+    assert choose_config("forward", q, v) == Config(16, 16, 1, 1)

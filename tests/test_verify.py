@@ -1,0 +1,269 @@
+"""`flexmask verify`: proves what is equal, and finds what is not."""
+
+import json
+
+import pytest
+import torch
+from model_cases import tiny_model
+from strategies import random_samples
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+from flexmask import Sample
+from flexmask.backends.reference import reference_attention
+from flexmask.cli import main
+from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
+from flexmask.differences import Difference
+from flexmask.parameter_groups import GROUPS, parameter_groups
+from flexmask.verify import Chat, verify_model
+
+CHATS = [Chat.of(random_samples(seed, num_samples=3)) for seed in range(2)]
+CHECKS = ["dropout", "patch", "mask", "loss", "gradients", "step", "control"]
+
+
+def names(report, *, ok):
+    return [finding.name for finding in report.findings if finding.is_ok is ok]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_proves_verified_families_and_backends(family, backend):
+    report = verify_model(tiny_model(family), CHATS, backend=backend)
+    assert report.is_proved, str(report)
+    assert names(report, ok=True) == CHECKS
+    assert [(turn.conversation, turn.turn) for turn in report.turns] == [
+        (chat, turn) for chat in range(2) for turn in range(3)
+    ]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "olmo2", "qwen3_moe"])
+def test_proves_other_kinds_of_models(family):
+    report = verify_model(tiny_model(family), CHATS[:1])
+    assert report.is_proved, str(report)
+
+
+def test_proves_bf16_within_the_error_of_bf16_npass():
+    report = verify_model(tiny_model("llama").bfloat16(), CHATS)
+    assert report.is_proved, str(report)
+
+
+def test_fp32_bounds_are_a_few_roundings():
+    report = verify_model(tiny_model("llama"), CHATS)
+    for turn in report.turns:
+        found = [d for _, d in report.gradients_of(turn.gradients).values()]
+        for difference in (report.loss_of(turn), *found):
+            assert 2**-24 < difference.bound < 1e-5
+
+
+def test_a_wrong_mask_fails_by_far():
+    report = verify_model(tiny_model("llama"), CHATS)
+    control = next(f for f in report.findings if f.name == "control")
+    assert report.control.mask == "plain causal"
+    assert len(report.control.turns) == 2  # the last turn is the trunk, and as it should be
+    assert control.difference.by_bound > 1000
+
+
+def test_a_single_turn_has_a_negative_control_too():
+    report = verify_model(tiny_model("llama"), [Chat.of(random_samples(0, num_samples=1))])
+    assert report.is_proved, str(report)
+    assert report.control.mask == "the first half hidden"
+
+
+def causal_attention(q, k, v, subtree_end, position_ids, **options):
+    """A backend that ignores the mask."""
+    every = torch.full_like(subtree_end, subtree_end.shape[-1])
+    return reference_attention(q, k, v, every, position_ids, **options)
+
+
+def test_finds_attention_that_ignores_the_mask(monkeypatch):
+    monkeypatch.setattr("flexmask.backends.api._implementation", lambda name: causal_attention)
+    report = verify_model(tiny_model("llama"), CHATS)
+    assert names(report, ok=False) == ["mask", "loss", "gradients", "step"]
+    mask = next(finding for finding in report.findings if finding.name == "mask")
+    assert "the model ignores the mask" in mask.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda out: out + 1e-4 * out.detach().abs().mean(),
+        lambda out: out * (1 + 1e-4),
+        lambda out: out * float("nan"),
+        lambda out: out.detach(),
+    ],
+    ids=["bias", "scale", "nan", "no-gradient"],
+)
+def test_finds_a_backend_that_is_slightly_wrong(monkeypatch, error):
+    def broken(*args, **kwargs):
+        return error(reference_attention(*args, **kwargs))
+
+    monkeypatch.setattr("flexmask.backends.api._implementation", lambda name: broken)
+    report = verify_model(tiny_model("llama"), CHATS)
+    assert "gradients" in names(report, ok=False)
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["proved"] is False
+
+
+class DeafAttention(LlamaAttention):
+    """Attention that is causal, whatever mask it is given."""
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        return super().forward(hidden_states, attention_mask=None, **kwargs)
+
+
+def test_finds_a_layer_that_never_asks_for_the_mask():
+    model = tiny_model("llama")
+    model.model.layers[1].self_attn.__class__ = DeafAttention
+    report = verify_model(model, CHATS)
+    assert names(report, ok=False) == ["mask"]
+    assert "ignored the mask" in report.findings[-1].text
+
+
+def test_finds_dropout_in_the_config():
+    model = tiny_model("llama", attention_dropout=0.1)
+    report = verify_model(model, CHATS)
+    assert names(report, ok=False) == ["dropout", "patch"]
+    assert "attention_dropout = 0.1" in report.findings[0].text
+
+
+def test_finds_dropout_that_has_no_name():
+    model = tiny_model("llama")
+    model.model.embed_tokens.register_forward_hook(
+        lambda module, inputs, output: nn.functional.dropout(output, 0.1, module.training)
+    )
+    report = verify_model(model, CHATS)
+    assert names(report, ok=False) == ["dropout"]
+    assert "N-pass itself differs from run to run" in report.findings[0].text
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny_model("llama")
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    verify_model(model, CHATS[:1])
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not hasattr(model, "_flexmask")
+
+
+def test_every_parameter_has_a_group():
+    groups = parameter_groups(tiny_model("qwen3"))
+    kinds = {name: str(group) for name, group in groups.items()}
+    assert kinds["model.embed_tokens.weight"] == "embedding"
+    assert kinds["model.layers.1.self_attn.k_proj.weight"] == "attention of layer 1"
+    assert kinds["model.layers.1.self_attn.k_norm.weight"] == "norm of layer 1"
+    assert kinds["model.layers.0.mlp.up_proj.weight"] == "mlp of layer 0"
+    assert kinds["model.norm.weight"] == "norm"
+    assert kinds["lm_head.weight"] == "head"
+    assert {group.kind for group in groups.values()} == set(GROUPS) - {"other"}
+
+
+def test_a_difference_that_is_not_a_number_is_above_any_bound():
+    assert not Difference(float("nan"), 1.0).is_within
+    assert not Difference(0.0, float("nan")).is_within
+    assert Difference(float("nan"), 1.0).by_bound == float("inf")
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    """A folder with a one-layer model's config and the shipped tokenizer."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = json.loads(CONFIG_PATH.read_text())
+    config |= {"num_hidden_layers": 1, "hidden_size": 32, "layer_types": ["full_attention"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    for file in TOKENIZER_PATH.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "conversations.jsonl"
+    path.write_text("".join(DATA_PATH.read_text().splitlines(keepends=True)[:3]))
+    return path
+
+
+def run(model_dir, data, *options):
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            ["verify", "--model", str(model_dir), "--data", str(data), "--from_config"]
+            + [str(option) for option in options]
+        )
+    return stopped.value.code
+
+
+def test_the_command_says_what_it_checked(model_dir, data, tmp_path, capsys):
+    assert run(model_dir, data, "--conversations", 2, "--json", tmp_path / "report.json") == 0
+    out = capsys.readouterr().out
+    for text in ("Qwen3ForCausalLM, 1 layers", "float32 on cpu", "2 conversations, ", "whole step"):
+        assert text in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["proved"] is True
+    assert [finding["name"] for finding in report["findings"]] == ["template", *CHECKS]
+    assert all(finding["ok"] for finding in report["findings"])
+    assert report["turns"][0]["where"].endswith("conversations.jsonl:1")
+    assert report["turns"][0]["gradients"]["attention"]["difference"] < 1e-5
+    assert report["control"]["turns"]
+
+
+def test_a_broken_backend_has_exit_code_1(model_dir, data, monkeypatch, capsys):
+    monkeypatch.setattr("flexmask.backends.api._implementation", lambda name: causal_attention)
+    assert run(model_dir, data, "--conversations", 2, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["proved"] is False
+
+
+def test_a_template_that_does_not_continue_its_prompt_is_a_finding(model_dir, data, capsys):
+    template = (
+        "{{ messages | length }}{% for m in messages %}{{ m.role }}: {{ m.reasoning_content }}"
+        "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    (model_dir / "bad.jinja").write_text(template)
+    assert run(model_dir, data, "--chat_template", model_dir / "bad.jinja") == 1
+    out = capsys.readouterr().out
+    assert "FAILED  template" in out
+    assert "does not continue its own prompt" in out
+    assert "NOT proved: template" in out
+
+
+def test_dropout_left_on_is_a_finding(model_dir, data, capsys):
+    config = json.loads((model_dir / "config.json").read_text()) | {"attention_dropout": 0.1}
+    (model_dir / "config.json").write_text(json.dumps(config))
+    assert run(model_dir, data) == 1
+    out = capsys.readouterr().out
+    assert "FAILED  dropout" in out
+    assert "attention_dropout = 0.1" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model", "no/such/place"), "no/such/place: cannot be loaded as"),
+        (("--data", "none.jsonl"), "none.jsonl: no such file"),
+        (("--conversations", 0), "--conversations must be at least 1, got 0"),
+        (("--device", "nowhere"), "--device nowhere cannot be used"),
+        (("--device", "cpu", "--backend", "triton"), "backend 'triton' needs CUDA tensors"),
+        (("--chat_template", "none.jinja"), "none.jinja: no such file"),
+        (("--json", "no/such/place/report.json"), "no such folder"),
+    ],
+)
+def test_unusable_input_is_one_line(model_dir, data, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(model_dir)
+    assert run(model_dir, data, *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("flexmask: error: ")
+    assert message in error
+
+
+def test_a_tokenizer_of_another_model_is_refused(model_dir, data, capsys):
+    config = json.loads((model_dir / "config.json").read_text()) | {
+        "vocab_size": 100,
+        "pad_token_id": None,
+    }
+    (model_dir / "config.json").write_text(json.dumps(config))
+    assert run(model_dir, data) == 2
+    assert "the tokenizer belongs to another model" in capsys.readouterr().err
+
+
+def test_samples_may_share_a_trained_token():
+    shared = [Sample([5, 6, 7, 8], [0, 0, 1, 1], 0), Sample([5, 6, 7, 9, 10], [0, 0, 1, 1, 1], 1)]
+    report = verify_model(tiny_model("llama"), [Chat.of(shared)])
+    assert names(report, ok=False) in ([], ["control"])

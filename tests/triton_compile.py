@@ -1,0 +1,104 @@
+"""What the launchers launch, compiled for a chip that is not there."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from flexmask_kernels import launch, tuning
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from flexmask import PrefixTree, compile_mask
+
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+}
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+MASK = compile_mask(PrefixTree.from_turns([(60, 100, 80)] * 2))
+
+
+class Launch(NamedTuple):
+    """A kernel and its keyword arguments, tensors included."""
+
+    kernel: JITFunction
+    arguments: dict
+
+    @property
+    def name(self):
+        name = self.kernel.__name__.removesuffix("_kernel")
+        return "backward_fused" if self.arguments.get("ADDS_DQ") else name
+
+
+class Binary(NamedTuple):
+    """What the compiler made of a launch."""
+
+    registers: int
+    stack: int  # bytes a thread, where spilled registers go
+    shared: int  # bytes a program
+    ptx: str
+
+
+def launches(capability, *, width, value_width=None, dtype=torch.bfloat16, sinks=None, **options):
+    """One launch of every kernel, of both modes of the backward pass, on CPU tensors."""
+    shape = (1, MASK.shape[1], 8, width)
+    q, k = torch.zeros(shape, dtype=dtype), torch.zeros(*shape[:2], 2, width, dtype=dtype)
+    v = torch.zeros(*shape[:2], 2, value_width or width, dtype=dtype)
+    inputs = launch.Inputs(
+        *(x.transpose(1, 2) for x in (q, k, v)), MASK.subtree_end, MASK.subtree_end, sinks
+    )
+    options = launch.Options(0.1, **options)
+    recorded = {}
+
+    def record(kernel, *, grid, warmup, **arguments):
+        found = Launch(kernel, arguments)
+        recorded.setdefault(found.name, found)
+
+    with (
+        mock.patch.object(JITFunction, "run", record),
+        mock.patch.object(tuning, "capability_of", return_value=capability),
+        mock.patch.object(launch, "num_processors", return_value=132),
+    ):
+        out, lse2 = launch.forward(inputs, options)
+        for deterministic in (True, False):
+            launch.backward(out, inputs, out, lse2, options, deterministic=deterministic)
+    return recorded
+
+
+def compile_launch(found, capability):
+    """Compile as the launch itself would: sizes are unknown, strides multiples of 16."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(found.kernel.params):
+        name, value = parameter.name, found.arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = TYPES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32"
+            if not parameter.do_not_specialize and value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(found.kernel, signature, constants, attributes)
+    options = {"enable_fp_fusion": True}
+    options |= {name: found.arguments[name] for name in OPTIONS if name in found.arguments}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(compiled.asm["cubin"])
+        command = [CUOBJDUMP, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (
+        int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL")
+    )
+    return Binary(registers, stack + local, compiled.metadata.shared, compiled.asm["ptx"])
