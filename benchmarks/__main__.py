@@ -12,9 +12,9 @@ from types import ModuleType
 
 from benchmarks.environment import describe_environment
 from benchmarks.record import CheckFailedError, as_record, write_record
-from benchmarks.tables import describe_checks, targets_table
+from benchmarks.tables import describe_checks, describe_machine, describe_settings, targets_table
 
-CASES = ("exactness", "layout", "mask", "attention", "step", "memory")
+CASES = ("exactness", "layout", "mask", "attention", "shapes", "step", "memory")
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
@@ -66,8 +66,8 @@ def _run(case: str, options: argparse.Namespace) -> None:
         command=_command(case, options),
         environment=environment,
     )
-    print(f"{environment['cpu']}, {environment['num_threads']} threads, {environment['versions']}")
-    print(f"{record['settings']}\n\n{describe_checks(record['checks'])}\n")
+    print(describe_machine(environment))
+    print(f"{describe_settings(record['settings'])}\n\n{describe_checks(record['checks'])}\n")
     for table in module.tables(record):
         print(f"{table.heading}\n\n{table}\n")
     if record["targets"]:

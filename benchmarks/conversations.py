@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from flexmask import PrefixTree, Sample
+from flexmask import PrefixTree, Sample, Segment
+from flexmask.tree import Leaf
 
 Turn = tuple[int, int, int]  # context, reasoning and response, in tokens
+
+
+class Message(NamedTuple):
+    """An assistant message and the tool result that it asks for; lengths in tokens, 0 for none."""
+
+    reasoning: int
+    text: int
+    result: int
+
+
+class AgentTurn(NamedTuple):
+    """A user message of `user` tokens, and all that the assistant does about it."""
+
+    user: int
+    messages: list[Message]
+
 
 NUM_TURNS = 16
 TURN: Turn = (60, 300, 120)
@@ -54,6 +73,38 @@ def random_samples(turns: Sequence[Turn], *, vocab_size: int, seed: int) -> list
         samples.append(Sample(ids, weights.astype(np.float64), key))
         history = np.concatenate((history, context, response))
     return samples
+
+
+def agent_tree(turns: Sequence[AgentTurn]) -> PrefixTree:
+    """The tree of an agent's conversation, with one leaf per assistant message.
+
+    Within a turn every message extends the one before it, reasoning and tool result included. Below
+    the user's message, the next turn goes on from a copy of them all without any reasoning:
+
+        user, reasoning, call, result, reasoning, answer       two samples, one within the other
+         +--- call, result, answer, user, reasoning, answer    the next turn
+    """
+    segments: list[Segment] = []
+    ends: list[int] = []  # the last segment of each assistant message
+
+    def add(length: int, parent: int | None, kind: str) -> int | None:
+        if length == 0:
+            return parent
+        segments.append(Segment(length, parent, kind))
+        return len(segments) - 1
+
+    history: int | None = None
+    for number, turn in enumerate(turns, 1):
+        prompt = last = add(turn.user, history, "context")
+        for message in turn.messages:
+            last = add(message.reasoning, last, "reasoning")
+            last = add(message.text, last, "response")
+            ends.append(len(segments) - 1)
+            last = add(message.result, last, "tool")
+        if number < len(turns):
+            history = add(sum(m.text + m.result for m in turn.messages), prompt, "history")
+    tree = PrefixTree.from_segments(segments)
+    return replace(tree, leaves=tuple(Leaf(end, key) for key, end in enumerate(ends)))
 
 
 def count_pairs(tree: PrefixTree) -> int:

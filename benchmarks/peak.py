@@ -1,21 +1,13 @@
-"""Peak memory of a function, in a fresh process of its own.
-
-`ru_maxrss` alone would not do: Linux hands the parent's peak on to a child. The high-water mark
-of the process's own memory can be set back, so only what the function itself needs is counted.
-"""
+"""Peak memory of a function, in a fresh process of its own; only what it needs itself counts."""
 
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+from flexmask.demo.peak import peak_bytes, reset_peak
 
 
 class Peak(NamedTuple):
@@ -62,28 +54,6 @@ def _answer(connection: Connection, num_threads: int, prepare: Any, arguments: A
 
     torch.set_num_threads(num_threads)
     run = prepare(*arguments)
-    before = _reset_peak()
+    before = reset_peak()
     value = run()
-    connection.send((value, _peak_bytes() - before))
-
-
-def _reset_peak() -> int:
-    """Forget the peak so far, where the system can, and return the bytes held now."""
-    if not _CLEAR.exists():
-        return _peak_bytes()
-    _CLEAR.write_text("5")
-    return _status_bytes("VmRSS")
-
-
-def _peak_bytes() -> int:
-    if _STATUS.exists():
-        return _status_bytes("VmHWM")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _status_bytes(name: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{_STATUS} has no line {name}")
+    connection.send((value, peak_bytes() - before))

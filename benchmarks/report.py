@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from benchmarks.record import Record, read_records
-from benchmarks.tables import Table, describe_checks, targets_table
+from benchmarks.tables import Table, describe_checks, describe_settings, targets_table
 
 _HEAD = """\
 # Benchmarks
@@ -79,13 +79,5 @@ def _summary(records: list[Record]) -> list[str]:
 
 def _circumstances(record: Record) -> str:
     """How the case was run, and its checks, as one paragraph."""
-    settings = ", ".join(
-        f"{name.replace('_', ' ')} {_plain(value)}" for name, value in record["settings"].items()
-    )
+    settings = describe_settings(record["settings"])
     return f"`{record['command']}`: {settings}. {describe_checks(record['checks'])}"
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, list):
-        return "/".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -74,6 +74,18 @@ def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
     )
 
 
+def describe_machine(environment: dict[str, Any]) -> str:
+    """Processor, threads and versions in one line, of what `describe_environment` returns."""
+    versions = [f"{name} {number}" for name, number in environment["versions"].items() if number]
+    threads = environment["num_threads"]
+    return f"{environment['cpu']}, {_count(threads, 'thread')}; {', '.join(versions)}"
+
+
+def describe_settings(settings: dict[str, Any]) -> str:
+    """The settings in one line, such as "turn 60/300/120, num heads 8, dtype float32"."""
+    return ", ".join(f"{name.replace('_', ' ')} {_plain(x)}" for name, x in settings.items())
+
+
 def describe_checks(checks: Sequence[dict[str, Any]]) -> str:
     """A sentence about the checks that came before the figures, and the closest call of them."""
     closest = max(checks, key=lambda check: check["value"] / (check["bound"] or 1))
@@ -81,6 +93,16 @@ def describe_checks(checks: Sequence[dict[str, Any]]) -> str:
         f"Checked first, and passed: {len(checks)} of {len(checks)}. Closest to its bound: "
         f"{closest['name']} ({closest['value']:.1e}, bound {closest['bound']:.1e})."
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "/".join(map(_plain, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _short(value: float) -> str:

@@ -38,6 +38,7 @@ class Measured:
         conversations, npass_tokens, single_pass_tokens: what was run.
         seconds: median by way.
         measured_speed_up: single-pass over each other way, median of the rounds.
+        speed_up_range: the lowest and the highest of the rounds.
         predicted_speed_up: the same by the cost model, for the same conversations.
         saved_bytes: by way, what autograd kept for the largest row.
         predicted_saved_bytes: the same from shapes alone, None where they do not tell.
@@ -49,6 +50,7 @@ class Measured:
     single_pass_tokens: int
     seconds: dict[str, float]
     measured_speed_up: dict[str, float]
+    speed_up_range: dict[str, tuple[float, float]]
     predicted_speed_up: dict[str, float]
     saved_bytes: dict[str, int]
     predicted_saved_bytes: dict[str, int | None]
@@ -99,6 +101,9 @@ def measure_steps(
     others = WAYS[:-1]
     before = _sum(npass_work(map(len, samples)) for samples in conversations)
     after = _sum(single_pass_work(build_tree(samples)) for samples in conversations)
+    ratios = {
+        way: [a / b for a, b in zip(took[way], took["single_pass"], strict=True)] for way in others
+    }
     rows = {way: max(b["input_ids"].numel() for b in batches[way]) for way in WAYS}
     return Measured(
         device=_name(device),
@@ -106,12 +111,8 @@ def measure_steps(
         npass_tokens=before.num_tokens,
         single_pass_tokens=after.num_tokens,
         seconds={way: statistics.median(took[way]) for way in WAYS},
-        measured_speed_up={
-            way: statistics.median(
-                a / b for a, b in zip(took[way], took["single_pass"], strict=True)
-            )
-            for way in others
-        },
+        measured_speed_up={way: statistics.median(ratios[way]) for way in others},
+        speed_up_range={way: (min(ratios[way]), max(ratios[way])) for way in others},
         predicted_speed_up={way: cost.speed_up(before, after) for way in others},
         saved_bytes=kept,
         predicted_saved_bytes={

@@ -50,10 +50,11 @@ def measured_text(measured: Measured) -> str:
     """Predictions and measurements side by side."""
     rows = []
     for way, seconds in measured.seconds.items():
-        predicted, found = (
-            f"{ups[way]:.2f}" if way in ups else ""
-            for ups in (measured.predicted_speed_up, measured.measured_speed_up)
-        )
+        predicted = found = ""
+        if way in measured.measured_speed_up:
+            low, high = measured.speed_up_range[way]
+            predicted = f"{measured.predicted_speed_up[way]:.2f}"
+            found = f"{measured.measured_speed_up[way]:.2f} ({low:.2f}-{high:.2f})"
         guess = measured.predicted_saved_bytes[way]
         rows.append(
             (

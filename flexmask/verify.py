@@ -104,6 +104,8 @@ def _widened(model: PreTrainedModel) -> nn.Module:
     wider = copy.deepcopy(model)
     if any(".experts" in name for name, _ in wider.named_modules()):
         wider.set_experts_implementation("eager")  # grouped kernels take no float64
+    if "flash" in (text_config(wider)._attn_implementation or ""):
+        wider.set_attn_implementation("sdpa")  # flash kernels take 16 bits only
     copied: nn.Module = wider
     return copied.to(WIDER[model.dtype]).eval()
 
@@ -227,7 +229,7 @@ def _wrong_mask(chat: Chat) -> tuple[str, np.ndarray, list[bool]]:
     if (end == end.size).all():
         cut = max(1, end.size // 2)
         halves = np.where(np.arange(end.size) < cut, cut, end.size).astype(end.dtype)
-        return "the first half hidden", halves, [True] * len(chat.samples)
+        return "the first half hidden", halves, [len(sample) > cut for sample in chat.samples]
     affected = [
         not np.array_equal(index, np.arange(index.size)) for index in chat.row.sample_indices
     ]

@@ -2,17 +2,29 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import flexmask
-from benchmarks import attention, exactness, layout, mask, memory, models, precise, step
+from benchmarks import (
+    attention_runs,
+    exactness,
+    forward,
+    layout,
+    mask,
+    memory,
+    models,
+    precise,
+    shapes,
+    step,
+)
 from benchmarks.__main__ import CASES, load_case, main
-from benchmarks.conversations import long_conversations, random_samples, scaled_turns
+from benchmarks.conversations import agent_tree, long_conversations, random_samples, scaled_turns
 from benchmarks.peak import Peak, measure_peak
 from benchmarks.record import Measurement, Target
 from benchmarks.report import write_report
-from benchmarks.tables import Table
+from benchmarks.tables import Table, describe_machine, describe_settings
 from benchmarks.timing import Task, alternate, ratios, spread
 
 
@@ -80,8 +92,24 @@ def uneven_peak(prepare, way, num_tokens):
     return Peak([1.0, 2.0 if way == "cpu" else 2.1], 2**20)
 
 
-def doubled_attention(q, k, v, mask, **options):
+def doubled(q, k, v, mask, **options):
     return 2 * flexmask.attention(q, k, v, mask, **options)
+
+
+def doubled_flex(q, k, v, mask, *, backend):
+    """The `cpu` backend for every backend, and wrong where `flex` was asked for."""
+    out = flexmask.attention(q, k, v, mask, backend="cpu")
+    return 2 * out if backend == "flex" else out
+
+
+def no_compiler(q, k, v, mask, *, backend):
+    if backend == "flex":
+        raise RuntimeError("No working C++ compiler found\nand many lines more")
+    return flexmask.attention(q, k, v, mask, backend=backend)
+
+
+def doubled_sum(case, results):
+    return [2 * x for x in attention_runs.joined(case, results)]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +117,12 @@ def doubled_attention(q, k, v, mask, **options):
     [
         ("mask", mask, "compile_mask", all_visible, "visible pairs, 500 tokens"),
         ("mask", mask, "count_differences", lambda a, b: 3, "blocks that differ, 500 tokens"),
-        ("attention", attention, "compile_mask", all_visible, "output, 2 turns, against fp64"),
-        ("attention", attention, "attention", doubled_attention, "output, 2 turns, against fp64"),
+        ("attention", attention_runs, "compile_mask", all_visible, "output, 2 turns, against fp64"),
+        ("attention", attention_runs, "attention", doubled, "output, 2 turns, against fp64"),
+        ("attention", forward, "attention", doubled_flex, "output, 2 turns, forward only, flex"),
+        ("shapes", attention_runs, "compile_mask", all_visible, "visible pairs, 1 to 2 turns"),
+        ("shapes", attention_runs, "attention", doubled, "output, 1 to 2 turns, size 1"),
+        ("shapes", shapes, "joined", doubled_sum, "output, agents, 10 messages, size 10, against"),
         ("exactness", models, "single_pass_batches", causal_batches, "loss, 3 turns"),
         ("step", models, "single_pass_batches", causal_batches, "loss, single_pass against N-pass"),
         ("memory", memory, "measure_peak", uneven_peak, "attention, 256 tokens, cpu against dense"),
@@ -106,6 +138,34 @@ def test_wrong_results_are_refused(
     error = capsys.readouterr().err
     assert f"{case}: wrong result, nothing reported: {message}" in error
     assert "must be at most" in error
+
+
+def test_flexattention_that_does_not_compile_is_left_out_with_the_reason(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(forward, "attention", no_compiler)
+    assert main(["attention", "--quick", "--output", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "attention-cpu.json").read_text())
+    reason = "RuntimeError: No working C++ compiler found"
+    assert record["settings"]["flex_left_out"] == reason
+    assert sorted(record["rows"][0]["forward"]["elapsed_s"]) == ["causal", "cpu", "dense"]
+    shown = capsys.readouterr().out
+    assert f"flex left out {reason}\n" in shown
+    assert "Forward only" in shown
+
+
+def test_attention_results_without_a_forward_pass_still_have_tables():
+    assert forward.forward_table([{"num_turns": 2}]) == []
+
+
+def test_machine_and_settings_are_printed_in_plain_words():
+    environment = {"cpu": "AMD EPYC, avx512f", "num_threads": 2}
+    environment["versions"] = {"flexmask": "0.1.0", "torch": "2.13.0+cpu", "transformers": None}
+    line = "AMD EPYC, avx512f, 2 threads; flexmask 0.1.0, torch 2.13.0+cpu"
+    assert describe_machine(environment) == line
+    assert "avx512f, 1 thread;" in describe_machine(environment | {"num_threads": 1})
+    settings = {"turn": (60, 300, 120), "num_parameters": 1_234_567, "dtype": "float32"}
+    assert describe_settings(settings) == "turn 60/300/120, num parameters 1,234,567, dtype float32"
 
 
 def test_a_differing_block_is_counted():
@@ -155,6 +215,37 @@ def test_random_samples_merge_into_the_tree_of_their_lengths():
     turns = scaled_turns(700)
     tree = flexmask.build_tree(random_samples(turns, vocab_size=10**6, seed=0))
     assert tree.num_tokens == 700
+
+
+def rendered_agent(turns, rng):
+    """The samples of an agent's conversation, as a chat template that drops reasoning has them."""
+    samples, history = [], np.empty(0, np.int64)
+    for turn in turns:
+        prompt = np.concatenate((history, rng.integers(10**6, size=turn.user)))
+        kept, history = prompt, prompt
+        for message in turn.messages:
+            reasoning, text, result = (rng.integers(10**6, size=length) for length in message)
+            ids = np.concatenate((kept, reasoning, text))
+            samples.append(flexmask.Sample(ids, np.arange(ids.size) >= kept.size))
+            kept = np.concatenate((ids, result))
+            history = np.concatenate((history, text, result))
+    return samples
+
+
+@pytest.mark.parametrize("num_messages", [1, 10, 23])
+def test_an_agent_tree_is_the_tree_of_its_rendered_samples(num_messages):
+    turns = shapes.agent_turns(num_messages, 5)
+    tree = agent_tree(turns)
+    samples = rendered_agent(turns, np.random.default_rng(0))
+    assert [tree.sample_length(leaf) for leaf in tree.leaves] == [len(s) for s in samples]
+    assert len(samples) == num_messages
+    built = flexmask.compile_mask(flexmask.build_tree(samples))
+    torch.testing.assert_close(flexmask.compile_mask(tree).subtree_end, built.subtree_end)
+
+
+def test_the_lengths_of_a_kind_are_the_same_every_time():
+    assert shapes.agent_turns(12) == shapes.agent_turns(12)
+    assert shapes.turns_tree(5).segments == shapes.turns_tree(5).segments
 
 
 @pytest.mark.parametrize("name", ["paper's order", "light first", "heavy first"])

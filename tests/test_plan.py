@@ -4,10 +4,13 @@ import gc
 import json
 import math
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from chat_cases import chat_case
+from chat_tokenizer import chat_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from model_cases import tiny_model
@@ -171,6 +174,39 @@ def test_conversations_without_thinking_are_right_but_for_the_papers_code(tokeni
     assert sum(counts.to_json().values()) == 4 + 2  # the tokens, and the turns
 
 
+def test_one_render_equals_brute_force(plan, rendered):
+    wrong = 0
+    for samples in rendered:
+        last = samples[-1].input_ids.tolist()
+        for sample in samples:
+            ids = sample.input_ids.tolist()
+            trained = [i for i, weight in enumerate(sample.loss_weights) if weight]
+            wrong += sum(ids[: i + 1] != last[: i + 1] for i in trained)
+    counts = plan.mistrained
+    assert counts.one_render_never_trained + counts.one_render_wrong_context == wrong
+
+
+@pytest.mark.parametrize("case", ["thinking", "thinking+tools"])
+@pytest.mark.parametrize("name", ["deepseek_r1_distill", "glm4moe", "gptoss", "qwen3", "qwen3_8"])
+@pytest.mark.filterwarnings("ignore:the chat template")
+def test_thinking_is_found_in_what_real_templates_write(name, case):
+    if (name, case) == ("deepseek_r1_distill", "thinking+tools"):
+        return  # refused: the template has no tools
+    messages, tools = chat_case(case)
+    conversation = parse_conversation({"messages": messages, "tools": tools})
+    tokenizer = chat_tokenizer(name)
+    samples = render_samples(conversation, tokenizer)
+    counts = count_mistrained(conversation, samples, tokenizer)
+    assert counts.first_response_token == len(samples)
+    if name == "qwen3_8":  # keeps all thinking
+        assert counts.one_render_never_trained == counts.thinking_in_history == 0
+    else:
+        assert counts.thinking_in_history == samples[-1].num_trained
+        texts = [messages[sample.key]["reasoning_content"] for sample in samples[:-1]]
+        thinking = sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+        assert thinking <= counts.one_render_never_trained <= thinking + 10 * len(texts)
+
+
 def test_mistrained_tokens_are_never_more_than_are_trained(plan):
     counts = plan.mistrained
     lost = counts.one_render_never_trained + counts.one_render_wrong_context
@@ -329,6 +365,18 @@ def test_the_table_and_the_json_hold_the_same_numbers(data, plan, tmp_path, caps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "plan.png"]
 
 
+def test_the_docs_show_what_the_command_prints(tmp_path, capsys):
+    options = ("--model", CONFIG_PATH.parent, "--max_tokens", 1024)
+    assert run(DATA_PATH, "--tokenizer", TOKENIZER_PATH, *options) == 0
+    docs = Path(__file__).parent.parent / "docs" / "cli.md"
+    assert capsys.readouterr().out.strip() in docs.read_text()
+
+
+def test_json_names_are_in_the_docs(plan):
+    docs = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+    assert all(f"`{name}`" in docs for name in plan.to_json())
+
+
 def test_json_alone_is_all_that_stdout_holds(data, capsys):
     assert run(data, "--tokenizer", TOKENIZER_PATH, "--json") == 0
     assert json.loads(capsys.readouterr().out)["conversations"] == NUM_CONVERSATIONS
@@ -400,6 +448,14 @@ def test_a_model_that_cannot_be_patched_is_refused():
     config.attention_dropout = 0.1
     with pytest.raises(UnsupportedModelError, match="attention_dropout must be 0"):
         CostModel.of(meta_model(config, torch.float32))
+
+
+def test_such_a_model_is_refused_before_the_data_is_read(tmp_path, capsys):
+    config = json.loads(CONFIG_PATH.read_text()) | {"attention_dropout": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    missing = tmp_path / "none.jsonl"
+    assert run(missing, "--tokenizer", TOKENIZER_PATH, "--model", tmp_path) == 2
+    assert "attention_dropout must be 0" in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_another_model_is_refused(data, tmp_path, capsys):

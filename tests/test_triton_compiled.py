@@ -45,9 +45,8 @@ def check_limits(binary, capability):
 def test_shipped_configurations_spill_nothing_and_fit(name, capability, width):
     _, binary = compiled(name, capability, width)
     check_limits(binary, capability)
-    instruction = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[capability]
-    if capability == 90:
-        assert instruction in binary.ptx
+    if capability == 90 and not (width == 256 and name in ("backward_keys", "backward_fused")):
+        assert "wgmma.mma_async" in binary.ptx  # those two have tiles of 32 rows, too few for it
     if name == "backward_fused" and capability >= 90:
         assert re.search(r"red\.\S*\.v4\.f32", binary.ptx), "dq is added four at a time"
 
@@ -66,9 +65,10 @@ def test_odd_and_unequal_widths_compile_without_spills(name):
     check_limits(compiled(name, 90, 96, value_width=72)[1], 90)
 
 
+@pytest.mark.parametrize("width", [64, 128], ids=lambda D: f"D{D}")
 @pytest.mark.parametrize("name", ATTENTION)
-def test_fp32_is_not_rounded_to_tf32(name):
-    _, binary = compiled(name, 90, 64, dtype=torch.float32)
+def test_fp32_is_not_rounded_to_tf32(name, width):
+    _, binary = compiled(name, 90, width, dtype=torch.float32)
     check_limits(binary, 90)
     assert "tf32" not in binary.ptx
 

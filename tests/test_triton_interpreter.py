@@ -95,7 +95,7 @@ def run_triton(mask, *inputs, deterministic=False, **options):
 
 
 @interpreted
-@settings(max_examples=15)
+@settings(max_examples=20)
 @given(
     mask=masks(max_rows=2, max_tokens=40),
     shape=st.sampled_from(["square", "wide", "tall"]),
@@ -286,17 +286,14 @@ def test_compiles_as_one_graph_with_gradients():
 @interpreted
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointing_changes_nothing(use_reentrant):
-    q, k, v, dout = random_inputs(SMALL, dtype=torch.float32)
-
-    def function(q, k, v, mask, *, sinks):
-        return checkpoint(
-            lambda *qkv: attention(*qkv, mask, backend="triton"),
-            *(q, k, v),
-            use_reentrant=use_reentrant,
-        )
-
-    ours = run(SMALL, q, k, v, dout, function=function)
-    for x, y in zip(ours, run_triton(SMALL, q, k, v, dout), strict=True):
+    *qkv, dout = random_inputs(SMALL, dtype=torch.float32)
+    plain = run_triton(SMALL, *qkv, dout)
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    out = checkpoint(
+        lambda *qkv: attention(*qkv, SMALL, backend="triton"), *leaves, use_reentrant=use_reentrant
+    )
+    out.backward(dout)
+    for x, y in zip((out, *(x.grad for x in leaves)), plain, strict=True):
         assert torch.equal(x, y)
 
 
@@ -329,7 +326,7 @@ def test_autotune_keeps_the_fastest_and_knows_no_length(tmp_path, monkeypatch):
     row = TreeMask(typical_row(5000, "cpu"))  # raises if these are no subtree ends
     assert row.num_visible < 0.5 * 5000**2 / 2
     mask = mask_from_depths([*range(7)])
-    q, k, v, _ = random_inputs(mask, dtype=torch.float32)
+    q, k, v, _ = random_inputs(mask, width=16, value_width=16, dtype=torch.float32)
     times = iter([2.0, 1.0, 3.0] * len(KERNELS))
     options = [Config(16, 16, 4, stages) for stages in (1, 2, 3)]
     autotune(
@@ -337,10 +334,11 @@ def test_autotune_keeps_the_fastest_and_knows_no_length(tmp_path, monkeypatch):
         clock=lambda function: (function(), next(times))[1],
         try_out=lambda *_: options,
     )
-    longer = random_inputs(CONVERSATION, dtype=torch.float32)
+    longer = random_inputs(CONVERSATION, width=16, value_width=16, dtype=torch.float32)
     for kernel in KERNELS:
         assert choose_config(kernel, longer[0], longer[2]) == options[1]
         assert choose_config(kernel, longer[0].half(), longer[2].half()) != options[1]
+        assert choose_config(kernel, longer[0], longer[2], is_plain=False) != options[1]
 
 
 @interpreted
@@ -349,5 +347,5 @@ def test_an_unreadable_cache_is_ignored(tmp_path, monkeypatch):
 
     monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
     (tmp_path / "configs.json").write_text('{"forward": 3}')
-    q, _, v, _ = random_inputs(SMALL, dtype=torch.float32)
+    q, _, v, _ = random_inputs(SMALL, width=16, value_width=16, dtype=torch.float32)
     assert choose_config("forward", q, v) == Config(16, 16, 1, 1)

@@ -36,9 +36,13 @@ def test_proves_verified_families_and_backends(family, backend):
     ]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "olmo2", "qwen3_moe"])
-def test_proves_other_kinds_of_models(family):
-    report = verify_model(tiny_model(family), CHATS[:1])
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("gpt2", {}), ("olmo2", {}), ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2})],
+    ids=["gpt2", "olmo2", "qwen3_moe"],
+)
+def test_proves_other_kinds_of_models(family, settings):
+    report = verify_model(tiny_model(family, **settings), CHATS[:1])
     assert report.is_proved, str(report)
 
 

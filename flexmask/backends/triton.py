@@ -133,10 +133,10 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, dout: Tensor, _: Tensor | None):
-    sinks = ctx.saved_tensors[5]
+    saved = ctx.saved_tensors  # once: under checkpointing they can be unpacked no second time
     options = (ctx.scale, ctx.softcap, ctx.window, ctx.deterministic)
-    dq, dk, dv, dsinks = _backward(dout, *ctx.saved_tensors, *options)
-    dsinks = None if sinks is None else dsinks.to(sinks.dtype)
+    dq, dk, dv, dsinks = _backward(dout, *saved, *options)
+    dsinks = None if saved[5] is None else dsinks.to(saved[5].dtype)
     return dq, dk, dv, None, None, dsinks, None, None, None, None
 
 

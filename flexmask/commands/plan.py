@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,18 +56,20 @@ def run_plan(options: argparse.Namespace) -> int:
         FlexmaskError: an input that cannot be used.
     """
     _check(options)
+    from flexmask.measure import check_vocabulary
     from flexmask.plan import make_plan
     from flexmask.train import TrainConfig, load_tokenizer
     from flexmask.whole_file import write_json
 
-    config = None if options.model is None else _load_config(options.model)
+    config = None if options.model is None else _load_config(options)
     settings = TrainConfig(
         options.tokenizer, options.data, output="", chat_template=options.chat_template
     )
     kept: list[Sequence[Sample]] = []
 
     def keep(samples: Sequence[Sample]) -> None:
-        if len(kept) < options.measure:
+        if config is not None and len(kept) < options.measure:
+            check_vocabulary(config, [samples])
             kept.append(samples)
 
     plan = make_plan(
@@ -100,6 +103,8 @@ def _check(options: argparse.Namespace) -> None:
     for option, target in (("--json", options.json), ("--plot", options.plot)):
         if target not in (None, "-"):
             check_target(target, option)
+    if options.plot is not None and find_spec("matplotlib") is None:
+        raise DataError("--plot needs matplotlib; pip install 'flexmask[train]'")
     if options.measure < 0:
         raise DataError(f"--measure must be at least 1, got {options.measure}")
     if options.measure and options.model is None:
@@ -131,12 +136,19 @@ def _count_lines(path: Path) -> int | None:
         return None
 
 
-def _load_config(source: str) -> PreTrainedConfig:
+def _load_config(options: argparse.Namespace) -> PreTrainedConfig:
+    """The config of a model that can be patched: else it is refused before the data is read."""
+    import copy
+
     from transformers import AutoConfig
 
+    from flexmask.cost import CostModel
+    from flexmask.random_model import meta_model
     from flexmask.train import load_pretrained
 
-    return load_pretrained(AutoConfig.from_pretrained, source, "model config")
+    config = load_pretrained(AutoConfig.from_pretrained, options.model, "model config")
+    CostModel.of(meta_model(copy.deepcopy(config), _dtype(options.dtype, config)))
+    return config
 
 
 def _add_model(

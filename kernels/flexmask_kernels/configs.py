@@ -35,19 +35,26 @@ _LARGE: dict[str, dict[int, Config]] = {
     "backward_queries": {
         64: Config(128, 64, 8, 3),
         128: Config(128, 64, 8, 2),
-        256: Config(64, 64, 8, 1),
+        256: Config(64, 32, 8, 2),
     },
     "backward_keys": {
         64: Config(64, 128, 8, 2),
-        128: Config(64, 128, 8, 2),
-        256: Config(64, 64, 8, 1),
+        128: Config(64, 64, 8, 2),
+        256: Config(32, 32, 8, 2),
     },
     "backward_fused": {
         64: Config(64, 128, 8, 2),
-        128: Config(64, 128, 8, 2),
-        256: Config(64, 64, 8, 1),
+        128: Config(64, 64, 8, 2),
+        256: Config(32, 32, 8, 2),
     },
 }
+# Blackwell's products are summed in a memory of their own, which changes what spills
+_BLACKWELL = _LARGE | {
+    "forward": _LARGE["forward"] | {256: Config(128, 32, 8, 2)},
+    "backward_keys": _LARGE["backward_keys"] | {128: Config(32, 64, 8, 2)},
+}
+# with a softcap, a window, or head widths that are padded, which all take registers
+_NARROW = {"backward_keys": Config(32, 64, 8, 2), "backward_fused": Config(32, 64, 8, 2)}
 # the same where at least 99 KB are sure: Ampere, Ada, and Blackwell's workstation chips
 _SMALL: dict[str, dict[int, Config]] = {
     "forward": {
@@ -63,18 +70,18 @@ _SMALL: dict[str, dict[int, Config]] = {
     "backward_keys": {
         64: Config(64, 128, 8, 2),
         128: Config(64, 64, 8, 2),
-        256: Config(32, 64, 8, 1),
+        256: Config(32, 32, 8, 1),
     },
     "backward_fused": {
-        64: Config(64, 128, 8, 2),
-        128: Config(64, 64, 8, 2),
-        256: Config(32, 64, 8, 1),
+        64: Config(32, 128, 8, 2),
+        128: Config(32, 64, 8, 2),
+        256: Config(32, 32, 8, 1),
     },
 }
 # fp32 is multiplied without tensor cores, operand by operand from shared memory
 _SINGLE: dict[int, Config] = {
-    64: Config(32, 32, 4, 1),
-    128: Config(32, 32, 8, 1),
+    64: Config(32, 32, 8, 1),
+    128: Config(16, 16, 8, 1),
     256: Config(16, 16, 8, 1),
 }
 _INTERPRETER = Config(16, 16, 1, 1)
@@ -85,7 +92,9 @@ def block_width(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-def default_config(kernel: str, capability: int, width: int, element_size: int) -> Config:
+def default_config(
+    kernel: str, capability: int, width: int, element_size: int, *, is_plain: bool = True
+) -> Config:
     """The shipped configuration of `kernel`.
 
     Args:
@@ -93,13 +102,18 @@ def default_config(kernel: str, capability: int, width: int, element_size: int) 
         capability: 10 * major + minor of the compute capability; 0 in the interpreter.
         width: the larger of D and D_v.
         element_size: bytes of an element of q.
+        is_plain: no softcap, no window, and heads that fill their block.
     """
     if capability == 0:
         return _INTERPRETER
     if element_size == 4:
         table = _SINGLE
-    elif 90 <= capability < 120:
+    elif not is_plain and 64 < width <= 128 and kernel in _NARROW:
+        return _NARROW[kernel]
+    elif 90 <= capability < 100:
         table = _LARGE[kernel]
+    elif 100 <= capability < 120:
+        table = _BLACKWELL[kernel]
     else:
         table = _SMALL[kernel]
     return next(config for widest, config in table.items() if width <= widest)

@@ -36,6 +36,11 @@ class Options(NamedTuple):
     softcap: float | None = None
     window: int | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether neither softcap nor window asks for more registers."""
+        return self.softcap is None and self.window is None
+
 
 class Inputs(NamedTuple):
     """The tensors of both passes.
@@ -88,7 +93,7 @@ def forward(
     inputs = _prepare(inputs, options)
     q, k, v = inputs.q, inputs.k, inputs.v
     B, H, L, _ = q.shape
-    config = choose_config("forward", q, v)
+    config = choose_config("forward", q, v, is_plain=options.is_plain)
     plan = plan_lines(inputs.end, inputs.positions, options.window, config, by_key=False)
     out = empty_output(q, v)
     lse2 = torch.empty(B, H, L, dtype=torch.float32, device=q.device)
@@ -172,7 +177,7 @@ def _launch_queries(
     """Compute dq; `saved` holds dout, lse2 and delta."""
     dout, lse2, delta = saved
     q, k, v = inputs.q, inputs.k, inputs.v
-    config = choose_config("backward_queries", q, v)
+    config = choose_config("backward_queries", q, v, is_plain=options.is_plain)
     plan = plan_lines(inputs.end, inputs.positions, options.window, config, by_key=False)
     counter = None if counters is None else counters.backward_queries
     backward_queries_kernel[(plan.lines.shape[1] * (q.shape[1] // k.shape[1]), *_grid(k))](
@@ -202,7 +207,9 @@ def _launch_keys(
     dout, lse2, delta = saved
     q, k, v = inputs.q, inputs.k, inputs.v
     B, H_kv, L, D = k.shape
-    config = choose_config("backward_keys" if dq_sum is None else "backward_fused", q, v)
+    config = choose_config(
+        "backward_keys" if dq_sum is None else "backward_fused", q, v, is_plain=options.is_plain
+    )
     plan = plan_lines(inputs.end, inputs.positions, options.window, config, by_key=True)
     num_lines = plan.lines.shape[1]
     group = q.shape[1] // H_kv

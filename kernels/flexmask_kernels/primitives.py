@@ -28,8 +28,8 @@ def load_rows(
 ):
     """Rows [start, start + BLOCK) as [BLOCK, BLOCK_WIDTH], zero outside of [L, WIDTH].
 
-    STRIDE is from row to row. It is a constant, so that the rows of one thread are constant distances
-    apart, and one pointer serves them all.
+    STRIDE is from row to row. It is a constant, so that the rows of one thread are at constant
+    distances, and one pointer serves them all.
     """
     row = tl.arange(0, BLOCK)
     column = tl.arange(0, BLOCK_WIDTH)

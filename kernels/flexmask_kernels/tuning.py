@@ -2,8 +2,8 @@
 
 Measured ones are kept in one small file, by default ~/.cache/flexmask/configs.json (the directory
 is FLEXMASK_CACHE, or XDG_CACHE_HOME/flexmask). A line is keyed on what the compiled code depends
-on: kernel, chip, triton, dtype, padded head widths. The length of a row is no part of a key, so a
-new length neither measures nor compiles anything. `autotune` writes the file, on request only: an
+on: kernel, chip, triton, dtype, head widths. The length of a row is no part of a key, so a new
+length neither measures nor compiles anything. `autotune` writes the file, on request only: an
 ordinary first call compiles one configuration per kernel.
 """
 
@@ -25,15 +25,26 @@ from flexmask_kernels.configs import Config, block_width, capability_of, default
 _forced: dict[str, Config] = {}
 
 
-def choose_config(kernel: str, q: Tensor, v: Tensor) -> Config:
-    """The configuration to launch `kernel` with, for tensors like q [..., D] and v [..., D_v]."""
+def choose_config(kernel: str, q: Tensor, v: Tensor, *, is_plain: bool = True) -> Config:
+    """The configuration to launch `kernel` with.
+
+    Args:
+        kernel: a name in `configs.KERNELS`.
+        q: tensor of the device, dtype and head width [..., D].
+        v: tensor of the head width [..., D_v].
+        is_plain: without softcap and window; only such launches are measured.
+    """
     if kernel in _forced:
         return _forced[kernel]
-    measured = _measured(cache_path()).get(config_key(kernel, q, v))
-    if measured is not None:
-        return measured
     width = max(q.shape[3], v.shape[3])
-    return default_config(kernel, capability_of(q.device), width, q.element_size())
+    is_plain = is_plain and all(x.shape[3] == block_width(x.shape[3]) for x in (q, v))
+    if is_plain:
+        measured = _measured(cache_path()).get(config_key(kernel, q, v))
+        if measured is not None:
+            return measured
+    return default_config(
+        kernel, capability_of(q.device), width, q.element_size(), is_plain=is_plain
+    )
 
 
 @contextmanager
@@ -51,15 +62,15 @@ def forced_configs(configs: dict[str, Config]) -> Iterator[None]:
 def config_key(kernel: str, q: Tensor, v: Tensor) -> str:
     """What a measured configuration holds for.
 
-    >>> q = torch.empty(1, 8, 4096, 80)
+    >>> q = torch.empty(1, 8, 4096, 64)
     >>> config_key("forward", q, q).split(", ")[2:]
-    ['float32', 'D128', 'D_v128']
+    ['float32', 'D64', 'D_v64']
     """
     chip = "interpreter"
     if q.device.type == "cuda":
         chip = torch.cuda.get_device_name(q.device)
     dtype = str(q.dtype).removeprefix("torch.")
-    widths = f"D{block_width(q.shape[3])}, D_v{block_width(v.shape[3])}"
+    widths = f"D{q.shape[3]}, D_v{v.shape[3]}"
     return f"{kernel}, {chip} triton {triton.__version__}, {dtype}, {widths}"
 
 
