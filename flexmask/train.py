@@ -159,6 +159,8 @@ def load_model(config: TrainConfig) -> PreTrainedModel:
 
 def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings: Any) -> Any:
     """What `load(source)` gives, or a DataError of one line that names `source`."""
+    if source.startswith(("/", ".", "~")) and not Path(source).exists():
+        raise DataError(f"{source}: no such folder; name a {what}'s folder or hub id")
     try:
         return load(source, **settings)
     except (OSError, ValueError) as error:

@@ -16,16 +16,12 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # A module imports only what stands to its left (in an earlier line, or earlier in its own).
 LEFT_TO_RIGHT = (
-    *("errors", "whole_file", "histogram", "message_fields", "messages", "data_files"),
+    *("errors", "whole_file", "message_fields", "messages", "data_files"),
     *("templates", "template_checks", "samples", "weighting"),
-    *("tree", "layout", "npass", "splitting", "packing", "kinds", "orders"),
+    *("tree", "layout", "npass", "splitting", "packing"),
     *("mask", "backends", "loss", "model"),
-    *("collator", "dataset", "figures", "trainer", "train"),
-    *("tree_text", "row_figures", "show"),
-    *("mistraining", "random_model", "cost", "memory"),
-    *("plan", "estimate", "measure", "plan_report", "plan_figure"),
-    *("parameter_groups", "turn_gradients", "differences", "verify_report", "verify"),
-    *("demo", "commands", "cli", "__main__"),
+    *("collator", "dataset", "figures", "trainer", "random_model", "train"),
+    *("show", "plan", "verify", "demo", "commands", "cli", "__main__"),
 )
 
 

@@ -19,16 +19,16 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from flexmask import Sample, build_tree, compile_mask, pack, patch, render_samples
 from flexmask.cli import main
-from flexmask.cost import CostModel, Work, npass_work, single_pass_work
 from flexmask.data_files import read_conversations
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import UnsupportedModelError
-from flexmask.histogram import Histogram
 from flexmask.mask.dense import ancestry
-from flexmask.memory import saved_bytes, saved_bytes_per_token
 from flexmask.messages import Conversation, parse_conversation
-from flexmask.mistraining import count_mistrained
-from flexmask.plan import make_plan
+from flexmask.plan.cost import CostModel, Work, npass_work, single_pass_work
+from flexmask.plan.histogram import Histogram
+from flexmask.plan.memory import saved_bytes, saved_bytes_per_token
+from flexmask.plan.mistraining import count_mistrained
+from flexmask.plan.survey import make_plan
 from flexmask.random_model import meta_model
 from flexmask.tree import PrefixTree
 
@@ -248,7 +248,7 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
         ids = rng.integers(9, size=rng.integers(2, 60))
         return [Sample(ids, np.arange(ids.size) > 0, 1)]
 
-    monkeypatch.setattr("flexmask.plan.render_samples", render)
+    monkeypatch.setattr("flexmask.plan.survey.render_samples", render)
     kinds = (Sample, Conversation, PrefixTree)
     memory, alive, seen = [], [], 0
 

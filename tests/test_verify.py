@@ -13,9 +13,9 @@ from flexmask import Sample
 from flexmask.backends.reference import reference_attention
 from flexmask.cli import main
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
-from flexmask.differences import Difference
-from flexmask.parameter_groups import GROUPS, parameter_groups
-from flexmask.verify import Chat, verify_model
+from flexmask.verify.differences import Difference
+from flexmask.verify.parameter_groups import GROUPS, parameter_groups
+from flexmask.verify.proof import Chat, verify_model
 
 CHATS = [Chat.of(random_samples(seed, num_samples=3)) for seed in range(2)]
 CHECKS = ["dropout", "patch", "mask", "loss", "gradients", "step", "control"]

@@ -56,8 +56,8 @@ def run_plan(options: argparse.Namespace) -> int:
         FlexmaskError: an input that cannot be used.
     """
     _check(options)
-    from flexmask.measure import check_vocabulary
-    from flexmask.plan import make_plan
+    from flexmask.plan.measure import check_vocabulary
+    from flexmask.plan.survey import make_plan
     from flexmask.train import TrainConfig, load_tokenizer
     from flexmask.whole_file import write_json
 
@@ -81,7 +81,7 @@ def run_plan(options: argparse.Namespace) -> int:
         watch=keep,
     )
     report = plan.to_json() | {"estimate": None, "measured": None}
-    from flexmask.plan_report import plan_text
+    from flexmask.plan.report import plan_text
 
     texts = [plan_text(plan)]
     if config is not None:
@@ -90,7 +90,7 @@ def run_plan(options: argparse.Namespace) -> int:
     if options.json not in (None, "-"):
         write_json(report, options.json)
     if options.plot is not None:
-        from flexmask.plan_figure import draw_plan
+        from flexmask.plan.figure import draw_plan
 
         draw_plan(plan, options.plot)
     return 0
@@ -142,7 +142,7 @@ def _load_config(options: argparse.Namespace) -> PreTrainedConfig:
 
     from transformers import AutoConfig
 
-    from flexmask.cost import CostModel
+    from flexmask.plan.cost import CostModel
     from flexmask.random_model import meta_model
     from flexmask.train import load_pretrained
 
@@ -164,8 +164,8 @@ def _add_model(
 
     import torch
 
-    from flexmask.estimate import estimate
-    from flexmask.plan_report import estimate_text, measured_text
+    from flexmask.plan.estimate import estimate
+    from flexmask.plan.report import estimate_text, measured_text
 
     dtype = _dtype(options.dtype, config)
     guess = estimate(plan, copy.deepcopy(config), dtype)
@@ -175,7 +175,7 @@ def _add_model(
         return
     from tqdm import tqdm
 
-    from flexmask.measure import measure_steps
+    from flexmask.plan.measure import measure_steps
 
     measured = measure_steps(
         config,

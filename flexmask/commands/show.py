@@ -41,8 +41,8 @@ def run_show(options: argparse.Namespace) -> int:
     """
     _check(options)
     from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-    from flexmask.row_figures import COLORS
-    from flexmask.show import check_drawable, draw_shown, read_shown, shown_text
+    from flexmask.show.conversation import check_drawable, draw_shown, read_shown, shown_text
+    from flexmask.show.row_figures import COLORS
     from flexmask.train import TrainConfig, load_tokenizer
 
     source = options.tokenizer or str(TOKENIZER_PATH)

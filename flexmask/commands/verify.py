@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from flexmask.verify import Chat, VerifyReport
+    from flexmask.verify.proof import Chat, VerifyReport
 
 _SHOWN = 3  # messages that a template cannot write
 
@@ -65,8 +65,8 @@ def run_verify(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> VerifyReport:
     from flexmask.backends.choice import choose_backend
     from flexmask.train import TrainConfig, load_tokenizer
-    from flexmask.verify import verify_model
-    from flexmask.verify_report import Finding, VerifyReport
+    from flexmask.verify.proof import verify_model
+    from flexmask.verify.report import Finding, VerifyReport
 
     settings = TrainConfig(
         options.model,
@@ -102,7 +102,7 @@ def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat]
     """
     from flexmask.data_files import read_conversations
     from flexmask.samples import render_samples
-    from flexmask.verify import Chat
+    from flexmask.verify.proof import Chat
 
     chats: list[Chat] = []
     refused: list[str] = []
@@ -129,10 +129,10 @@ def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrained
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from flexmask.measure import move_to
+    from flexmask.plan.measure import move_to
     from flexmask.random_model import random_model
     from flexmask.train import load_pretrained
-    from flexmask.verify import WIDER
+    from flexmask.verify.proof import WIDER
 
     transformers.set_seed(options.seed)
     if options.from_config:
@@ -163,7 +163,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _check_vocabulary(model: PreTrainedModel, chats: list[Chat]) -> None:
-    from flexmask.measure import check_vocabulary
+    from flexmask.plan.measure import check_vocabulary
 
     check_vocabulary(model.config, [chat.samples for chat in chats])
 

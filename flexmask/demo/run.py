@@ -35,7 +35,9 @@ class ModeReport:
     last_loss: float
 
 
-def run_demo(*, output: str, data: str | None, num_steps: int, batch_size: int, seed: int) -> None:
+def train_both_ways(
+    *, output: str, data: str | None, num_steps: int, batch_size: int, seed: int
+) -> None:
     """Train both ways from the same weights on the same batches, and report the differences.
 
     Writes `loss.png`, `mask.png` and `report.json` to the folder `output`, and prints a table.

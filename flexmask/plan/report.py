@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flexmask.histogram import Histogram
-from flexmask.plan import TILE, Overflow, Plan
+from flexmask.plan.histogram import Histogram
+from flexmask.plan.survey import TILE, Overflow, Plan
 
 if TYPE_CHECKING:
-    from flexmask.estimate import Estimate
-    from flexmask.measure import Measured
+    from flexmask.plan.estimate import Estimate
+    from flexmask.plan.measure import Measured
 
 _WAYS = {"npass": "N-pass", "packed_npass": "packed N-pass", "single_pass": "single-pass"}
 

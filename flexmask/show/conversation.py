@@ -10,15 +10,15 @@ from typing import Any
 
 from flexmask.data_files import read_conversations
 from flexmask.errors import DataError
-from flexmask.kinds import label_tree
 from flexmask.layout import lay_out
 from flexmask.messages import Conversation
-from flexmask.orders import density, papers_order
-from flexmask.row_figures import RowPicture, draw_rows
 from flexmask.samples import render_samples
+from flexmask.show.kinds import label_tree
+from flexmask.show.orders import density, papers_order
+from flexmask.show.row_figures import RowPicture, draw_rows
+from flexmask.show.tree_text import Paint, tree_lines
 from flexmask.splitting import split_tree
 from flexmask.tree import PrefixTree, build_tree
-from flexmask.tree_text import Paint, tree_lines
 
 _MOST_PICTURES = 12
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flexmask.cost import Work, npass_work, single_pass_work, work_of
 from flexmask.data_files import read_conversations
 from flexmask.errors import DataError, FlexmaskError
-from flexmask.histogram import Histogram
 from flexmask.layout import lay_out
 from flexmask.mask.tiles import tile_ranges
 from flexmask.messages import Conversation
-from flexmask.mistraining import Mistraining, count_mistrained
+from flexmask.plan.cost import Work, npass_work, single_pass_work, work_of
+from flexmask.plan.histogram import Histogram
+from flexmask.plan.mistraining import Mistraining, count_mistrained
 from flexmask.samples import Sample, render_samples
 from flexmask.splitting import split_tree
 from flexmask.tree import PrefixTree, build_tree

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from flexmask.parameter_groups import ParameterGroup
-from flexmask.turn_gradients import Gradients, TurnResult
+from flexmask.verify.parameter_groups import ParameterGroup
+from flexmask.verify.turn_gradients import Gradients, TurnResult
 
 
 @dataclass(frozen=True, slots=True)

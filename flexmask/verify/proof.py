@@ -1,7 +1,7 @@
 """Proof, on a user's own model, data and backend, that the single pass equals N-pass.
 
-What is compared, and with which bound: `flexmask.differences`. Whatever stands in the way of the
-comparison is a finding too, so a verification ends with a report, not with a traceback.
+What is compared, and with which bound: `flexmask.verify.differences`. Whatever stands in the way of
+the comparison is a finding too, so a verification ends with a report, not with a traceback.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from flexmask.differences import Difference, TurnNumbers, group_norms, relative_difference
 from flexmask.errors import FlexmaskError
 from flexmask.model import patch, unpatch
 from flexmask.model.structure import active_dropouts, text_config
 from flexmask.npass import npass_batches
 from flexmask.packing import PackedRow
-from flexmask.parameter_groups import ParameterGroup, parameter_groups
 from flexmask.samples import Sample
 from flexmask.tree import build_tree
-from flexmask.turn_gradients import (
+from flexmask.verify.differences import Difference, TurnNumbers, group_norms, relative_difference
+from flexmask.verify.parameter_groups import ParameterGroup, parameter_groups
+from flexmask.verify.report import Control, Finding, StepNumbers, VerifyReport
+from flexmask.verify.turn_gradients import (
     npass_losses,
     npass_turn,
     row_logprobs,
     single_pass_turn,
     step_result,
 )
-from flexmask.verify_report import Control, Finding, StepNumbers, VerifyReport
 
 WIDER = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flexmask.figures import new_figure, save_figure
-from flexmask.histogram import Histogram
-from flexmask.plan import Plan
+from flexmask.plan.histogram import Histogram
+from flexmask.plan.survey import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

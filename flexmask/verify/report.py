@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flexmask.differences import (
+from flexmask.verify.differences import (
     Difference,
     Norms,
     TurnNumbers,
@@ -18,7 +18,7 @@ from flexmask.differences import (
     relative_difference,
     summing_error,
 )
-from flexmask.parameter_groups import GROUPS, ParameterGroup
+from flexmask.verify.parameter_groups import GROUPS, ParameterGroup
 
 
 class Finding(NamedTuple):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmask.figures import new_figure, save_figure
-from flexmask.kinds import KINDS
-from flexmask.orders import tile_counts
+from flexmask.show.kinds import KINDS
+from flexmask.show.orders import tile_counts
 from flexmask.tree import PrefixTree
 
 if TYPE_CHECKING:

@@ -1,0 +1,95 @@
+"""`flexmask train`: a training run from a file of conversations."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from flexmask.errors import FlexmaskError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+_EPILOG = """\
+every option of transformers.TrainingArguments works too, under its own name, such as
+  --learning_rate 1e-5 --num_train_epochs 2 --per_device_train_batch_size 8
+  --gradient_accumulation_steps 4 --gradient_checkpointing --bf16 --logging_steps 10
+--per_device_train_batch_size counts conversations.
+
+on several GPUs:
+  torchrun --nproc-per-node 8 -m flexmask train --model ... --data ... --output ...
+"""
+
+
+def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand and its options; options of the Trainer are left to `run_train`."""
+    train = commands.add_parser(
+        "train",
+        help="fine-tune a model on a file of conversations",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = train.add_argument
+    add("--model", required=True, metavar="PATH_OR_ID", help="the model to start from")
+    add("--data", required=True, metavar="FILE", help="conversations, one JSON object a line")
+    add("--output", required=True, metavar="DIR", help="a new folder for the trained model")
+    add("--tokenizer", metavar="PATH_OR_ID", help="default: the model's own")
+    add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
+    add("--eval_data", metavar="FILE", help="conversations to evaluate on")
+    add("--eval_split", type=float, default=0.0, metavar="SHARE", help="hold out this share")
+    add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")
+    add("--on_overflow", choices=("split", "drop", "error"), default="split")
+    add("--weighting", choices=("token", "turn", "conversation"), default="token")
+    add("--on_bad_line", choices=("error", "skip"), default="error")
+    add("--backend", choices=("auto", "reference", "cpu", "flex", "triton"), default="auto")
+    add("--from_config", action="store_true", help="random weights from the model's config")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    add("--use_peft", action="store_true", help="train LoRA adapters only")
+    add("--lora_r", type=int, default=16)
+    add("--lora_alpha", type=int, default=32)
+    add("--lora_dropout", type=float, default=0.0)
+    add("--lora_target_modules", nargs="+", default=["all-linear"])
+    add("--resume", action="store_true", help="go on from the last checkpoint in --output")
+
+
+def run_train(options: argparse.Namespace, others: Sequence[str]) -> int:
+    """Train; `others` are options of the Trainer. Returns the exit code.
+
+    Raises:
+        FlexmaskError: an input that cannot be used.
+    """
+    from flexmask.train import TrainConfig, train
+
+    settings = {key: value for key, value in vars(options).items() if key != "command"}
+    config = TrainConfig(**settings)
+    train(config, _training_arguments(config.output, others))
+    return 0
+
+
+def _training_arguments(output: str, others: Sequence[str]) -> TrainingArguments:
+    """The Trainer's own options, parsed by transformers, with what packed rows require."""
+    from transformers import HfArgumentParser, TrainingArguments
+
+    arguments: Any = TrainingArguments
+    parser = HfArgumentParser(arguments, prog="flexmask train", allow_abbrev=False)
+    parser.set_defaults(
+        output_dir=output,
+        report_to="none",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+    )
+    try:
+        training, unknown = parser.parse_args_into_dataclasses(
+            args=list(others), return_remaining_strings=True
+        )
+    except (ValueError, ImportError) as error:
+        raise FlexmaskError(f"option of the Trainer: {str(error).splitlines()[0]}") from error
+    if unknown:
+        raise FlexmaskError(
+            f"unknown option {unknown[0]}; options are those of `flexmask train --help` and of "
+            "transformers.TrainingArguments"
+        )
+    training.prediction_loss_only = True
+    return training

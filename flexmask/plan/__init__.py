@@ -1,0 +1,1 @@
+"""What a run would cost and save, counted before any GPU hour."""

@@ -1,0 +1,1 @@
+"""One packed row as text and as a picture."""
