@@ -117,12 +117,13 @@ def test_auto_takes_reference_for_a_softcap_on_cpu():
     assert torch.equal(ours, attention(q, k, v, MASK, softcap=1.0, backend="reference"))
 
 
-def test_auto_takes_triton_on_cuda_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(choice, "_HAS_TRITON", True)
-    assert choose_backend("cuda").name == "triton"
-    monkeypatch.setattr(choice, "_HAS_TRITON", False)
+def test_auto_takes_flex_on_cuda_until_triton_has_run_on_one():
     assert choose_backend("cuda").name == "flex"
-    assert "triton is not installed" in choose_backend("cuda").reason
+    assert "has not run on a GPU" in choose_backend("cuda").reason
+
+
+def test_triton_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(choice, "_HAS_TRITON", False)
     with pytest.raises(UnsupportedModelError, match=r"pip install .*or use backend='flex'"):
         choose_backend("cuda", "triton")
 

@@ -66,10 +66,8 @@ def choose_backend(
 
 
 def _automatic(kind: str, softcap: float | None) -> BackendChoice:
-    if kind == "cuda" and _HAS_TRITON:
-        return BackendChoice("triton", "the project's own kernels")
     if kind == "cuda":
-        return BackendChoice("flex", "compiled FlexAttention; the package triton is not installed")
+        return BackendChoice("flex", "compiled FlexAttention; 'triton' has not run on a GPU yet")
     if kind == "cpu" and softcap is None:
         return BackendChoice("cpu", "flash kernels on slices, with a backward")
     if kind == "cpu":
