@@ -6,22 +6,15 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
+from benchmarks.cases import CASES, load_case
 from benchmarks.environment import describe_environment
 from benchmarks.record import CheckFailedError, as_record, write_record
 from benchmarks.tables import describe_checks, describe_machine, describe_settings, targets_table
 
-CASES = ("exactness", "layout", "mask", "attention", "shapes", "step", "memory")
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-
-
-def load_case(name: str) -> ModuleType:
-    """The module of a case: TITLE, ABOUT, measure, tables and draw."""
-    return import_module(f"benchmarks.{name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

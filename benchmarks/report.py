@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from benchmarks.cases import CASES, load_case
 from benchmarks.record import Record, read_records
 from benchmarks.tables import Table, describe_checks, describe_settings, targets_table
 
@@ -27,8 +28,6 @@ def write_report(results: Path, docs: Path) -> Path:
     Raises:
         FileNotFoundError: `results` holds no JSON file of a case.
     """
-    from benchmarks.__main__ import CASES, load_case
-
     records = read_records(results, CASES)
     if not records:
         raise FileNotFoundError(

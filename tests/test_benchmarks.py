@@ -19,7 +19,8 @@ from benchmarks import (
     shapes,
     step,
 )
-from benchmarks.__main__ import CASES, load_case, main
+from benchmarks.__main__ import main
+from benchmarks.cases import CASES, load_case
 from benchmarks.conversations import agent_tree, long_conversations, random_samples, scaled_turns
 from benchmarks.peak import Peak, measure_peak
 from benchmarks.record import Measurement, Target
