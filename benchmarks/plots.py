@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from flexmask.whole_file import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,9 +64,8 @@ def _finish(figure: Figure, axes: Axes, path: Path, x_label: str, y_label: str) 
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=9)
-    partial = f"{path}.partial"
-    figure.savefig(partial, format="png", dpi=150)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
 
 
 def _binary(value: float) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from flexmask.whole_file import whole_file
 
 Row = dict[str, Any]
 Record = dict[str, Any]
@@ -89,9 +90,8 @@ def write_record(record: Record, folder: Path) -> Path:
     """Write `<case>-<device>.json` whole or not at all, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['case']}-{record['environment']['device']}.json"
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from benchmarks.cases import CASES, load_case
 from benchmarks.record import Record, read_records
 from benchmarks.tables import Table, describe_checks, describe_settings, targets_table
+from flexmask.whole_file import whole_file
 
 _HEAD = """\
 # Benchmarks
@@ -45,9 +45,8 @@ def write_report(results: Path, docs: Path) -> Path:
         for table in module.tables(record):
             parts += [f"{table.heading}:", str(table)]
     path = docs / "benchmarks.md"
-    partial = path.with_suffix(".md.partial")
-    partial.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
     return path
 
 

@@ -92,8 +92,7 @@ def load_trees(
         except FlexmaskError as error:
             if on_bad_line == "error":
                 raise
-            line = int(conversation.where.rpartition(":")[2])
-            unrendered.append(BadLine(line, str(error)))
+            unrendered.append(BadLine(conversation.line, str(error)))
             continue
         _add(dataset, tree, conversation.where, collator.max_tokens, collator.on_overflow)
     dataset.bad_lines = sorted([*file.bad_lines, *unrendered], key=lambda bad: bad.line)

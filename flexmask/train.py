@@ -149,9 +149,11 @@ def load_model(config: TrainConfig) -> PreTrainedModel:
     """The model to train, with weights from disk or, with `from_config`, drawn at random."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from flexmask.random_model import random_model
+
     if config.from_config:
         settings = load_pretrained(AutoConfig.from_pretrained, config.model, "model config")
-        return AutoModelForCausalLM.from_config(settings)
+        return random_model(settings)
     return load_pretrained(
         AutoModelForCausalLM.from_pretrained, config.model, "model", dtype=config.dtype
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +17,7 @@ from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerConfig, serve
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.samples import Sample, render_samples
+from flexmask.whole_file import write_json
 
 LEARNING_RATE = 1e-3
 
@@ -173,9 +172,7 @@ def _write(
         folder / "mask.png",
     )
     report = {mode: asdict(column) for mode, column in reports.items()} | differences
-    partial = folder / "report.json.partial"
-    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "report.json")
+    write_json(report, folder / "report.json")
     print(f"written: {folder}/loss.png, {folder}/mask.png, {folder}/report.json")
 
 

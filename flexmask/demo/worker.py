@@ -62,15 +62,16 @@ def serve(connection: Connection, settings: WorkerConfig) -> None:
 class _Worker:
     def __init__(self, settings: WorkerConfig) -> None:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+        from transformers import AutoConfig, set_seed
 
         from flexmask.model import patch
+        from flexmask.random_model import random_model
 
         set_seed(settings.seed)
         config = AutoConfig.from_pretrained(settings.config)
         config.vocab_size = max(config.vocab_size, settings.vocab_size)
         self.mode = settings.mode
-        self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        self.model = random_model(config, torch.float32)
         if settings.mode == SINGLE_PASS:
             patch(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)

@@ -225,7 +225,7 @@ def make_plan(
         except FlexmaskError as error:
             if on_bad_line == "error":
                 raise
-            plan.skip(_line_of(conversation), str(error))
+            plan.skip(conversation.line, str(error))
             continue
         plan.add(conversation, samples, tokenizer)
         if watch is not None:
@@ -241,10 +241,6 @@ def _take_bad_lines(plan: Plan, bad_lines: list[Any]) -> None:
     for bad in bad_lines:
         plan.skip(bad.line, bad.reason)
     bad_lines.clear()
-
-
-def _line_of(conversation: Conversation) -> int:
-    return int((conversation.where or ":0").rpartition(":")[2])
 
 
 def _num_distinct(tree: PrefixTree, dropped: set[Any]) -> int:
