@@ -100,13 +100,35 @@ def worst_ratio(results, references):
     return worst
 
 
+def reaches(max_positions=30):
+    """Options that limit how far back a query sees: none, a window, a chunk, or both."""
+    positions = st.integers(1, max_positions)
+    return st.one_of(
+        st.just({}),
+        st.fixed_dictionaries({"window": positions}),
+        st.fixed_dictionaries({"chunk": positions}),
+        st.fixed_dictionaries({"window": positions, "chunk": positions}),
+    )
+
+
+def within_reach(mask, *, window=None, chunk=None):
+    """bool [B, L, L]: the visible pairs of `mask` whose positions are near enough."""
+    visible, positions = mask.to_dense(), mask.position_ids
+    query, key = positions[:, :, None], positions[:, None, :]
+    if window is not None:
+        visible = visible & (query - key < window)
+    if chunk is not None:
+        visible = visible & (query // chunk == key // chunk)
+    return visible
+
+
 @contextmanager
 def tiny_calls():
     """Plans for the `cpu` backend as rows of thousands of tokens have them, at 40 tokens."""
     sizes = {
         "MAX_ROWS": 8,
         "_SQUARE_ROWS": 3,
-        "_WINDOW_ROWS": 4,
+        "_FLOOR_ROWS": 4,
         "_MANY_ROWS": 6,
         "_NEAR_KEYS": 4,
         "_CALL_PAIRS": 8,

@@ -4,7 +4,16 @@ import math
 
 import pytest
 import torch
-from backend_cases import mask_from_depths, masks, random_inputs, run, stack, worst_ratio
+from backend_cases import (
+    mask_from_depths,
+    masks,
+    random_inputs,
+    reaches,
+    run,
+    stack,
+    within_reach,
+    worst_ratio,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,17 +26,14 @@ from flexmask.errors import MaskError, UnsupportedModelError
 MASK = mask_from_depths([0, 1, 2, 1, 2, 0, 0])
 
 
-def attention_by_paths(q, k, v, mask, *, sinks=None, scale=0.5, softcap=None, window=None):
+def attention_by_paths(q, k, v, mask, *, sinks=None, scale=0.5, softcap=None, **reach):
     """Token by token, head by head, over the list of keys that it sees."""
     B, H, L, _ = q.shape
     out = torch.empty(B, H, L, v.shape[-1], dtype=q.dtype)
-    positions = mask.position_ids.tolist()
+    visible = within_reach(mask, **reach)
     for b in range(B):
-        ends = mask.subtree_end[b].tolist()
         for token in range(L):
-            keys = [key for key in range(token + 1) if token < ends[key]]
-            if window is not None:
-                keys = [key for key in keys if positions[b][token] - positions[b][key] < window]
+            keys = visible[b, token].nonzero()[:, 0]
             for h in range(H):
                 h_kv = h * k.shape[1] // H
                 scores = scale * (k[b, h_kv, keys] @ q[b, h, token])
@@ -41,13 +47,13 @@ def attention_by_paths(q, k, v, mask, *, sinks=None, scale=0.5, softcap=None, wi
 
 @given(
     mask=masks(max_rows=2, max_tokens=12),
-    window=st.one_of(st.none(), st.integers(1, 6)),
+    reach=reaches(max_positions=6),
     softcap=st.sampled_from([None, 1.5]),
     has_sinks=st.booleans(),
 )
-def test_reference_equals_attention_over_each_path(mask, window, softcap, has_sinks):
+def test_reference_equals_attention_over_each_path(mask, reach, softcap, has_sinks):
     q, k, v, _ = random_inputs(mask)
-    options = {"scale": 0.5, "softcap": softcap, "window": window}
+    options = {"scale": 0.5, "softcap": softcap, **reach}
     options["sinks"] = torch.linspace(-1, 1, 4, dtype=torch.float64) if has_sinks else None
     ours = attention(q, k, v, mask, backend="reference", **options)
     assert worst_ratio([ours], [attention_by_paths(q, k, v, mask, **options)]) < 1
@@ -170,6 +176,7 @@ def test_rejects_shapes_that_do_not_fit(changes, message):
         ({"scale": 0.0}, "scale must be above 0, got 0.0"),
         ({"softcap": 0.0}, "softcap must be above 0, got 0.0; leave it out for none"),
         ({"window": 0}, "window must be at least 1, got 0"),
+        ({"chunk": 0}, "chunk must be at least 1, got 0"),
     ],
 )
 def test_rejects_options_out_of_range(options, message):
@@ -190,10 +197,10 @@ def test_rejects_mixed_dtypes_and_devices():
         attention(q, k, v, MASK.to("meta"))
 
 
-def test_rejects_a_window_without_positions():
+def test_rejects_windows_without_positions():
     q, k, v, _ = random_inputs(MASK)
     with pytest.raises(
-        MaskError, match="a window counts positions: give TreeMask its position_ids"
+        MaskError, match="windows and chunks count positions: give TreeMask its position_ids"
     ):
         attention(q, k, v, TreeMask(MASK.subtree_end), window=3)
 

@@ -8,10 +8,12 @@ from backend_cases import (
     mask_from_depths,
     masks,
     random_inputs,
+    reaches,
     run,
     run_reference,
     stack,
     tiny_calls,
+    within_reach,
     worst_ratio,
 )
 from hypothesis import example, given
@@ -23,25 +25,26 @@ from flexmask import PrefixTree, TreeMask, attention, compile_mask
 from flexmask.backends import cpu
 from flexmask.backends.api import dispatch
 from flexmask.backends.calls import MAX_ROWS, Pairs, plan_calls
+from flexmask.backends.reach import position_floor
 from flexmask.errors import UnsupportedModelError
 
 PADDING = mask_from_depths([0] * 9)
 CATERPILLAR = mask_from_depths([d for depth in range(20) for d in (depth, depth + 1)])
-windows = st.one_of(st.none(), st.integers(1, 30))
 
 
-@given(mask=masks(max_rows=1, max_tokens=60), window=windows, is_tiny=st.booleans())
-@example(mask=PADDING, window=None, is_tiny=True)
-@example(mask=CATERPILLAR, window=4, is_tiny=True)
-def test_calls_cover_each_visible_pair_once(mask, window, is_tiny):
+@given(mask=masks(max_rows=1, max_tokens=60), reach=reaches(), is_tiny=st.booleans())
+@example(mask=PADDING, reach={}, is_tiny=True)
+@example(mask=CATERPILLAR, reach={"window": 4}, is_tiny=True)
+@example(mask=CATERPILLAR, reach={"chunk": 6}, is_tiny=True)
+def test_calls_cover_each_visible_pair_once(mask, reach, is_tiny):
+    end, positions = mask.subtree_end[0], mask.position_ids[0]
+    floor = position_floor(positions, **reach)
     if is_tiny:
         with tiny_calls():
-            plan = plan_calls(mask.subtree_end[0], mask.position_ids[0], window)
+            plan = plan_calls(end, positions, floor)
     else:
-        plan = plan_calls(mask.subtree_end[0], mask.position_ids[0], window)
-    visible = mask.to_dense()[0]
-    if window is not None:
-        visible &= mask.position_ids[0][:, None] - mask.position_ids[0][None, :] < window
+        plan = plan_calls(end, positions, floor)
+    visible = within_reach(mask, **reach)[0]
     counts = torch.zeros(visible.shape, dtype=torch.int64)
     met = torch.zeros(visible.shape[0], dtype=torch.bool)
     for call in plan:
@@ -61,7 +64,7 @@ def test_calls_cover_each_visible_pair_once(mask, window, is_tiny):
 
 @given(
     mask=masks(),
-    window=windows,
+    reach=reaches(),
     is_tiny=st.booleans(),
     has_sinks=st.booleans(),
     kv_heads=st.sampled_from([1, 2, 4]),
@@ -70,16 +73,16 @@ def test_calls_cover_each_visible_pair_once(mask, window, is_tiny):
     seed=st.integers(0, 1000),
 )
 def test_output_and_gradients_equal_reference(
-    mask, window, is_tiny, has_sinks, kv_heads, value_width, dtype, seed
+    mask, reach, is_tiny, has_sinks, kv_heads, value_width, dtype, seed
 ):
     inputs = random_inputs(mask, kv_heads=kv_heads, value_width=value_width, dtype=dtype, seed=seed)
     sinks = torch.linspace(-1, 2, 4, dtype=dtype) if has_sinks else None
     if is_tiny:
         with tiny_calls():
-            ours = run(mask, *inputs, sinks=sinks, window=window, backend="cpu")
+            ours = run(mask, *inputs, sinks=sinks, backend="cpu", **reach)
     else:
-        ours = run(mask, *inputs, sinks=sinks, window=window, backend="cpu")
-    assert worst_ratio(ours, run_reference(mask, *inputs, sinks=sinks, window=window)) < 1
+        ours = run(mask, *inputs, sinks=sinks, backend="cpu", **reach)
+    assert worst_ratio(ours, run_reference(mask, *inputs, sinks=sinks, **reach)) < 1
 
 
 LONG = {
@@ -92,11 +95,13 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", LONG)
-@pytest.mark.parametrize("window", [None, 100], ids=["all", "window"])
-def test_long_rows_equal_reference(name, window):
+@pytest.mark.parametrize(
+    "reach", [{}, {"window": 100}, {"chunk": 150}], ids=["all", "window", "chunk"]
+)
+def test_long_rows_equal_reference(name, reach):
     inputs = random_inputs(LONG[name], dtype=torch.float32)
-    ours = run(LONG[name], *inputs, window=window, backend="cpu")
-    assert worst_ratio(ours, run_reference(LONG[name], *inputs, window=window)) < 1
+    ours = run(LONG[name], *inputs, backend="cpu", **reach)
+    assert worst_ratio(ours, run_reference(LONG[name], *inputs, **reach)) < 1
 
 
 def eager_attention(q, k, v, mask, *, sinks=None, scale=None):
@@ -197,10 +202,11 @@ def test_no_tensor_grows_with_the_square_of_the_row(shape, window):
     length, width = 8000, 4
     mask = mask_from_depths(DEEP[shape](length))
     q, k, v, dout = random_inputs(mask, heads=2, kv_heads=1, width=width, value_width=width)
-    arguments = (mask.subtree_end, mask.position_ids, None)
+    floor = position_floor(mask.position_ids, window)
+    arguments = (mask.subtree_end, mask.position_ids, floor, None)
     with LargestTensor() as largest:  # inside the operators, which hide their steps otherwise
-        out, lse = cpu._forward._init_fn(q, k, v, *arguments, 0.5, window)
-        cpu._backward._init_fn(dout, q, k, v, *arguments, out, lse, 0.5, window)
+        out, lse = cpu._forward._init_fn(q, k, v, *arguments, 0.5)
+        cpu._backward._init_fn(dout, q, k, v, *arguments, out, lse, 0.5)
     assert largest.num_elements <= max(2 * width * length, 4 * MAX_ROWS * MAX_ROWS)
 
 
@@ -230,12 +236,13 @@ def test_operators_keep_their_promises(dtype):
     mask = stack([mask_from_depths([0, 1, 2, 1, 2, 0, 0]), mask_from_depths([0, 1, 1])])
     q, k, v, dout = random_inputs(mask, dtype=dtype)
     sinks = torch.zeros(4, dtype=dtype, requires_grad=True)
-    arguments = (mask.subtree_end, mask.position_ids, sinks)
+    floor = position_floor(mask.position_ids, window=3)
+    arguments = (mask.subtree_end, mask.position_ids, floor, sinks)
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(cpu._forward, (*leaves, *arguments, 0.5, 3))
+    torch.library.opcheck(cpu._forward, (*leaves, *arguments, 0.5))
     with torch.no_grad():
-        out, lse = cpu._forward(*leaves, *arguments, 0.5, 3)
-        torch.library.opcheck(cpu._backward, (dout, *leaves, *arguments, out, lse, 0.5, 3))
+        out, lse = cpu._forward(*leaves, *arguments, 0.5)
+        torch.library.opcheck(cpu._backward, (dout, *leaves, *arguments, out, lse, 0.5))
 
 
 def test_softcap_is_refused():

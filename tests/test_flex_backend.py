@@ -4,14 +4,22 @@ from unittest import mock
 
 import pytest
 import torch
-from backend_cases import mask_from_depths, masks, random_inputs, stack, worst_ratio
+from backend_cases import (
+    mask_from_depths,
+    masks,
+    random_inputs,
+    reaches,
+    stack,
+    within_reach,
+    worst_ratio,
+)
 from hypothesis import given
-from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 
 from flexmask import PrefixTree, attention, compile_mask
 from flexmask.backends import flex_tables
 from flexmask.backends.api import dispatch
+from flexmask.backends.reach import position_floor
 from flexmask.errors import UnsupportedModelError
 
 MASKS = [
@@ -60,13 +68,12 @@ def test_both_builders_find_exactly_the_visible_tiles(mask):
         assert torch.equal(is_full, full)
 
 
-@given(mask=masks(), window=st.integers(1, 30))
-def test_windowed_tables_leave_out_no_visible_tile(mask, window):
+@given(mask=masks(), reach=reaches().filter(bool))
+def test_floored_tables_leave_out_no_visible_tile(mask, reach):
+    floor = position_floor(mask.position_ids, **reach)
     with mock.patch.object(flex_tables, "BLOCK", 4):
-        partial, full = grids(flex_tables.block_tables(mask.subtree_end, mask.position_ids, window))
-    positions = mask.position_ids
-    near = positions[:, :, None] - positions[:, None, :] < window
-    visited, all_visible = tile_classes(mask.to_dense() & near, 4)
+        partial, full = grids(flex_tables.block_tables(mask.subtree_end, mask.position_ids, floor))
+    visited, all_visible = tile_classes(within_reach(mask, **reach), 4)
     assert not (visited & ~partial & ~full).any()
     assert not (full & ~all_visible).any()
     assert not (full & partial).any()
@@ -110,6 +117,10 @@ def test_forward_equals_reference_and_new_masks_do_not_compile_again():
 
 def test_softcap_and_window_equal_reference():
     assert errors(MASKS[0], softcap=1.5, window=70) < 1
+
+
+def test_chunk_equals_reference():
+    assert errors(MASKS[0], chunk=50) < 1
 
 
 def test_compiles_as_one_graph_from_the_mask_tensor():

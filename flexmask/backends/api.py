@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from flexmask.backends.choice import choose_backend
+from flexmask.backends.reach import position_floor
 from flexmask.backends.reference import reference_attention
 from flexmask.errors import MaskError
 
@@ -25,6 +26,7 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     window: int | None = None,
+    chunk: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Softmax attention in which token q sees token k where k <= q < subtree_end[k].
@@ -41,6 +43,7 @@ def attention(
         sinks: [H], one more logit in each softmax's denominator.
         window: a query sees only keys less than `window` positions before it. Positions are
             `mask.position_ids`, not packed indices.
+        chunk: a query sees only keys of its own chunk of `chunk` positions, counted likewise.
         backend: "auto", "reference", "cpu", "flex" or "triton". A named backend that cannot do
             exactly what is asked raises; `choose_backend` tells what "auto" takes, and why.
 
@@ -52,8 +55,8 @@ def attention(
         UnsupportedModelError: an option that the backend does not have.
     """
     _check_tensors(q, k, v, sinks)
-    _check_mask(q, mask, window)
-    _check_options(scale, softcap, window)
+    _check_mask(q, mask, needs_positions=window is not None or chunk is not None)
+    _check_options(scale, softcap, window, chunk)
     return dispatch(
         q,
         k,
@@ -64,6 +67,7 @@ def attention(
         softcap=softcap,
         sinks=sinks,
         window=window,
+        chunk=chunk,
         backend=backend,
     )
 
@@ -79,6 +83,7 @@ def dispatch(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     window: int | None = None,
+    chunk: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """`attention` without its checks of shapes and values: for callers that hold only tensors.
@@ -88,11 +93,12 @@ def dispatch(
         k: keys [B, H_kv, L, D].
         v: values [B, H_kv, L, D_v].
         subtree_end: int32 [B, L] or [1, L].
-        position_ids: int32 [B, L] or [1, L]; needed for a window only.
+        position_ids: int [B, L] or [1, L]; needed for a window or chunk only.
         scale: as in `attention`, like all that follow.
         softcap: bound of the scores.
         sinks: logits [H].
         window: in positions.
+        chunk: in positions.
         backend: a name, or "auto".
 
     Returns:
@@ -104,16 +110,17 @@ def dispatch(
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
+    floor = None if position_ids is None else position_floor(position_ids, window, chunk)
     return _implementation(choose_backend(q.device, backend, softcap=softcap).name)(
         q,
         k,
         v,
         subtree_end,
-        position_ids,
+        None if floor is None else position_ids,
+        floor,
         scale=scale,
         softcap=softcap,
         sinks=sinks,
-        window=window,
     )
 
 
@@ -156,7 +163,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Non
             raise MaskError(f"{name} must have the dtype of q, {q.dtype}, got {x.dtype}; cast it")
 
 
-def _check_mask(q: Tensor, mask: TreeMask, window: int | None) -> None:
+def _check_mask(q: Tensor, mask: TreeMask, *, needs_positions: bool) -> None:
     B, _, L, _ = q.shape
     if mask.shape not in ((B, L), (1, L)):
         raise MaskError(f"mask must be [B, L] = {[B, L]} or [1, {L}], got {list(mask.shape)}")
@@ -165,17 +172,20 @@ def _check_mask(q: Tensor, mask: TreeMask, window: int | None) -> None:
             f"mask must be on the device of q, {q.device}, got {mask.device}; "
             f"use mask.to({str(q.device)!r})"
         )
-    if window is not None and mask.position_ids is None:
-        raise MaskError("a window counts positions: give TreeMask its position_ids")
+    if needs_positions and mask.position_ids is None:
+        raise MaskError("windows and chunks count positions: give TreeMask its position_ids")
 
 
-def _check_options(scale: float | None, softcap: float | None, window: int | None) -> None:
+def _check_options(
+    scale: float | None, softcap: float | None, window: int | None, chunk: int | None
+) -> None:
     if scale is not None and not scale > 0:
         raise MaskError(f"scale must be above 0, got {scale}")
     if softcap is not None and not softcap > 0:
         raise MaskError(f"softcap must be above 0, got {softcap}; leave it out for none")
-    if window is not None and window < 1:
-        raise MaskError(f"window must be at least 1, got {window}; leave it out for none")
+    for name, positions in (("window", window), ("chunk", chunk)):
+        if positions is not None and positions < 1:
+            raise MaskError(f"{name} must be at least 1, got {positions}; leave it out for none")
 
 
 def _check_shape(name: str, x: Tensor, dims: str, expected: list[int]) -> None:

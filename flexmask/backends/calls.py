@@ -27,7 +27,7 @@ from flexmask.mask.slices import chain_starts
 
 MAX_ROWS = 512  # the kernels take 512 keys at a time: each row must see one of the first, its own
 _SQUARE_ROWS = 256  # a causal square of more rows is halved [measured]
-_WINDOW_ROWS = 256  # a chain under a window is cut after so many rows
+_FLOOR_ROWS = 256  # a chain whose queries do not see all their ancestors is cut after so many rows
 _CALL_PAIRS = 4096  # what a kernel call costs on top of its pairs, in pairs [measured]
 _CALL_ROWS = 24  # what a kernel call costs per key on top of its rows, in rows [measured]
 _MANY_ROWS = 768  # from here on the kernels take 256 queries at a time, not 64, and read keys less
@@ -42,7 +42,7 @@ class Pairs(Enum):
 
     ALL = "all"
     CAUSAL = "lower triangle"
-    MASKED = "by subtree end and window"
+    MASKED = "by subtree end and position floor"
     SELF = "diagonal"
 
 
@@ -66,43 +66,49 @@ class Call:
 
 
 def plan_calls(
-    subtree_end: Tensor, position_ids: Tensor | None = None, window: int | None = None
+    subtree_end: Tensor, position_ids: Tensor | None = None, position_floor: Tensor | None = None
 ) -> tuple[Call, ...]:
     """The calls that cover each visible pair of a row exactly once.
 
     Args:
         subtree_end: int [L], on the CPU.
-        position_ids: int [L]; looked at with a window only.
-        window: a query sees only keys less than `window` positions before it, or None.
+        position_ids: int [L]; looked at with a floor only.
+        position_floor: int [L], the lowest position that a query sees; None for all.
     """
     end = np.ascontiguousarray(subtree_end.numpy(), np.int32)
-    if window is None or position_ids is None:
-        return _plan(end.tobytes(), None, 0)
-    positions = np.ascontiguousarray(position_ids.numpy(), np.int32)
-    if window > int(positions.max()) - int(positions.min()):
-        return _plan(end.tobytes(), None, 0)  # it reaches further than any path
-    return _plan(end.tobytes(), positions.tobytes(), window)
+    if position_floor is None or position_ids is None:
+        return _plan(end.tobytes(), None, None)
+    positions, floor = (
+        np.ascontiguousarray(x.numpy(), np.int32) for x in (position_ids, position_floor)
+    )
+    if floor.max() <= positions.min():
+        return _plan(end.tobytes(), None, None)  # every query sees all of its path
+    return _plan(end.tobytes(), positions.tobytes(), floor.tobytes())
 
 
 @lru_cache(maxsize=_PLANS_KEPT)  # all layers of a model, forward and backward, share one plan
-def _plan(end_bytes: bytes, position_bytes: bytes | None, window: int) -> tuple[Call, ...]:
+def _plan(
+    end_bytes: bytes, position_bytes: bytes | None, floor_bytes: bytes | None
+) -> tuple[Call, ...]:
     end = np.frombuffer(end_bytes, np.int32)
-    positions = None if position_bytes is None else np.frombuffer(position_bytes, np.int32)
+    positions, floor = (
+        None if x is None else np.frombuffer(x, np.int32) for x in (position_bytes, floor_bytes)
+    )
     depth = num_ancestors(end)
     roots = np.flatnonzero(depth == 0)
     calls: list[Call] = []
-    for start, stop, is_chain, is_alone in _cut(end, depth, window):
+    for start, stop, is_chain, is_alone in _cut(end, depth, is_floored=floor is not None):
         if is_alone:
             calls.append(Call(start, stop, slice(start, stop), Pairs.SELF, True))
             continue
         root = int(roots[np.searchsorted(roots, start, side="right") - 1])
         ancestors = root + np.flatnonzero(end[root:start] > start)
         is_full, is_seen = end[ancestors] >= stop, np.ones(ancestors.size, bool)
-        if positions is not None:
-            own, path = positions[start:stop], positions[ancestors]
-            is_full &= own.max() - path < window
-            is_seen = own.min() - path < window
-            is_chain = is_chain and own.max() - own.min() < window
+        if positions is not None and floor is not None:
+            path, low, high = positions[ancestors], floor[start:stop].min(), floor[start:stop].max()
+            is_full &= path >= high
+            is_seen = path >= low
+            is_chain = is_chain and positions[start:stop].min() >= high
         full, partial = ancestors[is_full], ancestors[is_seen & ~is_full]
         if is_chain and not partial.size:
             calls.extend(_causal(start, stop))
@@ -137,15 +143,17 @@ def _rectangle(start: int, stop: int, keys: np.ndarray) -> Iterator[Call]:
         yield Call(start, stop, _as_keys(keys[first : first + step]), Pairs.ALL)
 
 
-def _cut(end: np.ndarray, depth: np.ndarray, window: int) -> Iterator[tuple[int, int, bool, bool]]:
+def _cut(
+    end: np.ndarray, depth: np.ndarray, *, is_floored: bool
+) -> Iterator[tuple[int, int, bool, bool]]:
     """The bundles as (start, stop, is_chain, is_alone).
 
     `is_alone` marks a run of tokens that see only themselves, as padding does. Neighbouring chains
     are joined as long as that costs less than to keep them apart.
     """
     starts = chain_starts(end)
-    if window:
-        starts = np.union1d(starts, np.arange(0, end.size, _WINDOW_ROWS))
+    if is_floored:
+        starts = np.union1d(starts, np.arange(0, end.size, _FLOOR_ROWS))
     stops = np.append(starts[1:], end.size)
     heads = depth[starts]
     alone = (heads == 0) & (end[starts] == starts + 1)

@@ -35,11 +35,11 @@ def cpu_attention(
     v: Tensor,
     subtree_end: Tensor,
     position_ids: Tensor | None,
+    position_floor: Tensor | None,
     *,
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-    window: int | None = None,
 ) -> Tensor:
     """Attention on CPU tensors in O(L) memory, with a backward pass.
 
@@ -48,11 +48,11 @@ def cpu_attention(
         k: keys [B, H_kv, L, D]; a group's heads read the same memory.
         v: values [B, H_kv, L, D_v]; where D_v is not D, the narrower are padded with zeros.
         subtree_end: int [B, L] or [1, L].
-        position_ids: int [B, L] or [1, L]; only looked at for a window.
+        position_ids: int [B, L] or [1, L]; only looked at with a floor.
+        position_floor: like `position_ids`, the lowest position that a query sees; None for all.
         scale: factor of the scores.
         softcap: refused.
         sinks: [H] or None.
-        window: in positions, or None.
 
     Returns:
         [B, H, L, D_v] in the dtype of q.
@@ -70,7 +70,7 @@ def cpu_attention(
         v = pad(v, (0, D - D_v))
     elif D_v > D:
         q, k = pad(q, (0, D_v - D)), pad(k, (0, D_v - D))
-    out, _ = _forward(q, k, v, subtree_end, position_ids, sinks, scale, window)
+    out, _ = _forward(q, k, v, subtree_end, position_ids, position_floor, sinks, scale)
     return out[..., :D_v]
 
 
@@ -81,14 +81,14 @@ def _forward(
     v: Tensor,
     subtree_end: Tensor,
     position_ids: Tensor | None,
+    position_floor: Tensor | None,
     sinks: Tensor | None,
     scale: float,
-    window: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention as out [B, H, L, D] and logsumexp [B, H, L], the latter in fp32 or fp64."""
     out, lse = _empty_results(q)
     for b in range(q.shape[0]):
-        row = _row(b, q, k, v, subtree_end, position_ids, sinks, scale, window)
+        row = _row(b, q, k, v, subtree_end, position_ids, position_floor, sinks, scale)
         precise = _precise_like(out[b])
         row_forward(row, _grouped(precise, row), _grouped(lse[b], row))
         if precise.dtype != out.dtype:
@@ -104,17 +104,17 @@ def _backward(
     v: Tensor,
     subtree_end: Tensor,
     position_ids: Tensor | None,
+    position_floor: Tensor | None,
     sinks: Tensor | None,
     out: Tensor,
     lse: Tensor,
     scale: float,
-    window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     grads = _empty_gradients(q, k, v)
     dout = _unit_stride(dout)
     for b in range(q.shape[0]):
-        row = _row(b, q, k, v, subtree_end, position_ids, sinks, scale, window)
+        row = _row(b, q, k, v, subtree_end, position_ids, position_floor, sinks, scale)
         dq, dk, dv = precise = [_precise_like(x[b]) for x in grads]
         dout_b, out_b, lse_b, dq = (_grouped(x, row) for x in (dout[b], out[b], lse[b], dq))
         row_backward(row, dout_b, out_b, lse_b, dq, dk.zero_(), dv.zero_())
@@ -125,31 +125,30 @@ def _backward(
 
 
 @_forward.register_fake
-def _(q, k, v, subtree_end, position_ids, sinks, scale, window):
+def _(q, k, v, subtree_end, position_ids, position_floor, sinks, scale):
     return _empty_results(q)
 
 
 @_backward.register_fake
-def _(dout, q, k, v, subtree_end, position_ids, sinks, out, lse, scale, window):
+def _(dout, q, k, v, subtree_end, position_ids, position_floor, sinks, out, lse, scale):
     return _empty_gradients(q, k, v)
 
 
 def _save(ctx, inputs, output) -> None:
-    q, k, v, subtree_end, position_ids, sinks, ctx.scale, ctx.window = inputs
-    ctx.save_for_backward(q, k, v, subtree_end, position_ids, sinks, *output)
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx, dout: Tensor, _: Tensor | None):
-    q, k, v, subtree_end, position_ids, sinks, out, lse = ctx.saved_tensors
-    dq, dk, dv = _backward(
-        dout, q, k, v, subtree_end, position_ids, sinks, out, lse, ctx.scale, ctx.window
-    )
+    saved = ctx.saved_tensors  # once: under checkpointing they can be unpacked no second time
+    *_, sinks, out, lse = saved
+    dq, dk, dv = _backward(dout, *saved, ctx.scale)
     dsinks = None
-    if sinks is not None and ctx.needs_input_grad[5]:
+    if sinks is not None and ctx.needs_input_grad[6]:
         weight = torch.exp(sinks.to(lse.dtype).view(1, -1, 1) - lse)
         dsinks = -(weight * (dout.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
-    return dq, dk, dv, None, None, dsinks, None, None
+    return dq, dk, dv, None, None, None, dsinks, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -162,21 +161,20 @@ def _row(
     v: Tensor,
     subtree_end: Tensor,
     position_ids: Tensor | None,
+    position_floor: Tensor | None,
     sinks: Tensor | None,
     scale: float,
-    window: int | None,
 ) -> Row:
     """Row b, with the heads of q and the sinks as [H_kv, G]."""
     q, k, v = (_unit_stride(x[b]) for x in (q, k, v))
     heads = (k.shape[0], -1)
     end = subtree_end[b if subtree_end.shape[0] > 1 else 0]
-    if window is None or position_ids is None:
-        positions = None
-    else:
-        positions = position_ids[b if position_ids.shape[0] > 1 else 0]
+    positions, floor = (
+        None if x is None else x[b if x.shape[0] > 1 else 0] for x in (position_ids, position_floor)
+    )
     if sinks is not None:
         sinks = sinks.to(_lse_dtype(q)).unflatten(0, heads).unsqueeze(-1)
-    return Row(q.unflatten(0, heads), k, v, end, positions, sinks, scale, window)
+    return Row(q.unflatten(0, heads), k, v, end, positions, floor, sinks, scale)
 
 
 def _grouped(x: Tensor, row: Row) -> Tensor:

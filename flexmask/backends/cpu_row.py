@@ -20,8 +20,8 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 class Row(NamedTuple):
     """One packed row: q [H_kv, G, L, D], k and v [H_kv, L, D], its mask and options.
 
-    `subtree_end` is int [L]; so is `position_ids`, or None without a window. `sinks` is
-    [H_kv, G, 1] or None.
+    `subtree_end` is int [L]; so are `position_ids` and `position_floor`, or None where a query sees
+    all its ancestors. `sinks` is [H_kv, G, 1] or None.
     """
 
     q: Tensor
@@ -29,14 +29,14 @@ class Row(NamedTuple):
     v: Tensor
     subtree_end: Tensor
     position_ids: Tensor | None
+    position_floor: Tensor | None
     sinks: Tensor | None
     scale: float
-    window: int | None
 
 
 def row_forward(row: Row, out: Tensor, lse: Tensor) -> None:
     """Fill out [H_kv, G, L, D] and its logsumexp [H_kv, G, L], both in fp32 or fp64."""
-    for call in plan_calls(row.subtree_end, row.position_ids, row.window):
+    for call in plan_calls(row.subtree_end, row.position_ids, row.position_floor):
         part, part_lse = _attend(row, call)
         out_rows, lse_rows = out[:, :, call.rows], lse[:, :, call.rows]
         if call.is_first:
@@ -71,7 +71,7 @@ def row_backward(
         dk: sums of the gradients of the keys, zeros at first.
         dv: sums of the gradients of the values, zeros at first.
     """
-    for call in plan_calls(row.subtree_end, row.position_ids, row.window):
+    for call in plan_calls(row.subtree_end, row.position_ids, row.position_floor):
         results = (x[:, :, call.rows] for x in (dout, out, lse))
         part, *key_parts = _attend_backward(row, call, *results)
         if call.is_first:
@@ -136,9 +136,8 @@ def _additive_mask(row: Row, call: Call) -> Tensor | None:
     index = torch.arange(row.subtree_end.shape[0])
     query = index[call.rows].unsqueeze(-1)
     seen = (index[call.keys] <= query) & (query < row.subtree_end[call.keys])
-    if row.position_ids is not None and row.window is not None:
-        distance = row.position_ids[call.rows].unsqueeze(-1) - row.position_ids[call.keys]
-        seen &= distance < row.window
+    if row.position_ids is not None and row.position_floor is not None:
+        seen &= row.position_ids[call.keys] >= row.position_floor[call.rows].unsqueeze(-1)
     return torch.zeros(seen.shape, dtype=row.q.dtype).masked_fill_(~seen, float("-inf"))
 
 

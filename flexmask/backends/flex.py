@@ -32,11 +32,11 @@ def flex_backend(
     v: Tensor,
     subtree_end: Tensor,
     position_ids: Tensor | None,
+    position_floor: Tensor | None,
     *,
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-    window: int | None = None,
     kernel_options: FlexKernelOptions | None = None,
 ) -> Tensor:
     """Attention by FlexAttention; differentiable on CUDA only.
@@ -46,11 +46,11 @@ def flex_backend(
         k: keys [B, H_kv, L, D].
         v: values [B, H_kv, L, D_v].
         subtree_end: int [B, L] or [1, L].
-        position_ids: int [B, L] or [1, L]; only looked at for a window.
+        position_ids: int [B, L] or [1, L]; only looked at with a floor.
+        position_floor: like `position_ids`, the lowest position that a query sees; None for all.
         scale: factor of the scores.
         softcap: bound of the scores, or None.
         sinks: [H] or None; CUDA only.
-        window: in positions, or None.
         kernel_options: FlexAttention's own, such as block sizes.
 
     Returns:
@@ -60,34 +60,42 @@ def flex_backend(
         UnsupportedModelError: fp64, narrow heads on CUDA; gradients or sinks on the CPU.
     """
     _check(q, k, v, sinks)
-    if window is None or position_ids is None:
-        position_ids, window = None, None
     attend = _attend if torch.compiler.is_compiling() else _attend_eagerly
 
-    def run(q: Tensor, k: Tensor, v: Tensor, end: Tensor, positions: Tensor | None) -> Tensor:
-        tables = block_tables(end, positions, window)
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        end: Tensor,
+        positions: Tensor | None,
+        floor: Tensor | None,
+    ) -> Tensor:
+        tables = block_tables(end, positions, floor)
         return attend(
             q,
             k,
             v,
             end.clone(memory_format=torch.contiguous_format),  # not a view: its base is guarded on
             positions,
+            floor,
             tables,
             sinks,
             scale,
             softcap,
-            window,
             kernel_options,
         )
 
     if q.device.type != "cpu":
-        return run(q, k, v, subtree_end, position_ids)
+        return run(q, k, v, subtree_end, position_ids, position_floor)
     # On the CPU row by row: torch 2.13 generates C++ that does not compile for a dynamic batch.
     # Detached, because FlexAttention refuses tensors that require gradients even under no_grad.
     B, L = q.shape[0], q.shape[2]
-    ends = subtree_end.expand(B, L).split(1)
-    positions = [None] * B if position_ids is None else position_ids.expand(B, L).split(1)
-    rows = zip(*(x.detach().contiguous().split(1) for x in (q, k, v)), ends, positions, strict=True)
+    tensors = (x.detach().contiguous().split(1) for x in (q, k, v))
+    masks = (
+        [None] * B if x is None else x.expand(B, L).split(1)
+        for x in (subtree_end, position_ids, position_floor)
+    )
+    rows = zip(*tensors, *masks, strict=True)
     return torch.cat([run(*row) for row in rows])
 
 
@@ -97,7 +105,7 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def _attend_eagerly(*inputs: object) -> Tensor:
-    """`_attend`, compiled: sizes are symbols, but scale, softcap and window are constants."""
+    """`_attend`, compiled: sizes are symbols, but scale and softcap are constants."""
     with torch._dynamo.config.patch(
         specialize_float=True, specialize_int=True, recompile_limit=MAX_COMPILES
     ):
@@ -110,24 +118,24 @@ def _attend(
     v: Tensor,
     subtree_end: Tensor,
     position_ids: Tensor | None,
+    position_floor: Tensor | None,
     tables: BlockTables,
     sinks: Tensor | None,
     scale: float,
     softcap: float | None,
-    window: int | None,
     kernel_options: FlexKernelOptions | None,
 ) -> Tensor:
     """The region that is compiled."""
     B, H, L, _ = q.shape
     subtree_end = subtree_end.expand(B, L)
-    if position_ids is not None:
-        position_ids = position_ids.expand(B, L)
+    if position_ids is not None and position_floor is not None:
+        position_ids, position_floor = position_ids.expand(B, L), position_floor.expand(B, L)
 
     def tree_mask(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         seen = (kv_idx <= q_idx) & (q_idx < subtree_end[b, kv_idx])
-        if position_ids is None or window is None:
+        if position_ids is None or position_floor is None:
             return seen
-        return seen & (position_ids[b, q_idx] - position_ids[b, kv_idx] < window)
+        return seen & (position_ids[b, kv_idx] >= position_floor[b, q_idx])
 
     block_mask = BlockMask(
         seq_lengths=(L, L), BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=tree_mask, **tables._asdict()

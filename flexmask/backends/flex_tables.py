@@ -41,17 +41,17 @@ _cache: dict[int, tuple[StorageWeakRef, _Known]] = {}  # by storage, for as long
 
 
 def block_tables(
-    subtree_end: Tensor, position_ids: Tensor | None, window: int | None
+    subtree_end: Tensor, position_ids: Tensor | None, position_floor: Tensor | None
 ) -> BlockTables:
     """The tables of a mask, on its device.
 
     Args:
         subtree_end: int [B, L].
-        position_ids: int [B, L]; looked at with a window only.
-        window: in positions, or None.
+        position_ids: int [B, L]; looked at with a floor only.
+        position_floor: int [B, L], the lowest position that a query sees; None for all.
     """
-    if torch.compiler.is_compiling() or (window is not None and position_ids is not None):
-        return tables_from_grid(subtree_end, position_ids, window)
+    if torch.compiler.is_compiling() or position_floor is not None:
+        return tables_from_grid(subtree_end, position_ids, position_floor)
     if subtree_end.device.type == "cpu" or subtree_end.is_inference():
         return tables_from_ranges(subtree_end)
     return cached_tables(subtree_end)
@@ -92,12 +92,12 @@ def tables_from_ranges(subtree_end: Tensor) -> BlockTables:
 
 
 def tables_from_grid(
-    subtree_end: Tensor, position_ids: Tensor | None, window: int | None
+    subtree_end: Tensor, position_ids: Tensor | None, position_floor: Tensor | None
 ) -> BlockTables:
     """The tables by tensor operations on a grid of N x N tiles: traceable, without a wait.
 
-    With a window, a tile is full only if its farthest pair is inside the window, and is left out
-    only if its nearest pair is outside.
+    With a floor, a tile is full only if its lowest key is above all floors, and is left out only if
+    its highest key is below all of them.
     """
     highest = _by_block(subtree_end).amax(-1)  # [B, N], by key block
     lowest = _by_block(subtree_end).amin(-1)  # 0 where the last block is ragged
@@ -105,11 +105,11 @@ def tables_from_grid(
     query, key = block[:, None], block[None, :]
     visited = (key <= query) & (query * BLOCK < highest[:, None, :])  # [B, N, N]
     full = (key < query) & ((query + 1) * BLOCK <= lowest[:, None, :])
-    if window is not None and position_ids is not None:
-        blocks = _by_block(position_ids)  # a ragged last block counts a position 0, at worst
-        low, high = blocks.amin(-1), blocks.amax(-1)
-        visited &= low[:, :, None] - high[:, None, :] < window
-        full &= high[:, :, None] - low[:, None, :] < window
+    if position_floor is not None and position_ids is not None:
+        # a ragged last block counts a position and a floor of 0, at worst
+        positions, floors = _by_block(position_ids), _by_block(position_floor)
+        visited &= positions.amax(-1)[:, None, :] >= floors.amin(-1)[:, :, None]
+        full &= positions.amin(-1)[:, None, :] >= floors.amax(-1)[:, :, None]
     partial = visited & ~full
     by_query = (*_listed(partial), *_listed(full))
     by_key = (*_listed(partial.transpose(1, 2)), *_listed(full.transpose(1, 2)))

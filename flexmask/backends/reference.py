@@ -23,11 +23,11 @@ def reference_attention(
     v: Tensor,
     subtree_end: Tensor,
     position_ids: Tensor | None,
+    position_floor: Tensor | None,
     *,
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-    window: int | None = None,
 ) -> Tensor:
     """Attention with all L x L scores in memory; fp64 in fp64, everything else in fp32.
 
@@ -36,11 +36,11 @@ def reference_attention(
         k: keys [B, H_kv, L, D]; a group of H / H_kv query heads shares one.
         v: values [B, H_kv, L, D_v].
         subtree_end: int [B, L] or [1, L].
-        position_ids: int [B, L] or [1, L]; only looked at for a window.
+        position_ids: int [B, L] or [1, L]; only looked at with a floor.
+        position_floor: like `position_ids`, the lowest position that a query sees; None for all.
         scale: factor of the scores.
         softcap: bound of the scores, or None.
         sinks: one more logit [H] in each softmax's denominator, or None.
-        window: a query sees keys at most window - 1 positions before it, or None.
 
     Returns:
         [B, H, L, D_v] in the dtype of q.
@@ -60,7 +60,7 @@ def reference_attention(
     scores = scale * (q.to(precise) @ keys.transpose(-1, -2))  # [B, H, L, L]
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    visible = dense_mask(subtree_end, position_ids, window).unsqueeze(1)
+    visible = dense_mask(subtree_end, position_ids, position_floor).unsqueeze(1)
     scores = scores.masked_fill(~visible, float("-inf"))
     if sinks is not None:
         extra = sinks.to(precise).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
@@ -69,10 +69,12 @@ def reference_attention(
     return (weights @ values).to(q.dtype)
 
 
-def dense_mask(subtree_end: Tensor, position_ids: Tensor | None, window: int | None) -> Tensor:
+def dense_mask(
+    subtree_end: Tensor, position_ids: Tensor | None, position_floor: Tensor | None
+) -> Tensor:
     """The mask as bool [B, L, L]: True where the query (second dimension) sees the key (third)."""
     index = torch.arange(subtree_end.shape[-1], device=subtree_end.device)
     seen = (index[None, :] <= index[:, None]) & (index[None, :, None] < subtree_end[:, None, :])
-    if window is None or position_ids is None:
+    if position_floor is None or position_ids is None:
         return seen
-    return seen & (position_ids[:, :, None] - position_ids[:, None, :] < window)
+    return seen & (position_ids[:, None, :] >= position_floor[:, :, None])
