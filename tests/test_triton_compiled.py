@@ -51,7 +51,7 @@ def test_shipped_configurations_spill_nothing_and_fit(name, capability, width):
         assert re.search(r"red\.\S*\.v4\.f32", binary.ptx), "dq is added four at a time"
 
 
-OPTIONS = {"softcap": 30.0, "window": 64, "sinks": torch.zeros(8)}
+OPTIONS = {"softcap": 30.0, "has_floor": True, "sinks": torch.zeros(8)}
 
 
 @pytest.mark.parametrize("name", ATTENTION)
@@ -73,9 +73,9 @@ def test_fp32_is_not_rounded_to_tf32(name, width):
     assert "tf32" not in binary.ptx
 
 
-@pytest.mark.parametrize("window", [None, 64], ids=["all", "window"])
-def test_planning_kernels_compile_without_spills(window):
-    found = launches(90, width=64, window=window)
+@pytest.mark.parametrize("has_floor", [False, True], ids=["all", "floor"])
+def test_planning_kernels_compile_without_spills(has_floor):
+    found = launches(90, width=64, has_floor=has_floor)
     planning = set(found) - set(ATTENTION)
     assert planning >= {"block_bounds", "list_tiles", "order_lines", "delta"}
     for name in planning:
@@ -85,8 +85,8 @@ def test_planning_kernels_compile_without_spills(window):
 def test_no_kernel_is_specialised_on_a_length():
     """L and all that follows from it are plain integers, so a new length compiles nothing."""
     sizes = {"L", "num_lines", "num_blocks", "num_q_blocks", "num_k_blocks", "capacity"}
-    sizes |= {"num_rows", "num_splits", "window"}
-    for found in {**launches(90, width=64), **launches(90, width=64, window=9)}.values():
+    sizes |= {"num_rows", "num_splits"}
+    for found in {**launches(90, width=64), **launches(90, width=64, has_floor=True)}.values():
         for parameter in found.kernel.params:
             if parameter.name in sizes:
                 assert parameter.do_not_specialize, (found.name, parameter.name)

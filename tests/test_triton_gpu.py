@@ -24,6 +24,8 @@ OPTIONS = {
     "scale": {"scale": 0.3},
     "softcap": {"softcap": 2.0},
     "window": {"window": 100},
+    "chunk": {"chunk": 128},
+    "both": {"window": 200, "chunk": 256},
     "sinks": {"sinks": torch.linspace(-1, 2, 8)},
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -78,11 +80,13 @@ def test_serves_grouped_heads_of_any_width(widths, kv_heads, deterministic):
     check(mask, inputs_on_gpu(mask, torch.bfloat16, *widths, kv_heads), deterministic)
 
 
-@pytest.mark.parametrize("window", [None, 100], ids=["all", "window"])
-def test_deterministic_gradients_are_bitwise_equal(window):
+@pytest.mark.parametrize("option", ["plain", "window", "chunk"])
+def test_deterministic_gradients_are_bitwise_equal(option):
     mask = MASKS["batch"].to("cuda")
     inputs = inputs_on_gpu(mask)
-    first, second = (run_triton(mask, *inputs, deterministic=True, window=window) for _ in range(2))
+    first, second = (
+        run_triton(mask, *inputs, deterministic=True, **OPTIONS[option]) for _ in range(2)
+    )
     for x, y in zip(first, second, strict=True):
         assert torch.equal(x, y)
 

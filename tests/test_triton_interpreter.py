@@ -18,9 +18,11 @@ from backend_cases import (
     mask_from_depths,
     masks,
     random_inputs,
+    reaches,
     run,
     run_reference,
     stack,
+    within_reach,
     worst_ratio,
 )
 from hypothesis import given, settings
@@ -29,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flexmask import TreeMask, attention
 from flexmask.backends.api import dispatch
+from flexmask.backends.reach import position_floor
 
 pytest.importorskip("triton")
 
@@ -79,6 +82,7 @@ SHAPES = {  # block_q, block_k
     "tall": (32, 16),
     "one": (128, 128),
 }
+REACHES = {"all": {}, "window": {"window": 30}, "chunk": {"chunk": 32}}
 
 
 def tiles(shape):
@@ -99,7 +103,7 @@ def run_triton(mask, *inputs, deterministic=False, **options):
 @given(
     mask=masks(max_rows=2, max_tokens=40),
     shape=st.sampled_from(["square", "wide", "tall"]),
-    window=st.one_of(st.none(), st.none(), st.integers(1, 30)),
+    reach=st.one_of(st.just({}), reaches()),
     softcap=st.sampled_from([None, None, 1.5]),
     scale=st.sampled_from([None, 0.3]),
     has_sinks=st.booleans(),
@@ -109,9 +113,9 @@ def run_triton(mask, *inputs, deterministic=False, **options):
     dtype=st.sampled_from([torch.float32, torch.float16]),
 )
 def test_output_and_gradients_equal_reference(
-    mask, shape, window, softcap, scale, has_sinks, heads, widths, deterministic, dtype
+    mask, shape, reach, softcap, scale, has_sinks, heads, widths, deterministic, dtype
 ):
-    options = {"window": window, "softcap": softcap, "scale": scale}
+    options = {**reach, "softcap": softcap, "scale": scale}
     H, H_kv = heads
     options["sinks"] = torch.linspace(-1, 2, H) if has_sinks else None
     D, D_v = widths
@@ -129,13 +133,13 @@ def test_output_and_gradients_equal_reference(
 
 @interpreted
 @pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
-@pytest.mark.parametrize("window", [None, 30], ids=["all", "window"])
+@pytest.mark.parametrize("reach", REACHES.values(), ids=REACHES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_conversation_equals_reference(shape, window, deterministic):
+def test_conversation_equals_reference(shape, reach, deterministic):
     inputs = random_inputs(CONVERSATION, heads=2, kv_heads=1, dtype=torch.float32)
     with tiles(shape):
-        ours = run_triton(CONVERSATION, *inputs, window=window, deterministic=deterministic)
-    assert worst_ratio(ours, run_reference(CONVERSATION, *inputs, window=window)) < 1
+        ours = run_triton(CONVERSATION, *inputs, deterministic=deterministic, **reach)
+    assert worst_ratio(ours, run_reference(CONVERSATION, *inputs, **reach)) < 1
 
 
 def eager_attention(q, k, v, mask, *, sinks=None):
@@ -171,12 +175,10 @@ def test_a_wrong_mask_is_noticed():
 
 
 @interpreted
-@pytest.mark.parametrize("window", [None, 9], ids=["all", "window"])
-def test_deterministic_gradients_are_bitwise_equal(window):
+@pytest.mark.parametrize("reach", [{}, {"window": 9}], ids=["all", "window"])
+def test_deterministic_gradients_are_bitwise_equal(reach):
     inputs = random_inputs(SMALL, dtype=torch.float32)
-    first, second = (
-        run_triton(SMALL, *inputs, window=window, deterministic=True) for _ in range(2)
-    )
+    first, second = (run_triton(SMALL, *inputs, deterministic=True, **reach) for _ in range(2))
     for x, y in zip(first, second, strict=True):
         assert torch.equal(x, y)
 
@@ -212,15 +214,16 @@ def test_counters_equal_the_tile_ranges(shape, deterministic):
 
 
 @interpreted
-def test_a_window_skips_tiles_and_keeps_full_ones():
-    mask, window = mask_from_depths([*range(200)]), 60
+@pytest.mark.parametrize("reach", [{"window": 60}, {"chunk": 60}], ids=["window", "chunk"])
+def test_a_limited_reach_skips_tiles_and_keeps_full_ones(reach):
+    mask = mask_from_depths([*range(200)])
     counters = launch.Counters(*torch.zeros(3, 2, dtype=torch.int32))
     q, k, v, _ = random_inputs(mask, heads=1, kv_heads=1, dtype=torch.float32)
-    inputs = launch.Inputs(q, k, v, mask.subtree_end, mask.position_ids)
-    launch.forward(inputs, launch.Options(0.5, window=window), counters)
-    index = np.arange(200)
-    distance = index[:, None] - index[None, :]
-    visible = np.pad((distance >= 0) & (distance < window), (0, 8)).reshape(13, 16, 13, 16)
+    floor = position_floor(mask.position_ids, **reach)
+    inputs = launch.Inputs(q, k, v, mask.subtree_end, mask.position_ids, floor)
+    launch.forward(inputs, launch.Options(0.5), counters)
+    visible = within_reach(mask, **reach)[0].numpy()
+    visible = np.pad(visible, (0, 8)).reshape(13, 16, 13, 16)
     full = visible.all((1, 3)).sum()
     assert counters.forward.tolist() == [full, visible.any((1, 3)).sum() - full]
 
@@ -303,8 +306,9 @@ def test_operators_keep_their_promises(deterministic):
     mask = mask_from_depths([0, 1, 2, 1, 2, 0, 0])
     q, k, v, dout = random_inputs(mask, value_width=4, dtype=torch.float32)
     sinks = torch.zeros(4, requires_grad=True)
-    arguments = (mask.subtree_end, mask.position_ids, sinks)
-    options = (0.5, 2.0, 3, deterministic)
+    floor = position_floor(mask.position_ids, window=3)
+    arguments = (mask.subtree_end, mask.position_ids, floor, sinks)
+    options = (0.5, 2.0, deterministic)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     torch.library.opcheck(backend._forward, (*leaves, *arguments, *options))
     with torch.no_grad():

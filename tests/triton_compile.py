@@ -48,14 +48,23 @@ class Binary(NamedTuple):
     ptx: str
 
 
-def launches(capability, *, width, value_width=None, dtype=torch.bfloat16, sinks=None, **options):
+def launches(
+    capability,
+    *,
+    width,
+    value_width=None,
+    dtype=torch.bfloat16,
+    sinks=None,
+    has_floor=False,
+    **options,
+):
     """One launch of every kernel, of both modes of the backward pass, on CPU tensors."""
     shape = (1, MASK.shape[1], 8, width)
     q, k = torch.zeros(shape, dtype=dtype), torch.zeros(*shape[:2], 2, width, dtype=dtype)
     v = torch.zeros(*shape[:2], 2, value_width or width, dtype=dtype)
-    inputs = launch.Inputs(
-        *(x.transpose(1, 2) for x in (q, k, v)), MASK.subtree_end, MASK.subtree_end, sinks
-    )
+    end = MASK.subtree_end
+    masks = (end, end, end) if has_floor else (end, None, None)
+    inputs = launch.Inputs(*(x.transpose(1, 2) for x in (q, k, v)), *masks, sinks)
     options = launch.Options(0.1, **options)
     recorded = {}
 

@@ -26,11 +26,11 @@ def triton_attention(
     v: Tensor,
     subtree_end: Tensor,
     position_ids: Tensor | None,
+    position_floor: Tensor | None,
     *,
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-    window: int | None = None,
 ) -> Tensor:
     """Attention by Triton kernels, forward and backward, in O(L) memory.
 
@@ -39,11 +39,11 @@ def triton_attention(
         k: keys [B, H_kv, L, D]; a group's heads read the same memory.
         v: values [B, H_kv, L, D_v].
         subtree_end: int [B, L] or [1, L].
-        position_ids: int [B, L] or [1, L]; only looked at for a window.
+        position_ids: int [B, L] or [1, L]; only looked at with a floor.
+        position_floor: like `position_ids`, the lowest position that a query sees; None for all.
         scale: factor of the scores.
         softcap: bound of the scores, or None.
         sinks: [H] or None.
-        window: in positions, or None.
 
     Returns:
         [B, H, L, D_v] in the dtype of q.
@@ -62,9 +62,8 @@ def triton_attention(
             "use backend='flex' or 'reference'"
         )
     deterministic = torch.are_deterministic_algorithms_enabled()
-    out, _ = _forward(
-        q, k, v, subtree_end, position_ids, sinks, scale, softcap, window, deterministic
-    )
+    masks = (subtree_end, position_ids, position_floor)
+    out, _ = _forward(q, k, v, *masks, sinks, scale, softcap, deterministic)
     return out
 
 
@@ -75,16 +74,16 @@ def _forward(
     v: Tensor,
     subtree_end: Tensor,
     position_ids: Tensor | None,
+    position_floor: Tensor | None,
     sinks: Tensor | None,
     scale: float,
     softcap: float | None,
-    window: int | None,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     """Attention as out [B, H, L, D_v] and base-2 logsumexp, fp32 [B, H, L]."""
-    inputs = launch.Inputs(q, k, v, subtree_end, position_ids, sinks)
+    inputs = launch.Inputs(q, k, v, subtree_end, position_ids, position_floor, sinks)
     with torch.cuda.device_of(q):
-        return launch.forward(inputs, launch.Options(scale, softcap, window))
+        return launch.forward(inputs, launch.Options(scale, softcap))
 
 
 @torch.library.custom_op(
@@ -97,17 +96,17 @@ def _backward(
     v: Tensor,
     subtree_end: Tensor,
     position_ids: Tensor | None,
+    position_floor: Tensor | None,
     sinks: Tensor | None,
     out: Tensor,
     lse2: Tensor,
     scale: float,
     softcap: float | None,
-    window: int | None,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v and sinks; the last is fp32, and empty without sinks."""
-    inputs = launch.Inputs(q, k, v, subtree_end, position_ids, sinks)
-    options = launch.Options(scale, softcap, window)
+    inputs = launch.Inputs(q, k, v, subtree_end, position_ids, position_floor, sinks)
+    options = launch.Options(scale, softcap)
     with torch.cuda.device_of(q):
         dq, dk, dv, dsinks = launch.backward(
             dout, inputs, out, lse2, options, deterministic=deterministic
@@ -116,28 +115,29 @@ def _backward(
 
 
 @_forward.register_fake
-def _(q, k, v, subtree_end, position_ids, sinks, scale, softcap, window, deterministic):
+def _(q, k, v, subtree_end, positions, floor, sinks, scale, softcap, deterministic):
     return launch.empty_output(q, v), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @_backward.register_fake
-def _(dout, q, k, v, end, positions, sinks, out, lse2, scale, softcap, window, deterministic):
+def _(dout, q, k, v, end, positions, floor, sinks, out, lse2, scale, softcap, deterministic):
     dsinks = lse2.new_empty(0 if sinks is None else q.shape[1])
     return *(launch.empty_gradient(x) for x in (q, k, v)), dsinks
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.scale, ctx.softcap, ctx.window, ctx.deterministic = inputs
+    *tensors, ctx.scale, ctx.softcap, ctx.deterministic = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx, dout: Tensor, _: Tensor | None):
     saved = ctx.saved_tensors  # once: under checkpointing they can be unpacked no second time
-    options = (ctx.scale, ctx.softcap, ctx.window, ctx.deterministic)
+    sinks = saved[6]
+    options = (ctx.scale, ctx.softcap, ctx.deterministic)
     dq, dk, dv, dsinks = _backward(dout, *saved, *options)
-    dsinks = None if saved[5] is None else dsinks.to(saved[5].dtype)
-    return dq, dk, dv, None, None, dsinks, None, None, None, None
+    dsinks = None if sinks is None else dsinks.to(sinks.dtype)
+    return dq, dk, dv, None, None, None, dsinks, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -44,13 +44,13 @@ def _add_gradients(
     v,  # [BLOCK_K, BLOCK_D_V]
     key,  # int32 [BLOCK_K], index in the row
     end,  # int32 [BLOCK_K]
-    position_k,
+    position_k,  # int32 [BLOCK_K]
     q_ptr,
     dout_ptr,
     lse2_ptr,
     delta_ptr,
     dq_ptr,
-    position_ptr,
+    floor_ptr,
     tiles_ptr,
     first_tile,
     num_tiles,
@@ -60,7 +60,6 @@ def _add_gradients(
     L,
     before_tanh,
     to_log2,
-    window,
     IS_PARTIAL: tl.constexpr,
     STRIDE_Q: tl.constexpr,
     STRIDE_DO: tl.constexpr,
@@ -71,14 +70,14 @@ def _add_gradients(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
     ADDS_DQ: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
 ):
     """Add the queries of `num_tiles` blocks of one head."""
     for step in range(num_tiles):
-        if HAS_WINDOW:  # the ranges are in pieces: follow the list, partial tiles from its back
+        if HAS_FLOOR:  # the ranges are in pieces: follow the list, partial tiles from its back
             start = tl.load(tiles_ptr + (-step if IS_PARTIAL else step)) * BLOCK_Q
         elif IS_PARTIAL:
             start = (first_tile + step + tl.where(step >= gap_at, gap, 0)) * BLOCK_Q
@@ -106,17 +105,16 @@ def _add_gradients(
             s = tl.dot(k, tl.trans(q), less, input_precision=PRECISION)
             p = tl.exp2(s * to_log2)
         if IS_PARTIAL:
-            position_q = query
-            if HAS_WINDOW:
-                position_q = tl.load(position_ptr + query, mask=query < L, other=0)
+            floor = query
+            if HAS_FLOOR:
+                floor = tl.load(floor_ptr + query, mask=query < L, other=0)
             visible = sees(
                 query[None, :],
                 key[:, None],
                 end[:, None],
-                position_q[None, :],
                 position_k[:, None],
-                window,
-                HAS_WINDOW,
+                floor[None, :],
+                HAS_FLOOR,
             )
             p = tl.where(visible, p, 0.0)
         ds = p * dp
@@ -133,11 +131,7 @@ def _add_gradients(
     return dk, dv
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("L", "H", "H_KV", "num_splits", "num_lines", "capacity", "num_rows", "window"),
-    ]
-)
+@triton.jit(do_not_specialize=["L", "H", "H_KV", "num_splits", "num_lines", "capacity", "num_rows"])
 def backward_keys_kernel(
     q_ptr,  # [B, H, L, D]
     k_ptr,  # [B, H_KV, L, D]
@@ -149,9 +143,10 @@ def backward_keys_kernel(
     dk_ptr,  # [B, H_KV * num_splits, L, D]
     dv_ptr,  # [B, H_KV * num_splits, L, D_V]
     end_ptr,  # int32 [num_rows, L]
-    position_ptr,  # int32 [num_rows, L], or None without a window
+    position_ptr,  # int32 [num_rows, L], like the next one; None without a floor
+    floor_ptr,
     plan_ptr,  # as in `ranges`, like the next two; lines are blocks of keys
-    tiles_ptr,  # or None without a window
+    tiles_ptr,  # or None without a floor
     order_ptr,
     counter_ptr,  # int32 [2], full and partial tiles visited; or None without COUNT_TILES
     stride_qb,
@@ -175,7 +170,6 @@ def backward_keys_kernel(
     num_lines,
     capacity,
     num_rows,
-    window,
     scale,
     before_tanh,
     to_log2,
@@ -190,7 +184,7 @@ def backward_keys_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
     ADDS_DQ: tl.constexpr,
     ADDS_DKV: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -211,13 +205,14 @@ def backward_keys_kernel(
     key = start + tl.arange(0, BLOCK_K)
     end = tl.load(end_ptr + tl.cast(row, tl.int64) * L + key, mask=key < L, other=0)
     position_k = key
-    if HAS_WINDOW:
+    if HAS_FLOOR:
+        floor_ptr += tl.cast(row, tl.int64) * L
         position_ptr += tl.cast(row, tl.int64) * L
         position_k = tl.load(position_ptr + key, mask=key < L, other=0)
         tiles_ptr += tl.cast(row * num_lines + line, tl.int64) * capacity
     plan_ptr += (row * num_lines + line) * 4
     num_full, num_partial = tl.load(plan_ptr), tl.load(plan_ptr + 1)
-    if HAS_WINDOW:
+    if HAS_FLOOR:
         first, num_front = 0, 0
     else:
         first, num_front = tl.load(plan_ptr + 2), tl.load(plan_ptr + 3)
@@ -241,8 +236,8 @@ def backward_keys_kernel(
                 lse2_ptr + statistics,
                 delta_ptr + statistics,
                 dq_ptr + statistics * D if ADDS_DQ else None,
-                position_ptr,
-                tiles_ptr + (capacity - 1) * IS_PARTIAL if HAS_WINDOW else None,
+                floor_ptr,
+                tiles_ptr + (capacity - 1) * IS_PARTIAL if HAS_FLOOR else None,
                 first if IS_PARTIAL else first + num_front,
                 num_partial if IS_PARTIAL else num_full,
                 num_front,
@@ -251,7 +246,6 @@ def backward_keys_kernel(
                 L,
                 before_tanh,
                 to_log2,
-                window,
                 IS_PARTIAL=IS_PARTIAL,
                 STRIDE_Q=STRIDE_Q,
                 STRIDE_DO=STRIDE_DO,
@@ -262,7 +256,7 @@ def backward_keys_kernel(
                 BLOCK_Q=BLOCK_Q,
                 BLOCK_K=BLOCK_K,
                 HAS_SOFTCAP=HAS_SOFTCAP,
-                HAS_WINDOW=HAS_WINDOW,
+                HAS_FLOOR=HAS_FLOOR,
                 ADDS_DQ=ADDS_DQ,
                 PRECISION=PRECISION,
                 COUNT_TILES=COUNT_TILES,

@@ -48,7 +48,7 @@ def _add_gradients(
     lse2,  # [BLOCK_Q]
     delta,  # [BLOCK_Q]
     query,  # int32 [BLOCK_Q], index in the row
-    position_q,
+    floor,  # int32 [BLOCK_Q], lowest position seen
     k_ptr,
     v_ptr,
     end_ptr,
@@ -59,7 +59,6 @@ def _add_gradients(
     L,
     before_tanh,
     to_log2,
-    window,
     STEP: tl.constexpr,  # from one tile of the list to the next
     IS_PARTIAL: tl.constexpr,
     STRIDE_K: tl.constexpr,
@@ -70,7 +69,7 @@ def _add_gradients(
     BLOCK_D_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
 ):
@@ -88,16 +87,15 @@ def _add_gradients(
             key = start + tl.arange(0, BLOCK_K)
             end = tl.load(end_ptr + key, mask=key < L, other=0)
             position_k = key
-            if HAS_WINDOW:
+            if HAS_FLOOR:
                 position_k = tl.load(position_ptr + key, mask=key < L, other=0)
             visible = sees(
                 query[:, None],
                 key[None, :],
                 end[None, :],
-                position_q[:, None],
                 position_k[None, :],
-                window,
-                HAS_WINDOW,
+                floor[:, None],
+                HAS_FLOOR,
             )
             p = tl.where(visible, p, 0.0)
         v = load_rows(v_ptr, start, L, STRIDE_V, BLOCK_K, D_V, BLOCK_D_V, IS_PARTIAL)
@@ -111,7 +109,7 @@ def _add_gradients(
     return dq
 
 
-@triton.jit(do_not_specialize=["L", "H", "H_KV", "num_lines", "capacity", "num_rows", "window"])
+@triton.jit(do_not_specialize=["L", "H", "H_KV", "num_lines", "capacity", "num_rows"])
 def backward_queries_kernel(
     q_ptr,  # [B, H, L, D]
     k_ptr,  # [B, H_KV, L, D]
@@ -121,7 +119,8 @@ def backward_queries_kernel(
     delta_ptr,  # fp32 [B, H, L]
     dq_ptr,  # [B, H, L, D]
     end_ptr,  # int32 [num_rows, L]
-    position_ptr,  # int32 [num_rows, L], or None without a window
+    position_ptr,  # int32 [num_rows, L], like the next one; None without a floor
+    floor_ptr,
     plan_ptr,  # as in `ranges`, like the next two; lines are blocks of queries
     tiles_ptr,
     order_ptr,
@@ -143,7 +142,6 @@ def backward_queries_kernel(
     num_lines,
     capacity,
     num_rows,
-    window,
     scale,
     before_tanh,
     to_log2,
@@ -158,7 +156,7 @@ def backward_queries_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
 ):
@@ -180,10 +178,10 @@ def backward_queries_kernel(
     num_full, num_partial = tl.load(plan_ptr), tl.load(plan_ptr + 1)
 
     query = start + tl.arange(0, BLOCK_Q)
-    position_q = query
-    if HAS_WINDOW:
+    floor = query
+    if HAS_FLOOR:
         position_ptr += tl.cast(row, tl.int64) * L
-        position_q = tl.load(position_ptr + query, mask=query < L, other=0)
+        floor = tl.load(floor_ptr + tl.cast(row, tl.int64) * L + query, mask=query < L, other=0)
     q = load_rows(q_ptr, start, L, STRIDE_Q, BLOCK_Q, D, BLOCK_D, True)
     dout = load_rows(dout_ptr, start, L, STRIDE_DO, BLOCK_Q, D_V, BLOCK_D_V, True)
     statistics = (tl.cast(b, tl.int64) * H + head) * L
@@ -198,7 +196,7 @@ def backward_queries_kernel(
             lse2,
             delta,
             query,
-            position_q,
+            floor,
             k_ptr,
             v_ptr,
             end_ptr,
@@ -209,7 +207,6 @@ def backward_queries_kernel(
             L,
             before_tanh,
             to_log2,
-            window,
             STEP=1 - 2 * IS_PARTIAL,
             IS_PARTIAL=IS_PARTIAL,
             STRIDE_K=STRIDE_K,
@@ -220,7 +217,7 @@ def backward_queries_kernel(
             BLOCK_D_V=BLOCK_D_V,
             BLOCK_K=BLOCK_K,
             HAS_SOFTCAP=HAS_SOFTCAP,
-            HAS_WINDOW=HAS_WINDOW,
+            HAS_FLOOR=HAS_FLOOR,
             PRECISION=PRECISION,
             COUNT_TILES=COUNT_TILES,
         )

@@ -53,7 +53,7 @@ _BLACKWELL = _LARGE | {
     "forward": _LARGE["forward"] | {256: Config(128, 32, 8, 2)},
     "backward_keys": _LARGE["backward_keys"] | {128: Config(32, 64, 8, 2)},
 }
-# with a softcap, a window, or head widths that are padded, which all take registers
+# with a softcap, a floor, or head widths that are padded, which all take registers
 _NARROW = {"backward_keys": Config(32, 64, 8, 2), "backward_fused": Config(32, 64, 8, 2)}
 # the same where at least 99 KB are sure: Ampere, Ada, and Blackwell's workstation chips
 _SMALL: dict[str, dict[int, Config]] = {
@@ -102,7 +102,7 @@ def default_config(
         capability: 10 * major + minor of the compute capability; 0 in the interpreter.
         width: the larger of D and D_v.
         element_size: bytes of an element of q.
-        is_plain: no softcap, no window, and heads that fill their block.
+        is_plain: no softcap, no floor, and heads that fill their block.
     """
     if capability == 0:
         return _INTERPRETER

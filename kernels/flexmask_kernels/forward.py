@@ -35,7 +35,7 @@ def _attend(
     total,  # [BLOCK_Q], sum of p so far
     q,  # [BLOCK_Q, BLOCK_D]
     query,  # int32 [BLOCK_Q], index in the row
-    position_q,
+    floor,  # int32 [BLOCK_Q], lowest position seen
     k_ptr,
     v_ptr,
     end_ptr,
@@ -46,7 +46,6 @@ def _attend(
     L,
     before_tanh,
     to_log2,
-    window,
     STEP: tl.constexpr,  # from one tile of the list to the next
     IS_PARTIAL: tl.constexpr,
     STRIDE_K: tl.constexpr,
@@ -57,7 +56,7 @@ def _attend(
     BLOCK_D_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
 ):
@@ -75,16 +74,15 @@ def _attend(
             key = start + tl.arange(0, BLOCK_K)
             end = tl.load(end_ptr + key, mask=key < L, other=0)
             position_k = key
-            if HAS_WINDOW:
+            if HAS_FLOOR:
                 position_k = tl.load(position_ptr + key, mask=key < L, other=0)
             visible = sees(
                 query[:, None],
                 key[None, :],
                 end[None, :],
-                position_q[:, None],
                 position_k[None, :],
-                window,
-                HAS_WINDOW,
+                floor[:, None],
+                HAS_FLOOR,
             )
             s = tl.where(visible, s, float("-inf"))
         p, m, total, shrink = softmax_step(s, m, total, to_log2, IS_PARTIAL)
@@ -95,7 +93,7 @@ def _attend(
     return acc, m, total
 
 
-@triton.jit(do_not_specialize=["L", "H", "H_KV", "num_lines", "capacity", "num_rows", "window"])
+@triton.jit(do_not_specialize=["L", "H", "H_KV", "num_lines", "capacity", "num_rows"])
 def forward_kernel(
     q_ptr,  # [B, H, L, D]
     k_ptr,  # [B, H_KV, L, D]
@@ -103,7 +101,8 @@ def forward_kernel(
     out_ptr,  # [B, H, L, D_V]
     lse2_ptr,  # fp32 [B, H, L]
     end_ptr,  # int32 [num_rows, L]
-    position_ptr,  # int32 [num_rows, L], or None without a window
+    position_ptr,  # int32 [num_rows, L], like the next one; None without a floor
+    floor_ptr,
     sink_ptr,  # fp32 [H], or None without sinks
     plan_ptr,  # as in `ranges`, like the next two; lines are blocks of queries
     tiles_ptr,
@@ -124,7 +123,6 @@ def forward_kernel(
     num_lines,
     capacity,
     num_rows,
-    window,
     before_tanh,
     to_log2,
     STRIDE_Q: tl.constexpr,
@@ -137,7 +135,7 @@ def forward_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
@@ -158,10 +156,10 @@ def forward_kernel(
     num_full, num_partial = tl.load(plan_ptr), tl.load(plan_ptr + 1)
 
     query = line * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    position_q = query
-    if HAS_WINDOW:
+    floor = query
+    if HAS_FLOOR:
         position_ptr += tl.cast(row, tl.int64) * L
-        position_q = tl.load(position_ptr + query, mask=query < L, other=0)
+        floor = tl.load(floor_ptr + tl.cast(row, tl.int64) * L + query, mask=query < L, other=0)
     q = load_rows(q_ptr, line * BLOCK_Q, L, STRIDE_Q, BLOCK_Q, D, BLOCK_D, True)
     acc = tl.zeros([BLOCK_Q, BLOCK_D_V], tl.float32)
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -173,7 +171,7 @@ def forward_kernel(
             total,
             q,
             query,
-            position_q,
+            floor,
             k_ptr,
             v_ptr,
             end_ptr,
@@ -184,7 +182,6 @@ def forward_kernel(
             L,
             before_tanh,
             to_log2,
-            window,
             STEP=1 - 2 * IS_PARTIAL,
             IS_PARTIAL=IS_PARTIAL,
             STRIDE_K=STRIDE_K,
@@ -195,7 +192,7 @@ def forward_kernel(
             BLOCK_D_V=BLOCK_D_V,
             BLOCK_K=BLOCK_K,
             HAS_SOFTCAP=HAS_SOFTCAP,
-            HAS_WINDOW=HAS_WINDOW,
+            HAS_FLOOR=HAS_FLOOR,
             PRECISION=PRECISION,
             COUNT_TILES=COUNT_TILES,
         )

@@ -24,22 +24,15 @@ _LOG2E = math.log2(math.e)
 
 
 class Options(NamedTuple):
-    """What changes the scores or the mask, apart from the tensors.
+    """What changes the scores, apart from the tensors.
 
     Attributes:
         scale: factor of the scores, above 0.
         softcap: bound of the scores, or None.
-        window: in positions, or None.
     """
 
     scale: float
     softcap: float | None = None
-    window: int | None = None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether neither softcap nor window asks for more registers."""
-        return self.softcap is None and self.window is None
 
 
 class Inputs(NamedTuple):
@@ -50,7 +43,8 @@ class Inputs(NamedTuple):
         k: [B, H_kv, L, D].
         v: [B, H_kv, L, D_v].
         end: int32 [B, L] or [1, L], subtree ends.
-        positions: int32, like `end`; None without a window.
+        positions: int32, like `end`; None without a floor.
+        floor: int32, like `end`, the lowest position that a query sees; None for all.
         sinks: fp32 [H], or None.
     """
 
@@ -59,6 +53,7 @@ class Inputs(NamedTuple):
     v: Tensor
     end: Tensor
     positions: Tensor | None = None
+    floor: Tensor | None = None
     sinks: Tensor | None = None
 
 
@@ -90,11 +85,10 @@ def forward(
     Raises:
         ValueError: heads wider than MAX_WIDTH, or a dtype that the kernels do not have.
     """
-    inputs = _prepare(inputs, options)
+    inputs = _prepare(inputs)
     q, k, v = inputs.q, inputs.k, inputs.v
     B, H, L, _ = q.shape
-    config = choose_config("forward", q, v, is_plain=options.is_plain)
-    plan = plan_lines(inputs.end, inputs.positions, options.window, config, by_key=False)
+    config, plan = _plan("forward", inputs, options)
     out = empty_output(q, v)
     lse2 = torch.empty(B, H, L, dtype=torch.float32, device=q.device)
     forward_kernel[(plan.lines.shape[1] * (H // k.shape[1]), k.shape[1], B)](
@@ -131,7 +125,7 @@ def backward(
         deterministic: dq in a kernel of its own, the same bits on every run; else by atomic sums.
         counters: where to count tiles.
     """
-    inputs = _prepare(inputs, options)
+    inputs = _prepare(inputs)
     B, H, L, _ = out.shape
     dout = _unit_stride(dout)
     delta = torch.empty(B, H, L, dtype=torch.float32, device=out.device)
@@ -176,9 +170,8 @@ def _launch_queries(
 ) -> None:
     """Compute dq; `saved` holds dout, lse2 and delta."""
     dout, lse2, delta = saved
-    q, k, v = inputs.q, inputs.k, inputs.v
-    config = choose_config("backward_queries", q, v, is_plain=options.is_plain)
-    plan = plan_lines(inputs.end, inputs.positions, options.window, config, by_key=False)
+    q, k = inputs.q, inputs.k
+    config, plan = _plan("backward_queries", inputs, options)
     counter = None if counters is None else counters.backward_queries
     backward_queries_kernel[(plan.lines.shape[1] * (q.shape[1] // k.shape[1]), *_grid(k))](
         dout_ptr=dout,
@@ -207,10 +200,8 @@ def _launch_keys(
     dout, lse2, delta = saved
     q, k, v = inputs.q, inputs.k, inputs.v
     B, H_kv, L, D = k.shape
-    config = choose_config(
-        "backward_keys" if dq_sum is None else "backward_fused", q, v, is_plain=options.is_plain
-    )
-    plan = plan_lines(inputs.end, inputs.positions, options.window, config, by_key=True)
+    kernel = "backward_keys" if dq_sum is None else "backward_fused"
+    config, plan = _plan(kernel, inputs, options)
     num_lines = plan.lines.shape[1]
     group = q.shape[1] // H_kv
     dk, dv = empty_gradient(k), empty_gradient(v)
@@ -256,6 +247,14 @@ def _launch_keys(
     return dk, dv
 
 
+def _plan(kernel: str, inputs: Inputs, options: Options) -> tuple[Config, Plan]:
+    """The tile sizes of `kernel`, and what its programs visit."""
+    is_plain = options.softcap is None and inputs.floor is None
+    config = choose_config(kernel, inputs.q, inputs.v, is_plain=is_plain)
+    owns_keys = kernel in ("backward_keys", "backward_fused")
+    return config, plan_lines(inputs.end, inputs.positions, inputs.floor, config, by_key=owns_keys)
+
+
 def _common(
     inputs: Inputs, options: Options, config: Config, plan: Plan, counter: Tensor | None
 ) -> dict[str, Any]:
@@ -270,6 +269,7 @@ def _common(
         "v_ptr": v,
         "end_ptr": inputs.end,
         "position_ptr": inputs.positions,
+        "floor_ptr": inputs.floor,
         "plan_ptr": plan.lines,
         "tiles_ptr": plan.tiles,
         "order_ptr": plan.order,
@@ -289,7 +289,6 @@ def _common(
         "num_lines": plan.lines.shape[1],
         "capacity": plan.capacity,
         "num_rows": inputs.end.shape[0],
-        "window": options.window or 0,
         "before_tanh": options.scale / (softcap or 1.0),
         "to_log2": (softcap or options.scale) * _LOG2E,
         "D": width,
@@ -299,7 +298,7 @@ def _common(
         "BLOCK_Q": config.block_q,
         "BLOCK_K": config.block_k,
         "HAS_SOFTCAP": softcap is not None,
-        "HAS_WINDOW": options.window is not None,
+        "HAS_FLOOR": inputs.floor is not None,
         "PRECISION": "tf32" if is_tf32 else "ieee",
         "COUNT_TILES": counter is not None,
         "num_warps": config.num_warps,
@@ -308,23 +307,20 @@ def _common(
     }
 
 
-def _prepare(inputs: Inputs, options: Options) -> Inputs:
+def _prepare(inputs: Inputs) -> Inputs:
     """The inputs as the kernels read them; copies only what has no unit stride in a row."""
-    q, k, v, end, positions, sinks = inputs
+    q, k, v, end, positions, floor, sinks = inputs
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"q must be fp32, bf16 or fp16, got {q.dtype}")
     widest = max(q.shape[3], v.shape[3])
     if widest > MAX_WIDTH:
         raise ValueError(f"heads must be at most {MAX_WIDTH} wide, got {widest}")
-    if options.window is None:
-        positions = None
-    elif positions is not None and positions.shape != end.shape:
-        shape = torch.broadcast_shapes(positions.shape, end.shape)
-        positions, end = positions.expand(shape), end.expand(shape)
+    masks = [end]
+    if positions is not None and floor is not None:
+        masks = list(torch.broadcast_tensors(end, positions, floor))
     return Inputs(
         *(_unit_stride(x) for x in (q, k, v)),
-        end=end.to(torch.int32).contiguous(),
-        positions=None if positions is None else positions.to(torch.int32).contiguous(),
+        *(x.to(torch.int32).contiguous() for x in masks),
         sinks=None if sinks is None else sinks.to(torch.float32).contiguous(),
     )
 

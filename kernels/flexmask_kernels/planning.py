@@ -39,14 +39,14 @@ class Plan(NamedTuple):
 
 
 def plan_lines(
-    end: Tensor, positions: Tensor | None, window: int | None, config: Config, *, by_key: bool
+    end: Tensor, positions: Tensor | None, floor: Tensor | None, config: Config, *, by_key: bool
 ) -> Plan:
     """The plan of every row of the mask; launches only, the host reads nothing.
 
     Args:
         end: int32 [rows, L], contiguous.
-        positions: int32 [rows, L], contiguous; None without a window.
-        window: in positions, or None.
+        positions: int32 [rows, L], contiguous; None without a floor.
+        floor: like `positions`, the lowest one that a query sees.
         config: its tile size.
         by_key: lines are blocks of keys, else of queries.
     """
@@ -56,7 +56,7 @@ def plan_lines(
     lines = torch.empty(rows, num_lines, 4, dtype=torch.int32, device=end.device)
     order = torch.empty(rows, num_lines, dtype=torch.int32, device=end.device)
     tiles = None
-    if by_key and window is None:
+    if by_key and floor is None:
         key_ranges_kernel[(num_lines, rows)](
             end_ptr=end,
             plan_ptr=lines,
@@ -68,8 +68,8 @@ def plan_lines(
     else:
         key_bounds = _block_bounds(end, positions, config.block_k)
         query_bounds = None
-        if window is not None:
-            query_bounds = _block_bounds(end, positions, config.block_q)
+        if floor is not None:
+            query_bounds = _block_bounds(end, floor, config.block_q)
         tiles = torch.empty(rows, num_lines, capacity, dtype=torch.int32, device=end.device)
         list_tiles_kernel[(num_lines, rows)](
             query_bounds_ptr=query_bounds,
@@ -78,11 +78,10 @@ def plan_lines(
             tiles_ptr=tiles,
             num_q_blocks=num_q,
             num_k_blocks=num_k,
-            window=window or 0,
             BLOCK_Q=config.block_q,
             BLOCK_K=config.block_k,
             BY_KEY=by_key,
-            HAS_WINDOW=window is not None,
+            HAS_FLOOR=floor is not None,
             CHUNK=_CHUNK,
         )
     order_lines_kernel[(triton.cdiv(num_lines, _CHUNK), rows)](
@@ -96,18 +95,18 @@ def plan_lines(
     return Plan(lines, tiles, order)
 
 
-def _block_bounds(end: Tensor, positions: Tensor | None, block: int) -> Tensor:
+def _block_bounds(end: Tensor, reach: Tensor | None, block: int) -> Tensor:
     """Bounds int32 [rows, 4, num_blocks] of blocks of `block` tokens."""
     rows, length = end.shape
     num_blocks = triton.cdiv(length, block)
     bounds = torch.empty(rows, 4, num_blocks, dtype=torch.int32, device=end.device)
     block_bounds_kernel[(num_blocks, rows)](
         end_ptr=end,
-        position_ptr=positions,
+        reach_ptr=reach,
         bounds_ptr=bounds,
         L=length,
         num_blocks=num_blocks,
         BLOCK=block,
-        HAS_WINDOW=positions is not None,
+        HAS_FLOOR=reach is not None,
     )
     return bounds

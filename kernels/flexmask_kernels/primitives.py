@@ -1,6 +1,6 @@
 """What several kernels share: loads and stores of rows, scores, the mask, the online softmax.
 
-A query q sees a key k where k <= q < end[k] and, with a window, position[q] - position[k] < window.
+A query q sees a key k where k <= q < end[k] and, with a floor, position[k] >= floor[q].
 Scores live in base 2, because exp2 is one instruction: with t = softcap * tanh(scale q.k / softcap)
 (or t = scale q.k), every kernel computes
 
@@ -114,15 +114,14 @@ def sees(
     query,  # int32 [.., ..], one of the two is a column and the other a line
     key,
     end,  # of the keys, like the next
-    position_q,
     position_k,
-    window,
-    HAS_WINDOW: tl.constexpr,
+    floor,  # of the queries
+    HAS_FLOOR: tl.constexpr,
 ):
     """The mask of one tile; the only mask code there is, and only partial tiles run it."""
     visible = (key <= query) & (query < end)
-    if HAS_WINDOW:
-        visible = visible & (position_q - position_k < window)
+    if HAS_FLOOR:
+        visible = visible & (position_k >= floor)
     return visible
 
 

@@ -7,13 +7,14 @@ queries, with hi = ceil(max end / BLOCK_Q) and lo = floor(min end / BLOCK_Q) (0 
     visited  [j BLOCK_K // BLOCK_Q, hi)        full  [ceil(last key / BLOCK_Q), lo)
 
 A program that owns a block of keys walks these two ranges and needs no list (`key_ranges_kernel`).
-A program that owns a block of queries, or any program where a window cuts the ranges into pieces,
+A program that owns a block of queries, or any program where a floor cuts the ranges into pieces,
 walks a list of blocks (`list_tiles_kernel`): `for` loops over a list are pipelined by the compiler,
 a `while` loop that jumps over dead blocks is not.
 
 Memory, all int32:
 
-    bounds [rows, 4, num_blocks]       highest end, lowest end, lowest position, highest position
+    bounds [rows, 4, num_blocks]       highest end, lowest end, lowest and highest reach: positions
+                                       of a block of keys, floors of a block of queries
     plan [rows, num_lines, 4]          numbers of full and of partial tiles; without lists also the
                                        first block, and the number of partial tiles before the full
     tiles [rows, num_lines, capacity]  full tiles from the front, partial ones from the back
@@ -47,7 +48,7 @@ def end_bounds(end_ptr, start, L, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["L", "num_blocks"])
 def block_bounds_kernel(
-    end_ptr, position_ptr, bounds_ptr, L, num_blocks, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr
+    end_ptr, reach_ptr, bounds_ptr, L, num_blocks, BLOCK: tl.constexpr, HAS_FLOOR: tl.constexpr
 ):
     """Write the bounds of one block; grid (num_blocks, rows)."""
     block, row = tl.program_id(0), tl.program_id(1)
@@ -55,13 +56,13 @@ def block_bounds_kernel(
     highest, lowest = end_bounds(end_ptr + tl.cast(row, tl.int64) * L, block * BLOCK, L, BLOCK)
     tl.store(out_ptr, highest)
     tl.store(out_ptr + num_blocks, lowest)
-    if HAS_WINDOW:
+    if HAS_FLOOR:
         token = block * BLOCK + tl.arange(0, BLOCK)
-        position_ptr += tl.cast(row, tl.int64) * L
+        reach_ptr += tl.cast(row, tl.int64) * L
         # a ragged block repeats its last token
-        position = tl.load(position_ptr + tl.minimum(token, L - 1))
-        tl.store(out_ptr + 2 * num_blocks, tl.min(position, 0))
-        tl.store(out_ptr + 3 * num_blocks, tl.max(position, 0))
+        reach = tl.load(reach_ptr + tl.minimum(token, L - 1))
+        tl.store(out_ptr + 2 * num_blocks, tl.min(reach, 0))
+        tl.store(out_ptr + 3 * num_blocks, tl.max(reach, 0))
 
 
 @triton.jit(do_not_specialize=["L", "num_lines"])
@@ -82,25 +83,24 @@ def key_ranges_kernel(
     tl.store(plan_ptr + 3, tl.minimum(full_first - first, num_partial))
 
 
-@triton.jit(do_not_specialize=["num_q_blocks", "num_k_blocks", "window"])
+@triton.jit(do_not_specialize=["num_q_blocks", "num_k_blocks"])
 def list_tiles_kernel(
-    query_bounds_ptr,  # read for a window only
+    query_bounds_ptr,  # read with a floor only
     key_bounds_ptr,
     plan_ptr,
     tiles_ptr,
     num_q_blocks,
     num_k_blocks,
-    window,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BY_KEY: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """List the tiles of one line; grid (num_lines, rows), lines of keys if BY_KEY, else of queries.
 
-    With a window a tile is visited unless its nearest pair is too far apart, which may visit a tile
-    without any visible pair; it is full only if its farthest pair is near enough.
+    With a floor a tile is visited unless its highest key is below the lowest floor, which may visit
+    a tile without any visible pair; it is full only if its lowest key is not below any floor.
     """
     line, row = tl.program_id(0), tl.program_id(1)
     key_bounds_ptr += row * 4 * num_k_blocks
@@ -127,14 +127,14 @@ def list_tiles_kernel(
         first, last, full_first, full_last = key_block_range(highest, lowest, key, BLOCK_Q, BLOCK_K)
         visited = inside & (first <= query) & (query < last)
         full = (full_first <= query) & (query < full_last)
-        if HAS_WINDOW:
+        if HAS_FLOOR:
             bounds_ptr = query_bounds_ptr + row * 4 * num_q_blocks + query
-            low_q = tl.load(bounds_ptr + 2 * num_q_blocks, mask=inside, other=0)
-            high_q = tl.load(bounds_ptr + 3 * num_q_blocks, mask=inside, other=0)
-            low_k = tl.load(key_bounds_ptr + 2 * num_k_blocks + key, mask=inside, other=0)
-            high_k = tl.load(key_bounds_ptr + 3 * num_k_blocks + key, mask=inside, other=0)
-            visited = visited & (low_q - high_k < window)
-            full = full & (high_q - low_k < window)
+            low_floor = tl.load(bounds_ptr + 2 * num_q_blocks, mask=inside, other=0)
+            high_floor = tl.load(bounds_ptr + 3 * num_q_blocks, mask=inside, other=0)
+            low_key = tl.load(key_bounds_ptr + 2 * num_k_blocks + key, mask=inside, other=0)
+            high_key = tl.load(key_bounds_ptr + 3 * num_k_blocks + key, mask=inside, other=0)
+            visited = visited & (high_key >= low_floor)
+            full = full & (low_key >= high_floor)
         full = full & visited
         partial = visited & (full == 0)
         full_place = num_full + tl.cumsum(full.to(tl.int32), 0) - 1

@@ -32,7 +32,7 @@ def choose_config(kernel: str, q: Tensor, v: Tensor, *, is_plain: bool = True) -
         kernel: a name in `configs.KERNELS`.
         q: tensor of the device, dtype and head width [..., D].
         v: tensor of the head width [..., D_v].
-        is_plain: without softcap and window; only such launches are measured.
+        is_plain: without softcap and floor; only such launches are measured.
     """
     if kernel in _forced:
         return _forced[kernel]
