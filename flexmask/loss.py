@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.layout import IGNORE_INDEX
+from flexmask.logprobs import score_tokens
+
+if TYPE_CHECKING:
+    from flexmask.packing import PackedRow
 
 _UNSHIFTED = (
     "a tree batch needs shift_labels beside labels: the next token of a sample is not always the "
@@ -21,20 +25,76 @@ _UNSHIFTED = (
 def target_logprobs(logits: Tensor, shift_labels: Tensor) -> Tensor:
     """The log-probability of each position's target, [B, L]; 0 where there is none.
 
-    `PackedRow.gather` hands them back sample by sample. Computed in fp32, or fp64 if `logits` is.
+    For supervised losses: a position has one target. Where samples go on differently after it, or
+    a token is of interest that carries no weight, take `token_logprobs`. Computed in fp32, or fp64
+    if `logits` is, a few tokens at a time.
 
     Args:
         logits: [B, L, V].
         shift_labels: int64 [B, L], -100 where nothing is trained.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    losses = cross_entropy(
-        logits.flatten(0, -2),
-        shift_labels.flatten().to(logits.device),
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-    )
-    return -losses.view(shift_labels.shape)
+    flat = logits.flatten(0, -2)
+    positions = torch.arange(flat.shape[0], device=flat.device)
+    logprobs, _ = score_tokens(flat, positions, shift_labels.flatten().to(flat.device))
+    return logprobs.view(shift_labels.shape)
+
+
+def token_logprobs(logits: Tensor, row: PackedRow) -> Tensor:
+    """The log-probability of each token of `row` given the tokens before it in its samples, [L].
+
+    It belongs to the token itself, not to the position that predicts it, so that forks, weights and
+    splitting are of no account: `row.gather` hands each sample the log-probabilities of its own
+    tokens, in line with its `input_ids` and `loss_weights`. The first token of a sample, which
+    nothing predicts, has 0. Precision as in `target_logprobs`.
+
+    Args:
+        logits: [L, V], in packed order.
+        row: the row that they were computed for.
+
+    Raises:
+        DataError: `logits` of another length than the row, or a token id that is none of the V.
+    """
+    return _score_row(logits, row, with_entropies=False)[0]
+
+
+def token_logprobs_and_entropies(logits: Tensor, row: PackedRow) -> tuple[Tensor, Tensor]:
+    """`token_logprobs`, and the entropy of the distribution that predicts each token; both [L].
+
+    Entropies are in nats, and 0 where nothing predicts the token. Both are differentiable.
+
+    Args:
+        logits: [L, V], in packed order.
+        row: the row that they were computed for.
+
+    Raises:
+        DataError: `logits` of another length than the row, or a token id that is none of the V.
+    """
+    return _score_row(logits, row, with_entropies=True)
+
+
+def _score_row(logits: Tensor, row: PackedRow, *, with_entropies: bool) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of the tokens of `row`; both [L]."""
+    if logits.ndim != 2 or logits.shape[0] != len(row):
+        raise DataError(
+            f"logits must be [L, V] with L = {len(row)}, the tokens of the row, "
+            f"got {list(logits.shape)}; take one row of a batch, without its padding"
+        )
+    size = logits.shape[1]
+    if row.input_ids.max() >= size:
+        raise DataError(f"token ids must be below V = {size}, got {row.input_ids.max()}")
+    before = row.predicted_from
+    keys = np.where(before < 0, -1, before * size + row.input_ids)  # position and token in one
+    # a token that is held twice after the same position is one prediction
+    distinct, prediction = np.unique(keys, return_inverse=True)
+    found = np.stack(np.divmod(distinct[1:], size))  # without -1, the first tokens of trees
+    positions, tokens = torch.from_numpy(found).to(logits.device)
+    logprobs, entropies = score_tokens(logits, positions, tokens, with_entropies=with_entropies)
+
+    def by_token(scores: Tensor) -> Tensor:
+        index = torch.from_numpy(prediction).to(logits.device)
+        return torch.cat((scores.new_zeros(1), scores))[index]
+
+    return by_token(logprobs), by_token(entropies[positions]) if with_entropies else entropies
 
 
 def weighted_causal_loss(

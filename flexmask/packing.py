@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from flexmask.errors import DataError
-from flexmask.layout import IGNORE_INDEX, Layout, lay_out, packed_index, shifted_targets
+from flexmask.layout import (
+    IGNORE_INDEX,
+    Layout,
+    lay_out,
+    packed_index,
+    predicted_from,
+    shifted_targets,
+)
 from flexmask.splitting import split_tree
 from flexmask.tree import PrefixTree
 
@@ -71,6 +79,14 @@ class PackedRow:
         """Number of positions that predict a trained token."""
         return int(np.count_nonzero(self.shift_labels != IGNORE_INDEX))
 
+    @cached_property
+    def predicted_from(self) -> np.ndarray:
+        """The packed position that predicts each token, int64 [L]; -1 where nothing does.
+
+        That is the token before it in its samples. Several tokens may come after one position.
+        """
+        return predicted_from(self.position_ids)
+
     def to_batch(self) -> dict[str, Tensor]:
         """The row as a batch: a dict of [1, L] tensors, see `stack_rows`."""
         return stack_rows([self])
@@ -94,6 +110,38 @@ class PackedRow:
                 f"got {len(values)}"
             )
         return [values[index] for index in self.sample_indices]
+
+    def scatter(self, values: Sequence[Any]) -> np.ndarray:
+        """Per-sample constants summed onto the tokens of the row: `gather` the other way round.
+
+        A token that samples share gets the sum of what they say. So a loss that is linear in
+        log-probabilities, with weights or advantages of any sign, is one product over the row:
+        `(row.scatter(a) * x).sum()` is the sum of `(a_i * x_i).sum()` over the samples, where
+        `x_i` are those of `row.gather(x)`.
+
+        Args:
+            values: for each sample one array or CPU tensor [n], in its own token order.
+
+        Returns:
+            float64 [L], in packed order.
+
+        Raises:
+            DataError: other numbers of samples or tokens than the row has.
+        """
+        if len(values) != len(self.keys):
+            raise DataError(
+                f"scatter: values must hold {len(self.keys)} arrays, one per sample of the row, "
+                f"got {len(values)}"
+            )
+        total = np.zeros(len(self))
+        for key, index, given in zip(self.keys, self.sample_indices, values, strict=True):
+            if len(given) != index.size:
+                raise DataError(
+                    f"scatter: sample {key!r} must have {index.size} values, one per token, "
+                    f"got {len(given)}"
+                )
+            total[index] += np.asarray(given)
+        return total
 
 
 class PackedRows(list[PackedRow]):

@@ -19,7 +19,7 @@ LEFT_TO_RIGHT = (
     *("errors", "whole_file", "message_fields", "messages", "data_files"),
     *("templates", "template_checks", "samples", "weighting"),
     *("tree", "layout", "npass", "splitting", "packing"),
-    *("mask", "backends", "loss", "model"),
+    *("mask", "backends", "logprobs", "loss", "model"),
     *("collator", "dataset", "figures", "trainer", "random_model", "train"),
     *("show", "plan", "verify", "demo", "commands", "cli", "__main__"),
 )

@@ -1,10 +1,20 @@
 """Losses over packed rows, held to their definitions."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from strategies import random_samples, sample_lists
 
-from flexmask import FlexmaskError, Sample, build_tree, pack
-from flexmask.loss import TreeLoss, target_logprobs, weighted_causal_loss
+from flexmask import FlexmaskError, Sample, build_tree, logprobs, pack
+from flexmask.logprobs import score_tokens
+from flexmask.loss import (
+    TreeLoss,
+    target_logprobs,
+    token_logprobs,
+    token_logprobs_and_entropies,
+    weighted_causal_loss,
+)
 
 LABELS = torch.tensor([[3, -100, 0, 1], [2, 2, -100, -100]])
 WEIGHTS = torch.tensor([[0.5, 9.0, 2.0, 1.0], [0.0, 1.5, 0.0, 7.0]])
@@ -86,3 +96,132 @@ def test_a_loss_without_weights_is_the_models_own(logits):
 def test_rejects_labels_that_are_not_shifted(logits, given):
     with pytest.raises(FlexmaskError, match="shift_labels"):
         TreeLoss(lambda *_: None)(logits, LABELS, **given)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(logprobs, "_CHUNK_ELEMENTS", 12)  # two positions of five tokens
+
+
+def by_definition(logits, positions, tokens):
+    """Log-probabilities and entropies as autograd has them."""
+    logp = logits.log_softmax(-1)
+    return logp[positions, tokens], -(logp.exp() * logp).sum(-1)
+
+
+PREDICTIONS = (torch.tensor([0, 0, 3, 6, 5]), torch.tensor([1, 2, 4, 0, 3]))  # two after position 0
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_logprobs_entropies_and_their_gradients_are_those_of_the_definition():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    results = score_tokens(ours, *PREDICTIONS, with_entropies=True)
+    expected = by_definition(theirs, *PREDICTIONS)
+    for result, value in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, value, rtol=0, atol=1e-14)
+    for pair in (results, expected):
+        (pair[0].square().sum() + pair[1].square().sum()).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-13)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("wanted", [0, 1], ids=["logprobs", "entropies"])
+def test_each_of_the_two_can_be_differentiated_alone(wanted):
+    logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda z: score_tokens(z, *PREDICTIONS, with_entropies=True)[wanted], (logits,)
+    )
+
+
+def test_the_gradient_of_a_likely_token_is_rounded_once():
+    logits = torch.tensor([[6.0, 0.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    score_tokens(logits, torch.tensor([0]), torch.tensor([0]))[0].backward()
+    exact = 1 - logits.detach().double().softmax(-1)[0, 0]  # 0.005: lost if 1 and p were rounded
+    assert abs(logits.grad[0, 0] - exact) <= 2**-8 * exact
+
+
+def test_a_token_that_cannot_come_adds_nothing_to_the_entropy():
+    logits = torch.tensor([[0.0, 0.0, -torch.inf]], dtype=torch.float64, requires_grad=True)
+    _, entropies = score_tokens(logits, *torch.tensor([[0], [1]]), with_entropies=True)
+    entropies.sum().backward()
+    assert entropies.item() == pytest.approx(np.log(2))
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_autograd_keeps_the_logits_and_a_few_numbers_a_position():
+    logits = torch.randn(64, 1000).bfloat16().requires_grad_()
+    kept = 0
+
+    def note(tensor):
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size() * (tensor.data_ptr() != logits.data_ptr())
+        return tensor
+
+    everywhere = torch.arange(64)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        score_tokens(logits, everywhere, everywhere, with_entropies=True)
+    assert kept <= 64 * 64  # where a table in fp32 has 64 * 4,000
+
+
+def test_the_compiled_formula_equals_the_chunks(logits):
+    compiled = torch.compile(target_logprobs, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(logits, LABELS), target_logprobs(logits, LABELS))
+
+
+def test_rejects_a_label_below_zero_that_is_not_the_one_to_ignore(logits):
+    with pytest.raises(IndexError, match="out of bounds"):
+        target_logprobs(logits, LABELS.clamp_min(-5))
+
+
+def separately(samples, table):
+    """Log-probabilities and entropies of each sample's tokens alone, by the definition.
+
+    The model is a table: the logits after a token depend on all tokens up to it, by their sum.
+    """
+    results = []
+    for sample in samples:
+        ids = torch.from_numpy(sample.input_ids)
+        logits = table[ids.cumsum(0) % len(table)][:-1]
+        chosen, entropies = by_definition(logits, torch.arange(len(ids) - 1), ids[1:])
+        zero = chosen.new_zeros(1)
+        results.append((torch.cat((zero, chosen)), torch.cat((zero, entropies))))
+    return results
+
+
+@given(sample_lists(max_length=9))
+def test_each_sample_gets_the_logprobs_of_its_own_tokens(samples):
+    """Forks after trained and untrained tokens, duplicates, prefixes, and split rows."""
+    table = torch.randn(11, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours, theirs = table.clone().requires_grad_(), table.clone().requires_grad_()
+    expected = {s.key: r for s, r in zip(samples, separately(samples, theirs), strict=True)}
+    rows = pack([build_tree(samples)], max(map(len, samples)) + len(samples))
+    total, number = 0.0, 0
+    for row in rows:
+        sums = np.empty(len(row), np.int64)
+        for index in row.sample_indices:
+            sums[index] = row.input_ids[index].cumsum()
+        packed = token_logprobs_and_entropies(ours[torch.from_numpy(sums) % 11], row)
+        only = token_logprobs(ours.detach()[torch.from_numpy(sums) % 11], row)
+        assert torch.equal(packed[0], only)
+        for key, *results in zip(row.keys, *map(row.gather, packed), strict=True):
+            number += 1
+            for result, value in zip(results, expected[key], strict=True):
+                torch.testing.assert_close(result, value, rtol=0, atol=1e-14)
+                total = total + (key + 1) * result.sin().sum()
+    assert number == len(samples)
+    other = sum((key + 1) * value.sin().sum() for key, pair in expected.items() for value in pair)
+    if total.requires_grad:
+        for loss in (total, other):
+            loss.backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)
+
+
+def test_rejects_logits_of_another_row():
+    (row,) = pack([build_tree(random_samples(0))])
+    with pytest.raises(FlexmaskError, match=rf"L = {len(row)}, .* got \[1, {len(row)}, 50\]"):
+        token_logprobs(torch.zeros(1, len(row), 50), row)
+    with pytest.raises(FlexmaskError, match="token ids must be below V = 20, got 4"):
+        token_logprobs(torch.zeros(len(row), 20), row)

@@ -58,6 +58,36 @@ def test_gather_inverts_packing(conversations):
         assert positions.tolist() == list(range(len(sample)))
 
 
+@given(st.lists(sample_lists(), min_size=1, max_size=3))
+def test_a_token_is_predicted_from_the_one_before_it_in_its_samples(conversations):
+    (row,) = pack([build_tree(samples) for samples in conversations])
+    for index in row.sample_indices:
+        assert row.predicted_from[index].tolist() == [-1, *index[:-1]]
+
+
+@given(sample_lists())
+def test_scatter_is_the_transpose_of_gather(samples):
+    (row,) = pack([build_tree(samples)])
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(len(row))
+    weights = [rng.standard_normal(len(sample)) for sample in samples]
+    products = [(w * v).sum() for w, v in zip(weights, row.gather(values), strict=True)]
+    assert (row.scatter(weights) * values).sum() == pytest.approx(sum(products))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1.0, 2.0]], "must hold 2 arrays, one per sample of the row, got 1"),
+        ([[1.0, 2.0], [1.0]], "sample 'b' must have 2 values, one per token, got 1"),
+    ],
+)
+def test_scatter_rejects_values_of_other_samples(values, message):
+    (row,) = pack([build_tree([Sample([1, 2], [0, 1], "a"), Sample([1, 3], [0, 1], "b")])])
+    with pytest.raises(FlexmaskError, match=message):
+        row.scatter(values)
+
+
 def test_gather_takes_tensors_of_any_rank():
     (row,) = pack([build_tree(random_samples(0))])
     values = torch.randn(len(row), 2)

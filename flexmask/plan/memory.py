@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     PreTrainedModel,
 )
 
-from flexmask.loss import target_logprobs
 from flexmask.model.structure import text_config
 
 _NAME = "flexmask_shapes"  # of an attention without arithmetic; never set on a model with weights
@@ -53,7 +53,8 @@ def saved_bytes_per_token(model: PreTrainedModel) -> float | None:
         ids = torch.zeros(1, length, dtype=torch.int64, device="meta")
         unused = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device="meta")  # 4-D: left alone
         logits = model(input_ids=ids, attention_mask=unused, use_cache=False).logits
-        return -target_logprobs(logits, ids).sum()
+        # as the losses of transformers have it, in fp32; `logprobs` keeps less
+        return cross_entropy(logits.float().flatten(0, -2), ids.flatten(), reduction="sum")
 
     try:
         kept = [saved_bytes(model, partial(run, length)) for length in _LENGTHS]

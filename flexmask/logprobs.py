@@ -1,0 +1,114 @@
+"""Log-probabilities and entropies of many tokens, without a table of probabilities in memory.
+
+With logits z [N, V] of N positions, log p = (z - max z) - log sum exp(z - max z):
+
+    log-probability of token t after position n    log p[n, t]
+    its gradient by z[n, v]                        [v = t] - p[n, v]
+    entropy of position n                          H[n] = -sum_v p[n, v] log p[n, v]
+    its gradient by z[n, v]                        -p[n, v] (log p[n, v] + H[n])
+
+Autograd would keep an fp32 copy of the logits and another of log p. This keeps the logits, which
+are there anyway, and three numbers a position, and goes through the rest a few positions at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexmask.layout import IGNORE_INDEX
+
+_CHUNK_ELEMENTS = 2**24  # logits looked at in one step: 64 MiB in fp32
+
+
+def score_tokens(
+    logits: Tensor, positions: Tensor, tokens: Tensor, *, with_entropies: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [M] of `tokens` after `positions`, and entropies [N] by position.
+
+    Computed in fp32, or fp64 if `logits` is; gradients come back in the dtype of `logits`.
+
+    Args:
+        logits: [N, V]; -inf is a token that cannot come.
+        positions: int64 [M], in [0, N). A position may predict several tokens, each listed once.
+        tokens: int64 [M], in [0, V), or -100: a log-probability of 0.
+        with_entropies: compute the entropies; [0] without.
+    """
+    is_token = tokens != IGNORE_INDEX
+    # other negative numbers would count from the end: V is out of bounds, which raises
+    index = tokens.where(is_token, 0)
+    index = index.where(index >= 0, logits.shape[1])
+    if torch.compiler.is_compiling():  # the compiler fuses the formula, and unrolls chunks
+        logprobs, entropies = _by_formula(logits, positions, index, with_entropies)
+    else:
+        logprobs, entropies = _Scores.apply(logits, positions, index, with_entropies)
+    return logprobs.where(is_token, 0), entropies
+
+
+def _by_formula(
+    logits: Tensor, positions: Tensor, tokens: Tensor, with_entropies: bool
+) -> tuple[Tensor, Tensor]:
+    logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    entropies = torch.special.entr(logp.exp()).sum(-1) if with_entropies else logp.new_zeros(0)
+    return logp[positions, tokens], entropies
+
+
+class _Scores(torch.autograd.Function):
+    """Saves logits, and for each position their maximum, the log of the sum, and the entropy."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, positions: Tensor, tokens: Tensor, with_entropies: bool
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        highest, log_sum = logits.new_empty(2, logits.shape[0], dtype=dtype)
+        entropies = logits.new_empty(logits.shape[0] if with_entropies else 0, dtype=dtype)
+        for chunk in _chunks(logits):
+            z = logits[chunk].to(dtype)
+            highest[chunk] = z.amax(-1)
+            z = z - highest[chunk, None]
+            log_sum[chunk] = z.exp().sum(-1).log()
+            if with_entropies:
+                p = (z - log_sum[chunk, None]).exp()
+                entropies[chunk] = torch.special.entr(p).sum(-1)  # 0 log 0 = 0
+        chosen = logits[positions, tokens].to(dtype)
+        ctx.save_for_backward(logits, positions, tokens, highest, log_sum, entropies)
+        ctx.set_materialize_grads(False)
+        return (chosen - highest[positions]) - log_sum[positions], entropies
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, dlogprobs: Tensor | None, dentropies: Tensor | None
+    ) -> tuple[Tensor, None, None, None]:
+        logits, positions, tokens, highest, log_sum, entropies = ctx.saved_tensors
+        total = torch.zeros_like(highest)
+        if dlogprobs is not None:
+            total.index_add_(0, positions, dlogprobs)
+
+        def part(z: Tensor, at: slice | Tensor) -> Tensor:
+            """What sums over the vocabulary contribute to logits `z` [n, k] of positions `at`."""
+            p = ((z.to(highest) - highest[at, None]) - log_sum[at, None]).exp()
+            gradient = -p * total[at, None]
+            if dentropies is not None and entropies.numel():
+                slope = torch.special.entr(p) - p * entropies[at, None]
+                gradient += slope * dentropies[at, None]
+            return gradient
+
+        gradient = torch.empty_like(logits)
+        for chunk in _chunks(logits):
+            gradient[chunk] = part(logits[chunk], chunk)
+        if dlogprobs is not None:  # summed before it is rounded: 1 - p may be small
+            chosen = part(logits[positions, tokens][:, None], positions)[:, 0]
+            gradient[positions, tokens] = (dlogprobs + chosen).to(gradient)
+        return gradient, None, None, None
+
+
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    """Ranges of positions that together hold at most `_CHUNK_ELEMENTS` logits, or one position."""
+    size = max(1, _CHUNK_ELEMENTS // logits.shape[1])
+    for start in range(0, logits.shape[0], size):
+        yield slice(start, min(start + size, logits.shape[0]))
