@@ -196,25 +196,38 @@ def build_tree(samples: Sequence[Sample]) -> PrefixTree:
 class _Run:
     """A segment under construction; the root stands before the first token and is empty."""
 
-    __slots__ = ("children", "ids", "samples", "weights")
+    __slots__ = ("children", "children_by_token", "ids", "samples", "weights")
 
     def __init__(self, ids: np.ndarray, weights: np.ndarray) -> None:
         self.ids = ids
         self.weights = weights
         self.children: list[_Run] = []
+        self.children_by_token: dict[int, _Run] = {}  # by first token, while samples are inserted
         self.samples: list[int] = []  # samples that end with the last token of this run
 
     def cut(self, length: int) -> _Run:
         """Keep the first `length` tokens and return the others, now the only child."""
         tail = _Run(self.ids[length:], self.weights[length:])
         tail.children, tail.samples = self.children, self.samples
+        tail.children_by_token = self.children_by_token
         self.ids, self.weights = self.ids[:length], self.weights[:length]
-        self.children, self.samples = [tail], []
+        self.children, self.children_by_token, self.samples = [], {}, []
+        self.add(tail)
         return tail
+
+    def add(self, child: _Run) -> None:
+        self.children.append(child)
+        self.children_by_token[int(child.ids[0])] = child
 
     def prepend(self, ids: np.ndarray, weights: np.ndarray) -> None:
         self.ids = np.concatenate((ids, self.ids))
         self.weights = np.concatenate((weights, self.weights))
+
+    def join_only_child(self) -> None:
+        (child,) = self.children
+        child.prepend(self.ids, self.weights)
+        self.ids, self.weights = child.ids, child.weights
+        self.children, self.samples = child.children, child.samples
 
 
 def _insert(root: _Run, sample: Sample, index: int) -> None:
@@ -223,10 +236,10 @@ def _insert(root: _Run, sample: Sample, index: int) -> None:
     weights[0] = 0  # nothing predicts the first token
     run, at = root, 0
     while at < ids.size:
-        child = next((child for child in run.children if child.ids[0] == ids[at]), None)
+        child = run.children_by_token.get(int(ids[at]))
         if child is None:
             child = _Run(ids[at:], weights[at:])
-            run.children.append(child)
+            run.add(child)
         else:
             shared = _shared_length(child.ids, ids[at:])
             if shared < child.ids.size:
@@ -256,16 +269,15 @@ def _separate_targets(root: _Run) -> None:
         if len(trained) > 1:
             if run.ids.size > 1:
                 parent, run = run, run.cut(run.ids.size - 1)
-            for child in trained[1:]:
-                run.children.remove(child)
+            first, *others = trained
+            run.children = [c for c in run.children if c is first or c.weights[0] == 0]
+            for child in others:
                 child.prepend(run.ids, np.zeros(1))
                 parent.children.append(child)
                 stack.append((child, parent))
             if len(run.children) == 1 and not run.samples:
-                (only,) = run.children
-                only.prepend(run.ids, run.weights)
-                parent.children[parent.children.index(run)] = only
-                stack.append((only, parent))
+                run.join_only_child()
+                stack.append((run, parent))
                 continue
         stack.extend((child, run) for child in run.children)
 

@@ -1,5 +1,7 @@
 """Samples merged into a prefix tree."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -69,6 +71,42 @@ def test_segments_are_maximal(samples):
 @given(segment_trees())
 def test_parents_come_before_children(tree):
     assert all(s.parent is None or s.parent < i for i, s in enumerate(tree.segments))
+
+
+def lines_run(function, *arguments):
+    """How many lines of Python a call executes."""
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function(*arguments)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def rollouts(number):
+    """A group that shares a prompt, trained from the first token after it."""
+    return [Sample([1, 2, 3 + key, 4, 5], [0, 0, 1, 1, 1], key) for key in range(number)]
+
+
+def pairs_that_fork_late(number):
+    """Pairs under one prompt, each with its own fork between trained tokens."""
+    return [
+        Sample([1, 3 + key, 2, answer], [0, 0, 0, 1]) for key in range(number) for answer in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("samples", [rollouts, pairs_that_fork_late])
+def test_work_is_linear_in_the_branches_of_a_fork(samples):
+    few, many = (lines_run(build_tree, samples(number)) for number in (100, 400))
+    assert many < 4.4 * few
 
 
 def test_turns_hold_responses_twice_except_the_last_and_those_without_reasoning():
