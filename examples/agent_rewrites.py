@@ -30,8 +30,8 @@ def run_agent(seed: int) -> list[Sample]:
     task, calls, results, steps = write(60), [], [], []
     for step in range(NUM_STEPS):
         context = list(task)
-        for age, (call, result) in enumerate(zip(calls, results, strict=True), -step):
-            context += call + (result if age >= -KEPT_RESULTS else CLEARED)
+        for number, (call, result) in enumerate(zip(calls, results, strict=True)):
+            context += call + (result if number >= step - KEPT_RESULTS else CLEARED)
         thinking, call = write(40), write(15)
         ids = np.array(context + thinking + call)
         steps.append(Sample(ids, np.arange(ids.size) >= len(context), (seed, step)))
