@@ -149,7 +149,8 @@ class TreeBatchSampler:
                 f"{self.process_index}"
             )
         prepared = accelerator.prepare(loader)
-        num_processes = getattr(prepared.batch_sampler, "num_processes", 1)
+        shard = prepared.batch_sampler
+        num_processes = 1 if shard is self else shard.num_processes
         if num_processes != self.num_processes:
             raise FlexmaskError(
                 f"num_processes must be {num_processes}, as many as are data-parallel, got "

@@ -26,8 +26,8 @@ _NEIGHBOURS = 3  # groups that are taken apart at once in a large tree
 _MAX_SEARCHES = 32  # among the neighbours of one tree
 
 
-def best_groups(branches: Branches, fewest: int) -> Groups:
-    """Groups of paths, each within the budget, with few tokens in total.
+def best_groups(branches: Branches, fewest: int) -> tuple[Groups, bool]:
+    """Groups of paths within the budget, of few tokens in total; and whether none have fewer.
 
     Args:
         branches: the paths.
@@ -35,11 +35,11 @@ def best_groups(branches: Branches, fewest: int) -> Groups:
     """
     groups = contiguous_groups(branches)
     if cost_of(branches, groups) == fewest:
-        return groups
+        return groups, True
     groups, is_proven = search(branches, groups, fewest)
-    if is_proven:
-        return groups
-    return _improve(branches, groups, fewest)
+    if not is_proven:
+        groups = _improve(branches, groups, fewest)
+    return groups, is_proven or cost_of(branches, groups) == fewest
 
 
 def cost_of(branches: Branches, groups: Groups) -> int:

@@ -26,7 +26,8 @@ class Split:
         tree: the tree, whole.
         groups: the samples of each piece, as indices into `tree.leaves`.
         too_long: the samples that fit in none, likewise.
-        fewest_tokens: what all pieces together have at least, however the tree is cut.
+        fewest_tokens: what all pieces together have at least, however the tree is cut: theirs, if
+            that is proven to be the optimum, else a lower bound.
     """
 
     tree: PrefixTree
@@ -63,7 +64,7 @@ class Split:
 
     @property
     def fewest_repeated_tokens(self) -> int:
-        """The least that any way to cut this tree would compute again, or less."""
+        """What any way to cut this tree computes again at least."""
         return self.fewest_tokens - self._num_distinct
 
     def piece(self, index: int) -> PrefixTree:
@@ -84,8 +85,8 @@ class Split:
 def split_tree(tree: PrefixTree, max_tokens: int) -> Split:
     """The way to cut `tree` into pieces of at most `max_tokens` tokens that computes least twice.
 
-    It is the best there is where `repeated_tokens` equals `fewest_repeated_tokens`, and for few
-    samples also elsewhere; see docs/packing.md.
+    It is the best there is, proven, where `repeated_tokens` equals `fewest_repeated_tokens`, as for
+    all trees of few samples; see docs/packing.md for the others.
     """
     kept: list[int] = []
     too_long: list[int] = []
@@ -95,7 +96,9 @@ def split_tree(tree: PrefixTree, max_tokens: int) -> Split:
         return Split(tree, (), tuple(too_long), 0)
     branches = branches_of(tree, kept, max_tokens)
     fewest = fewest_tokens(tree, branches.ends, max_tokens)
-    groups = best_groups(branches, fewest)
+    groups, is_optimal = best_groups(branches, fewest)
+    if is_optimal:
+        fewest = sum(map(branches.num_tokens, groups))
     return Split(tree, _with_leaves(tree, kept, branches.ends, groups), tuple(too_long), fewest)
 
 
