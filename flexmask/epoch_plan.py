@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexmask.filling import fill_least
+from flexmask.filling import from_large, spread_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def plan_steps(
     """
     ends = np.cumsum(np.bincount(rows, minlength=num_rows))[:-1]
     held = np.split(np.argsort(rows, kind="stable"), ends)
-    by_cost = np.argsort(-np.bincount(rows, costs, num_rows), kind="stable")
+    by_cost = from_large(np.bincount(rows, costs, num_rows))
     chunks = by_cost.reshape(-1, num_processes)[generator.permutation(num_rows // num_processes)]
     num_steps = -(-len(chunks) // rows_per_batch)
     batches: list[list[int]] = [[] for _ in range(num_steps * num_processes)]
@@ -123,7 +123,7 @@ def plan_steps(
         step = number // rows_per_batch
         taken = _spread_evenly([held[row] for row in chunk], sizes, costs, max_tokens)
         row_costs = np.array([costs[trees].sum() for trees in taken])
-        heaviest = np.argsort(-row_costs, kind="stable")
+        heaviest = from_large(row_costs)
         lightest = np.lexsort((run_costs, totals[2, step]))
         for row, process in zip(heaviest.tolist(), lightest.tolist(), strict=True):
             trees = taken[row]
@@ -147,8 +147,8 @@ def _spread_evenly(
     trees = np.concatenate(held)
     if len(held) == 1 or not trees.size:
         return held
-    from_large = np.argsort(-costs[trees], kind="stable")
-    rows = fill_least(sizes[trees], costs[trees], max_tokens, len(held), from_large)
+    order = from_large(costs[trees])
+    rows = spread_out(sizes[trees], costs[trees], max_tokens, len(held), order)
     if rows is None:
         return held
     after = [np.sort(trees[rows == row]) for row in range(len(held))]

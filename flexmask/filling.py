@@ -1,13 +1,9 @@
-"""Trees assigned to rows: as few rows as possible, and all of about the same cost.
+"""Trees assigned to rows: bin packing, and the balance of costs.
 
-The fewest rows are bounded from below as in bin packing (Martello and Toth's bound L2). Rows are
-filled by the first of these that succeeds:
-
-1. from large to small, each tree into the row of least cost, in as many rows as the bound says;
-2. best fit, largest first, which opens a row where none has room; then rule 1 in so many rows;
-3. best fit in so many rows, with the smallest capacity for which it succeeds (MULTIFIT).
-
-n trees take O(n log n); a tree looks at a limited number of rows without room.
+The fewest rows are bounded from below by Martello and Toth's L2. `best_fit` comes close to that:
+each tree goes into the fullest row that has room, large trees first. `spread_out` goes for balance
+instead: each tree into the row of least cost, in a given number of rows, which may be too few for
+it. n trees take O(n log n) either way.
 """
 
 from __future__ import annotations
@@ -17,8 +13,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-_MAX_LOOKS = 32  # rows without room that one tree looks at before rule 1 gives up
-_HALVINGS = 12  # of the interval in which the smallest capacity lies
+_MAX_LOOKS = 32  # rows without room that one tree looks at before `spread_out` gives up
 
 
 def fewest_rows(sizes: np.ndarray, max_tokens: int) -> int:
@@ -44,52 +39,49 @@ def fewest_rows(sizes: np.ndarray, max_tokens: int) -> int:
     return int(bounds.max(initial=0))
 
 
-def fill_rows(
-    sizes: np.ndarray, costs: np.ndarray, max_tokens: int, *, multiple_of: int = 1
-) -> np.ndarray:
-    """The row of each tree, int64 [n]; as few rows as the rules find, of about the same cost.
+def from_large(sizes: np.ndarray) -> np.ndarray:
+    """The order from the largest to the smallest, int64 [n]; equals keep theirs."""
+    return np.argsort(-sizes, kind="stable")
+
+
+def shuffled_by_octave(sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """An order from large to small that is random within each octave of sizes, int64 [n]."""
+    order = generator.permutation(sizes.size)
+    return order[from_large(np.frexp(sizes[order])[1])]
+
+
+def best_fit(sizes: np.ndarray, max_tokens: int, order: np.ndarray) -> np.ndarray:
+    """The row of each tree, taken in `order`: the fullest that has room, else a new one.
 
     Args:
         sizes: tokens of each tree, int64 [n], each at most `max_tokens`.
-        costs: predicted cost of each, float64 [n].
         max_tokens: capacity of a row.
-        multiple_of: the number of rows is rounded up to a multiple of this many, and all of them
-            are used as far as there are trees.
+        order: a permutation, from large to small for few rows.
+
+    Returns:
+        int64 [n].
     """
-    num_rows = round_up(fewest_rows(sizes, max_tokens), multiple_of)
-    from_large = np.argsort(-costs, kind="stable")
-    rows = fill_least(sizes, costs, max_tokens, num_rows, from_large)
-    if rows is not None:
-        return rows
-    rows = _best_fit(sizes, max_tokens)
-    num_rows = max(num_rows, round_up(int(rows.max()) + 1, multiple_of))
-    rows = fill_least(sizes, costs, max_tokens, num_rows, from_large)
-    return _fill_evenly(sizes, max_tokens, num_rows) if rows is None else rows
+    rows = np.empty(sizes.size, np.int64)
+    rooms: list[tuple[int, int]] = []
+    for tree, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        place = bisect_left(rooms, (size, -1))
+        room, row = rooms.pop(place) if place < len(rooms) else (max_tokens, len(rooms))
+        rows[tree] = row
+        insort(rooms, (room - size, row))
+    return rows
 
 
-def fewer_rows(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
-    """The row of each tree as `fill_rows` has it, or in the order given where that needs fewer."""
-    rows = fill_rows(sizes, sizes.astype(np.float64), max_tokens)
-    in_order = np.empty_like(rows)
-    row, filled = 0, 0
-    for tree, size in enumerate(sizes.tolist()):
-        if filled + size > max_tokens:
-            row, filled = row + 1, 0
-        in_order[tree] = row
-        filled += size
-    return in_order if in_order.max(initial=-1) < rows.max(initial=-1) else rows
-
-
-def shuffled_by_octave(costs: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """An order from large to small that is random within each octave of cost, int64 [n]."""
-    order = generator.permutation(costs.size)
-    return order[np.argsort(-np.frexp(costs[order])[1], kind="stable")]
-
-
-def fill_least(
+def spread_out(
     sizes: np.ndarray, costs: np.ndarray, max_tokens: int, num_rows: int, order: np.ndarray
 ) -> np.ndarray | None:
-    """The row of each tree, taken in `order`, each into the row of least cost that has room.
+    """The row of each tree, taken in `order`: the row of least cost that has room.
+
+    Args:
+        sizes: tokens of each tree, int64 [n].
+        costs: predicted cost of each tree, float64 [n].
+        max_tokens: capacity of a row.
+        num_rows: number of rows.
+        order: a permutation, from large to small for rows of about the same cost.
 
     Returns:
         int64 [n], or None where some tree found no room.
@@ -114,35 +106,46 @@ def fill_least(
     return rows
 
 
-def round_up(number: int, multiple_of: int) -> int:
-    """The smallest multiple of `multiple_of` that is at least `number`."""
-    return -(-number // multiple_of) * multiple_of
+def fill_rows(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
+    """The row of each tree, int64 [n]: few rows, of about the same size where that takes no more.
+
+    Args:
+        sizes: tokens of each tree, int64 [n], each at most `max_tokens`.
+        max_tokens: capacity of a row.
+    """
+    order = from_large(sizes)
+    rows = best_fit(sizes, max_tokens, order)
+    for num_rows in (fewest_rows(sizes, max_tokens), int(rows.max(initial=-1)) + 1):
+        even = spread_out(sizes, sizes.astype(np.float64), max_tokens, num_rows, order)
+        if even is not None:
+            return even
+    return rows
 
 
-def _fill_evenly(sizes: np.ndarray, max_tokens: int, num_rows: int) -> np.ndarray:
-    """Best fit with the smallest capacity for which `num_rows` rows, known to suffice, suffice."""
-    best = _best_fit(sizes, max_tokens)
-    low, high = max(int(sizes.max()), -(-int(sizes.sum()) // num_rows)), max_tokens
-    for _ in range(_HALVINGS):
-        if low >= high:
+def fewer_rows(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
+    """The row of each tree as `fill_rows` has it, or in the order given where that needs fewer."""
+    rows = fill_rows(sizes, max_tokens)
+    in_order = np.empty_like(rows)
+    row, filled = 0, 0
+    for tree, size in enumerate(sizes.tolist()):
+        if filled + size > max_tokens:
+            row, filled = row + 1, 0
+        in_order[tree] = row
+        filled += size
+    return in_order if in_order.max(initial=-1) < rows.max(initial=-1) else rows
+
+
+def use_all_rows(rows: np.ndarray, sizes: np.ndarray, num_rows: int) -> np.ndarray:
+    """The same rows, with those of most trees halved until there are `num_rows`, int64 [n].
+
+    Many small trees are easily spread over other rows later. Rows of one tree cannot be halved, so
+    there are fewer than `num_rows` where trees are few.
+    """
+    rows = rows.copy()
+    for new_row in range(int(rows.max()) + 1, num_rows):
+        counts = np.bincount(rows)
+        if counts.max() == 1:
             break
-        capacity = (low + high) // 2
-        rows = _best_fit(sizes, capacity)
-        if rows.max() < num_rows:
-            best, high = rows, capacity
-        else:
-            low = capacity + 1
-    return best
-
-
-def _best_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """The row of each tree: largest first, into the fullest row with room, else into a new one."""
-    rows = np.empty(sizes.size, np.int64)
-    order = np.argsort(-sizes, kind="stable")
-    rooms: list[tuple[int, int]] = []
-    for tree, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        place = bisect_left(rooms, (size, -1))
-        room, row = rooms.pop(place) if place < len(rooms) else (capacity, len(rooms))
-        rows[tree] = row
-        insort(rooms, (room - size, row))
+        held = np.flatnonzero(rows == counts.argmax())
+        rows[held[from_large(sizes[held])][1::2]] = new_row
     return rows

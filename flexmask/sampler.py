@@ -9,7 +9,14 @@ import numpy as np
 
 from flexmask.epoch_plan import EpochPlan, plan_steps
 from flexmask.errors import DataError, FlexmaskError
-from flexmask.filling import fewest_rows, fill_least, fill_rows, round_up, shuffled_by_octave
+from flexmask.filling import (
+    best_fit,
+    fewest_rows,
+    fill_rows,
+    shuffled_by_octave,
+    spread_out,
+    use_all_rows,
+)
 from flexmask.fitting import sizes_of
 
 PAIRS_PER_TOKEN = 24_576
@@ -19,7 +26,8 @@ In a dense model of width d, a layer has 12 d^2 parameters: 72 d^2 operations a 
 visible pair. Their quotient is 6 d, here with d = 4096.
 """
 
-_MORE_ROWS = (1.0, 1.0025, 1.005, 1.01)  # times the fewest, to mix rows anew in every epoch
+_MIXED_ROWS = 1.01  # times as many rows as the fewest found, at most, to mix them in every epoch
+_HEADROOM = 1.0005  # times as many rows as one epoch takes, so that others fit too
 
 
 class TreeBatchSampler:
@@ -33,7 +41,7 @@ class TreeBatchSampler:
     where it stopped; no process needs to ask another.
 
     Rows are as few as `fill_rows` finds, or up to 1% more where that lets every epoch mix them
-    anew, and a multiple of `num_processes`. Rows of one step have about the same predicted cost,
+    anew, rounded up to a multiple of `num_processes`. Those of one step have about the same cost,
 
         tokens + visible pairs / pairs_per_token.
 
@@ -89,8 +97,9 @@ class TreeBatchSampler:
         self.epoch = 0
         self.sampler = self  # accelerate hands set_epoch to `batch_sampler.sampler`
         self.fewest_rows = fewest_rows(self._sizes, max_tokens)
-        self._rows = self._first_rows()
-        self.num_rows = round_up(int(self._rows.max()) + 1, num_processes)
+        self._rows = fill_rows(self._sizes, max_tokens)
+        num_rows = self._count_rows()
+        self.num_rows = -(-num_rows // num_processes) * num_processes
         self._plan: tuple[int, EpochPlan] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -159,21 +168,23 @@ class TreeBatchSampler:
         prepared.set_sampler(self)
         return prepared
 
-    def _first_rows(self) -> np.ndarray:
-        """Rows that prove how many suffice: mixed ones, if little more than the fewest do."""
-        order = shuffled_by_octave(self._costs, np.random.default_rng([self.seed, 0]))
-        for more in _MORE_ROWS:
-            num_rows = round_up(int(self.fewest_rows * more), self.num_processes)
-            rows = fill_least(self._sizes, self._costs, self.max_tokens, num_rows, order)
-            if rows is not None:
-                return rows
-        return fill_rows(self._sizes, self._costs, self.max_tokens, multiple_of=self.num_processes)
+    def _count_rows(self) -> int:
+        """As many as the rows found, or as mixed ones take, if that is little more."""
+        fewest = int(self._rows.max()) + 1
+        order = shuffled_by_octave(self._sizes, np.random.default_rng([self.seed, 0]))
+        mixed = int(best_fit(self._sizes, self.max_tokens, order).max()) + 1
+        return max(fewest, int(mixed * _HEADROOM)) if mixed <= fewest * _MIXED_ROWS else fewest
 
     def _epoch_rows(self, generator: np.random.Generator) -> np.ndarray:
-        """Rows of one epoch: mixed anew where they fit, else the first ones."""
-        order = shuffled_by_octave(self._costs, generator)
-        rows = fill_least(self._sizes, self._costs, self.max_tokens, self.num_rows, order)
-        return self._rows if rows is None else rows
+        """Rows of one epoch, mixed anew: of equal cost where there is room for that."""
+        order = shuffled_by_octave(self._sizes, generator)
+        rows = spread_out(self._sizes, self._costs, self.max_tokens, self.num_rows, order)
+        if rows is not None:
+            return rows
+        rows = best_fit(self._sizes, self.max_tokens, order)
+        if rows.max() >= self.num_rows:
+            rows = self._rows
+        return use_all_rows(rows, self._sizes, self.num_rows)
 
 
 def _check(

