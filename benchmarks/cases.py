@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-CASES = ("exactness", "layout", "mask", "attention", "shapes", "step", "memory", "scaling")
+CASES = (
+    *("exactness", "layout", "packing", "mask", "attention", "shapes", "step", "memory"),
+    *("scaling",),
+)
 
 
 def load_case(name: str) -> ModuleType:

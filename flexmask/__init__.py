@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flexmask.backends import attention as attention
     from flexmask.collator import TreeCollator as TreeCollator
     from flexmask.errors import FlexmaskError as FlexmaskError
+    from flexmask.fitting import FittedTrees as FittedTrees
     from flexmask.mask import TreeMask as TreeMask
     from flexmask.mask import compile_mask as compile_mask
     from flexmask.model import disabled as disabled
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from flexmask.model import unpatch as unpatch
     from flexmask.packing import PackedRow as PackedRow
     from flexmask.packing import pack as pack
+    from flexmask.sampler import TreeBatchSampler as TreeBatchSampler
     from flexmask.samples import Sample as Sample
     from flexmask.samples import render_samples as render_samples
     from flexmask.tree import PrefixTree as PrefixTree
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "FittedTrees": "flexmask.fitting",
     "FlexmaskError": "flexmask.errors",
     "PackedRow": "flexmask.packing",
     "PrefixTree": "flexmask.tree",
     "Sample": "flexmask.samples",
     "Segment": "flexmask.tree",
+    "TreeBatchSampler": "flexmask.sampler",
     "TreeCollator": "flexmask.collator",
     "TreeMask": "flexmask.mask",
     "attention": "flexmask.backends",

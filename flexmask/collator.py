@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError
 from flexmask.messages import Conversation, parse_conversation
-from flexmask.packing import Overflow, pack, stack_rows
+from flexmask.packing import PackedRow, pack, stack_rows
 from flexmask.samples import Sample, render_samples
+from flexmask.splitting import Overflow, check_budget
 from flexmask.tree import PrefixTree, build_tree
 from flexmask.weighting import Weighting, weigh_samples
 
@@ -20,7 +21,8 @@ class TreeCollator:
     """Turns a list of conversations into one batch of packed rows; a Trainer's `data_collator`.
 
     Each item may be a conversation (a dict with `messages` or `conversations`, a list of messages,
-    or a parsed `Conversation`), the samples of one conversation, or a finished PrefixTree.
+    or a parsed `Conversation`), the samples of one conversation, or a finished PrefixTree. Without
+    items (a process for which `TreeBatchSampler` has no tree) the batch is padding alone.
 
     Attributes:
         tokenizer: a Hugging Face tokenizer with a chat template; may be None where every item is
@@ -43,6 +45,7 @@ class TreeCollator:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         pad_to_multiple_of: int = 1,
     ) -> None:
+        check_budget(max_tokens, on_overflow)
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.on_overflow = on_overflow
@@ -53,7 +56,16 @@ class TreeCollator:
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Tensor]:
         """The batch of `items`: tensors [B, L] as `stack_rows` describes them."""
-        trees = [self.tree(item) for item in items]
+        pad_token_id = getattr(self.tokenizer, "pad_token_id", None) or 0
+        return stack_rows(
+            self._rows([self.tree(item) for item in items]),
+            pad_token_id=pad_token_id,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
+
+    def _rows(self, trees: Sequence[PrefixTree]) -> Sequence[PackedRow]:
+        if not trees:
+            return [PackedRow.empty()]
         rows = pack(trees, self.max_tokens, on_overflow=self.on_overflow)
         self.num_dropped += len(rows.dropped)
         if not rows:
@@ -61,10 +73,7 @@ class TreeCollator:
                 f"every sample of this batch is longer than max_tokens = {self.max_tokens}; "
                 "raise max_tokens"
             )
-        pad_token_id = getattr(self.tokenizer, "pad_token_id", None) or 0
-        return stack_rows(
-            rows, pad_token_id=pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of
-        )
+        return rows
 
     def tree(self, item: Any) -> PrefixTree:
         """The prefix tree of one item."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,6 @@ import numpy as np
 from flexmask.collator import TreeCollator
 from flexmask.data_files import BadLine, read_conversations
 from flexmask.errors import DataError, FlexmaskError
-from flexmask.packing import Overflow
-from flexmask.splitting import split_tree
 from flexmask.tree import PrefixTree
 
 
@@ -23,13 +21,27 @@ class TreeDataset:
 
     Attributes:
         trees: the trees, in the order of the file; what a data loader iterates over.
+        places: where each comes from, for messages.
         bad_lines: lines skipped because they could not be read or rendered.
-        dropped: (place, sample key) of samples longer than the budget.
     """
 
     trees: list[PrefixTree] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     bad_lines: list[BadLine] = field(default_factory=list)
-    dropped: list[tuple[str | None, Hashable]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens of each tree, int64 [n]."""
+        return np.fromiter((tree.num_tokens for tree in self.trees), np.int64, len(self))
+
+    @property
+    def num_pairs(self) -> np.ndarray:
+        """Visible pairs (q, k) of each tree, int64 [n]."""
+        return np.fromiter((tree.num_pairs for tree in self.trees), np.int64, len(self))
+
+    def place(self, index: int) -> str:
+        """Where tree `index` comes from, such as "conversations.jsonl:17"."""
+        return self.places[index]
 
     def __len__(self) -> int:
         return len(self.trees)
@@ -43,11 +55,11 @@ class TreeDataset:
             raise DataError("one conversation cannot be split; give the evaluation its own file")
         order = np.random.default_rng(seed).permutation(len(self))
         count = min(max(1, round(share * len(self))), len(self) - 1)
-        first, rest = sorted(order[:count]), sorted(order[count:])
-        return (
-            TreeDataset([self.trees[index] for index in first]),
-            TreeDataset([self.trees[index] for index in rest]),
-        )
+        return self._part(order[:count]), self._part(order[count:])
+
+    def _part(self, indices: np.ndarray) -> TreeDataset:
+        chosen = sorted(indices.tolist())
+        return TreeDataset([self.trees[i] for i in chosen], [self.places[i] for i in chosen])
 
     def summary(self) -> str:
         """What was read and what was left out, in one line."""
@@ -60,8 +72,6 @@ class TreeDataset:
         )
         if self.bad_lines:
             line += f"; {len(self.bad_lines):,} bad lines skipped"
-        if self.dropped:
-            line += f"; {len(self.dropped):,} samples dropped, longer than the budget"
         return line
 
 
@@ -76,7 +86,7 @@ def load_trees(
 
     Args:
         path: a file with one conversation a line.
-        collator: its tokenizer, weighting, budget and overflow policy are used.
+        collator: its tokenizer and weighting are used; `FittedTrees` sees to a budget.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" lists it.
         progress: wraps the iteration over conversations, such as `tqdm.tqdm`.
 
@@ -94,37 +104,10 @@ def load_trees(
                 raise
             unrendered.append(BadLine(conversation.line, str(error)))
             continue
-        _add(dataset, tree, conversation.where, collator.max_tokens, collator.on_overflow)
+        dataset.trees.append(tree)
+        dataset.places.append(conversation.where or f"conversation {len(dataset)}")
     dataset.bad_lines = sorted([*file.bad_lines, *unrendered], key=lambda bad: bad.line)
     if not dataset.trees:
-        reason = dataset.bad_lines[0].reason if dataset.bad_lines else "all samples are too long"
+        reason = dataset.bad_lines[0].reason
         raise DataError(f"{path}: no conversation can be used; the first: {reason}")
     return dataset
-
-
-def _add(
-    dataset: TreeDataset,
-    tree: PrefixTree,
-    where: str | None,
-    max_tokens: int | None,
-    on_overflow: Overflow,
-) -> None:
-    """Add `tree` if a sample of it fits the budget; the collator does the splitting itself."""
-    if max_tokens is None or tree.num_tokens <= max_tokens:
-        dataset.trees.append(tree)
-        return
-    if on_overflow == "error":
-        raise DataError(
-            f"{where}: must have at most max_tokens = {max_tokens} tokens, got {tree.num_tokens}; "
-            "raise max_tokens or split"
-        )
-    pieces, too_long = split_tree(tree, max_tokens)
-    if too_long and on_overflow == "split":
-        raise DataError(
-            f"{where}: the sample of message {too_long[0].key} must have at most max_tokens = "
-            f"{max_tokens} tokens, got {tree.sample_length(too_long[0])}; "
-            "raise max_tokens or drop such samples"
-        )
-    if pieces:
-        dataset.trees.append(tree)
-    dataset.dropped.extend((where, leaf.key) for leaf in too_long)

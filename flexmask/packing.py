@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flexmask.errors import DataError
+from flexmask.filling import fewer_rows
 from flexmask.layout import (
     IGNORE_INDEX,
     Layout,
@@ -21,13 +22,11 @@ from flexmask.layout import (
     predicted_from,
     shifted_targets,
 )
-from flexmask.splitting import split_tree
+from flexmask.splitting import Overflow, SplitCount, check_budget, split_overflow
 from flexmask.tree import PrefixTree
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Overflow = Literal["split", "drop", "error"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +50,12 @@ class PackedRow:
     subtree_end: np.ndarray
     sample_indices: tuple[np.ndarray, ...]
     keys: tuple[Hashable, ...]
+
+    @classmethod
+    def empty(cls) -> PackedRow:
+        """A row without tokens: in a batch, padding alone."""
+        whole = np.empty(0, np.int64)
+        return cls(whole, whole, whole, np.empty(0), np.empty(0, np.int32), (), ())
 
     @classmethod
     def from_trees(cls, trees: Sequence[PrefixTree]) -> PackedRow:
@@ -145,11 +150,22 @@ class PackedRow:
 
 
 class PackedRows(list[PackedRow]):
-    """The rows that `pack` made; `dropped` holds the keys of samples that fit in none."""
+    """The rows that `pack` made.
 
-    def __init__(self, rows: Iterable[PackedRow], dropped: tuple[Hashable, ...] = ()) -> None:
+    Attributes:
+        dropped: keys of the samples that fit in none.
+        split: what cutting trees larger than the budget came to.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[PackedRow],
+        dropped: tuple[Hashable, ...] = (),
+        split: SplitCount | None = None,
+    ) -> None:
         super().__init__(rows)
         self.dropped = dropped
+        self.split = split or SplitCount()
 
 
 def pack(
@@ -157,16 +173,17 @@ def pack(
 ) -> PackedRows:
     """The rows that hold `trees`, each of at most `max_tokens` tokens.
 
-    Trees keep their order inside a row and are never interleaved; each goes to the fullest row that
-    has room for it, largest first.
+    As few rows as `fill_rows` finds, of about the same number of tokens, so that a batch of them
+    has little padding; or, where that needs fewer, the trees in the order given, as for a batch of
+    `TreeBatchSampler`. Trees keep their order inside a row and are never interleaved.
 
     Args:
         trees: trees with tokens.
         max_tokens: budget of a row in tokens; None puts everything into one row.
         on_overflow: what to do with a tree larger than the budget. "split": cut it into several
-            trees, each with the history that its samples need, no token trained twice; "drop": the
-            same, and leave out (and list in `.dropped`) samples that are longer than the budget by
-            themselves; "error": raise.
+            trees, each with the history that its samples need, no token trained twice and the
+            fewest computed twice (`.split` counts them); "drop": the same, and leave out (and list
+            in `.dropped`) samples that are longer than the budget by themselves; "error": raise.
 
     Raises:
         DataError: no trees, a budget below 1, an unknown policy, or a tree or sample that does not
@@ -175,36 +192,31 @@ def pack(
     listed = list(trees)
     if not listed:
         raise DataError("pack needs at least one tree, got none")
-    if on_overflow not in get_args(Overflow):
-        raise DataError(f"on_overflow must be one of {get_args(Overflow)}, got {on_overflow!r}")
+    check_budget(max_tokens, on_overflow)
     if max_tokens is None:
         return PackedRows([PackedRow.from_trees(listed)])
-    if max_tokens < 1:
-        raise DataError(f"max_tokens must be at least 1, got {max_tokens}")
     pieces: list[PrefixTree] = []
     dropped: list[Hashable] = []
+    count = SplitCount()
     for index, tree in enumerate(listed):
-        if tree.num_tokens <= max_tokens:
+        split = split_overflow(tree, max_tokens, on_overflow, f"tree {index}")
+        if split is None:
             pieces.append(tree)
             continue
-        if on_overflow == "error":
-            raise DataError(
-                f"tree {index}: must have at most max_tokens = {max_tokens} tokens, "
-                f"got {tree.num_tokens}; raise max_tokens or use on_overflow='split'"
-            )
-        parts, too_long = split_tree(tree, max_tokens)
-        if too_long and on_overflow == "split":
-            leaf = too_long[0]
-            raise DataError(
-                f"tree {index}, sample {leaf.key!r}: must have at most max_tokens = {max_tokens} "
-                f"tokens, got {tree.sample_length(leaf)}; raise it or use on_overflow='drop'"
-            )
-        pieces.extend(parts)
-        dropped.extend(leaf.key for leaf in too_long)
-    bins = _best_fit([tree.num_tokens for tree in pieces], max_tokens)
-    return PackedRows(
-        (PackedRow.from_trees([pieces[index] for index in held]) for held in bins), tuple(dropped)
-    )
+        count.add(split)
+        pieces.extend(split.pieces())
+        dropped.extend(tree.leaves[leaf].key for leaf in split.too_long)
+    sizes = np.array([tree.num_tokens for tree in pieces], np.int64)
+    rows = _trees_of_rows(pieces, fewer_rows(sizes, max_tokens))
+    return PackedRows(map(PackedRow.from_trees, rows), tuple(dropped), count)
+
+
+def _trees_of_rows(trees: Sequence[PrefixTree], rows: np.ndarray) -> list[list[PrefixTree]]:
+    """The trees of each row, in their order; rows in the order of their first trees."""
+    held: dict[int, list[PrefixTree]] = {}
+    for tree, row in zip(trees, rows.tolist(), strict=True):
+        held.setdefault(row, []).append(tree)
+    return list(held.values())
 
 
 def stack_rows(
@@ -219,7 +231,7 @@ def stack_rows(
     """
     import torch
 
-    longest = max(len(row) for row in rows)
+    longest = max(1, *(len(row) for row in rows))
     length = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
 
     def stack(name: str, padding: Any) -> Tensor:
@@ -262,19 +274,3 @@ def _sample_indices(tree: PrefixTree, layout: Layout, offset: int) -> list[np.nd
         for start, length in zip(layout.starts.tolist(), tree.lengths.tolist(), strict=True)
     ]
     return [np.concatenate([runs[s] for s in tree.path(leaf.segment)]) for leaf in tree.leaves]
-
-
-def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Item indices of each bin: largest first, into the fullest bin with room, then in order."""
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        fitting = [b for b, free in enumerate(room) if free >= sizes[item]]
-        if fitting:
-            best = min(fitting, key=room.__getitem__)
-            bins[best].append(item)
-            room[best] -= sizes[item]
-        else:
-            bins.append([item])
-            room.append(capacity - sizes[item])
-    return sorted(sorted(held) for held in bins)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from flexmask.collator import TreeCollator
 from flexmask.dataset import TreeDataset, load_trees
 from flexmask.errors import DataError, UnsupportedModelError
-from flexmask.packing import Overflow
+from flexmask.fitting import FittedTrees
+from flexmask.sampler import TreeBatchSampler
+from flexmask.splitting import Overflow
 from flexmask.weighting import Weighting
 
 if TYPE_CHECKING:
@@ -30,7 +32,10 @@ class TrainConfig:
         chat_template: a Jinja file in place of the tokenizer's template, or None.
         eval_data: JSON Lines file to evaluate on, or None.
         eval_split: share of the conversations of `data` held out for evaluation, in [0, 1).
-        max_tokens: budget of a packed row, or None for one row per batch.
+        max_tokens: budget of a packed row, or None for one row per batch. Larger conversations are
+            cut up front, and count as so many.
+        rows_per_batch: each process's batch is that many rows of at most `max_tokens` tokens, from
+            the whole data; None: `per_device_train_batch_size` conversations.
         on_overflow, weighting, on_bad_line: as in `TreeCollator` and `load_trees`.
         backend: attention backend, as in `patch`.
         from_config: draw the weights at random from the model's config instead of loading them.
@@ -47,6 +52,7 @@ class TrainConfig:
     eval_data: str | None = None
     eval_split: float = 0.0
     max_tokens: int | None = None
+    rows_per_batch: int | None = None
     on_overflow: Overflow = "split"
     weighting: Weighting = "token"
     on_bad_line: Literal["error", "skip"] = "error"
@@ -73,7 +79,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     import transformers
 
     check_output(config)
-    check_training_arguments(training)
+    check_training_arguments(training, config)
     tokenizer = load_tokenizer(config)
     collator = TreeCollator(
         tokenizer,
@@ -84,6 +90,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     train_set, eval_set = load_datasets(config, collator, training)
     transformers.set_seed(training.seed)
     model = load_model(config)
+    sampler = make_batch_sampler(config, training, train_set, model)
 
     from flexmask.model import patch
     from flexmask.trainer import TreeTrainer
@@ -98,6 +105,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         eval_dataset=eval_set,
         data_collator=collator,
         processing_class=tokenizer,
+        batch_sampler=sampler,
     )
     trainer.train(resume_from_checkpoint=config.resume or None)
     if eval_set is not None:
@@ -122,8 +130,22 @@ def check_output(config: TrainConfig) -> None:
         raise DataError(f"{output}: holds another run; use --resume or another --output")
 
 
-def check_training_arguments(training: TrainingArguments) -> None:
+def check_training_arguments(training: TrainingArguments, config: TrainConfig) -> None:
     """Raise UnsupportedModelError for Trainer options that packed rows cannot honour exactly."""
+    if config.rows_per_batch is not None:
+        if config.max_tokens is None:
+            raise UnsupportedModelError(
+                "--rows_per_batch fills rows of --max_tokens tokens; give --max_tokens too"
+            )
+        for option, plain in (
+            ("dataloader_drop_last", False),
+            ("train_sampling_strategy", "random"),
+        ):
+            if getattr(training, option, plain) != plain:
+                raise UnsupportedModelError(
+                    f"--{option} must be {plain}, got {getattr(training, option)}: with "
+                    "--rows_per_batch the rows decide, and nothing is dropped"
+                )
     if training.label_smoothing_factor:
         raise UnsupportedModelError(
             "--label_smoothing_factor must be 0, got "
@@ -172,17 +194,62 @@ def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings
 
 def load_datasets(
     config: TrainConfig, collator: TreeCollator, training: TrainingArguments
-) -> tuple[TreeDataset, TreeDataset | None]:
-    """The training set and, where asked for, the evaluation set; says what each holds."""
+) -> tuple[TreeDataset | FittedTrees, TreeDataset | FittedTrees | None]:
+    """The training set and, where asked for, the evaluation set; says what each holds.
+
+    With a budget, all of their trees meet it.
+    """
     train_set = _load(config.data, config, collator, training)
+    eval_set = None
     if config.eval_data is not None:
-        return train_set, _load(config.eval_data, config, collator, training)
-    if not config.eval_split:
-        return train_set, None
-    if not 0 < config.eval_split < 1:
-        raise DataError(f"--eval_split must be in [0, 1), got {config.eval_split}")
-    held_out, kept = train_set.split(config.eval_split, training.data_seed or training.seed)
-    return kept, held_out
+        eval_set = _load(config.eval_data, config, collator, training)
+    elif config.eval_split:
+        if not 0 < config.eval_split < 1:
+            raise DataError(f"--eval_split must be in [0, 1), got {config.eval_split}")
+        eval_set, train_set = train_set.split(config.eval_split, _data_seed(training))
+    return (
+        _fit(train_set, "training", config, training),
+        eval_set and _fit(eval_set, "evaluation", config, training),
+    )
+
+
+def make_batch_sampler(
+    config: TrainConfig, training: TrainingArguments, train_set: Any, model: PreTrainedModel
+) -> TreeBatchSampler | None:
+    """The sampler that fills rows by the model's cost, or None for batches of conversations."""
+    if config.rows_per_batch is None or config.max_tokens is None:
+        return None
+    from flexmask.plan.cost import CostModel
+
+    sampler = TreeBatchSampler(
+        train_set,
+        max_tokens=config.max_tokens,
+        rows_per_batch=config.rows_per_batch,
+        num_processes=training.world_size,
+        pairs_per_token=CostModel.of(model).pairs_per_token,
+        seed=_data_seed(training),
+    )
+    if training.process_index == 0:
+        print(f"batches: {sampler.plan()}", file=sys.stderr)
+    return sampler
+
+
+def _data_seed(training: TrainingArguments) -> int:
+    return training.seed if training.data_seed is None else training.data_seed
+
+
+def _fit(
+    dataset: TreeDataset, name: str, config: TrainConfig, training: TrainingArguments
+) -> TreeDataset | FittedTrees:
+    """The dataset with nothing larger than the budget; says what was cut and what was dropped."""
+    if config.max_tokens is None:
+        return dataset
+    fitted = FittedTrees(dataset, config.max_tokens, on_overflow=config.on_overflow)
+    if training.process_index == 0 and fitted.split.trees:
+        print(f"{name}, over {config.max_tokens:,} tokens: {fitted.split}", file=sys.stderr)
+        for where, key in fitted.dropped:
+            print(f"  dropped {where}, message {key}: longer than max_tokens", file=sys.stderr)
+    return fitted
 
 
 def _load(
@@ -200,8 +267,6 @@ def _load(
         print(f"{path}: {dataset.summary()}", file=sys.stderr)
         for bad in dataset.bad_lines:
             print(f"  skipped line {bad.line}: {bad.reason}", file=sys.stderr)
-        for where, key in dataset.dropped:
-            print(f"  dropped {where}, message {key}: longer than max_tokens", file=sys.stderr)
     return dataset
 
 

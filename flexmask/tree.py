@@ -130,10 +130,20 @@ class PrefixTree:
             ends.append(start + segment.length)
         return np.array(ends, np.int64) - self.lengths
 
+    @cached_property
+    def segment_pairs(self) -> np.ndarray:
+        """Visible pairs (q, k) whose query is in each segment, int64 [num_segments]."""
+        return self.lengths * self.depths + self.lengths * (self.lengths + 1) // 2
+
     @property
     def num_tokens(self) -> int:
         """Tokens of the single pass: nodes of the tree."""
         return int(self.lengths.sum())
+
+    @property
+    def num_pairs(self) -> int:
+        """Visible pairs (q, k) of the single pass: every token sees its ancestors and itself."""
+        return int(self.segment_pairs.sum())
 
     @property
     def num_sample_tokens(self) -> int:

@@ -18,10 +18,11 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LEFT_TO_RIGHT = (
     *("errors", "whole_file", "message_fields", "messages", "data_files"),
     *("templates", "template_checks", "samples", "weighting"),
-    *("tree", "layout", "npass", "splitting", "packing"),
+    *("tree", "layout", "npass", "splitting", "filling", "packing"),
+    *("fitting", "epoch_plan", "sampler"),
     *("mask", "backends", "logprobs", "loss", "model"),
-    *("collator", "dataset", "figures", "trainer", "random_model", "train"),
-    *("show", "plan", "verify", "demo", "commands", "cli", "__main__"),
+    *("collator", "dataset", "figures", "random_model", "plan", "trainer", "train"),
+    *("show", "verify", "demo", "commands", "cli", "__main__"),
 )
 
 

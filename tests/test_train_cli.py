@@ -1,6 +1,7 @@
 """`flexmask train` from files to files, and what it says about bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,70 @@ def test_two_processes_train_together(model_dir, data, tmp_path):
     assert train(model_dir, data, one, "--per_device_train_batch_size", 4) == 0
     losses = [[e["loss"] for e in log_of(p) if "loss" in e] for p in (two, one)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def by_budget(model_dir, data, output, *others):
+    """Arguments of a run whose batches are rows of at most 1,500 tokens."""
+    return (
+        *("train", "--model", model_dir, "--data", data, "--output", output, "--from_config"),
+        *("--use_cpu", "--max_tokens", 1500, "--num_train_epochs", 2, "--logging_steps", 1),
+        *("--lr_scheduler_type", "constant", "--disable_tqdm", "true", *others),
+    )
+
+
+def test_a_run_by_budget_resumes_within_an_epoch_where_it_stopped(model_dir, data, tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    options = ("--save_steps", 9, "--dataloader_num_workers", 2)
+    assert run(*by_budget(model_dir, data, whole, *options)) == 0
+    steps = [entry["step"] for entry in log_of(whole) if "loss" in entry]
+    assert steps == list(range(1, 15))  # 7 rows an epoch
+    shutil.copytree(whole / "checkpoint-9", half / "checkpoint-9")
+    assert run(*by_budget(model_dir, data, half, *options, "--resume")) == 0
+    weights = [AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (whole, half)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
+
+
+def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path, capsys):
+    """One update an epoch: however trees are dealt out, its loss is that of all of them."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    options = ("--gradient_accumulation_steps", 100)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "flexmask", *by_budget(model_dir, data, two, *options)]
+    result = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=240
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "8 rows of at most 1,500 tokens" in result.stderr
+    assert run(*by_budget(model_dir, data, one, *options, "--rows_per_batch", 3)) == 0
+    report = capsys.readouterr().err
+    assert "1 larger, cut into 4 pieces that compute 2,171 tokens of history again" in report
+    assert "7 rows of at most 1,500 tokens" in report
+    losses = [[e["loss"] for e in log_of(p) if "loss" in e] for p in (two, one)]
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rows_per_batch", 2), "--rows_per_batch fills rows of --max_tokens tokens"),
+        (
+            ("--rows_per_batch", 2, "--max_tokens", 9, "--per_device_train_batch_size=2"),
+            "leave out one",
+        ),
+        (("--max_tokens", 9, "--dataloader_drop_last"), "--dataloader_drop_last must be False"),
+        (("--max_tokens", 9000, "--rows_per_batch", 0), "rows_per_batch must be at least 1, got 0"),
+    ],
+)
+def test_options_of_a_budget_that_do_not_go_together(
+    model_dir, data, tmp_path, capsys, options, message
+):
+    output = tmp_path / "out"
+    names = ("--model", model_dir, "--data", data, "--output", output, "--from_config", "--use_cpu")
+    assert run("train", *names, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ from flexmask.errors import FlexmaskError
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from flexmask.train import TrainConfig
+
 _EPILOG = """\
 every option of transformers.TrainingArguments works too, under its own name, such as
   --learning_rate 1e-5 --num_train_epochs 2 --per_device_train_batch_size 8
   --gradient_accumulation_steps 4 --gradient_checkpointing --bf16 --logging_steps 10
---per_device_train_batch_size counts conversations.
+--per_device_train_batch_size counts conversations; with --max_tokens, batches are rows instead.
 
 on several GPUs:
   torchrun --nproc-per-node 8 -m flexmask train --model ... --data ... --output ...
@@ -40,6 +42,13 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--eval_data", metavar="FILE", help="conversations to evaluate on")
     add("--eval_split", type=float, default=0.0, metavar="SHARE", help="hold out this share")
     add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")
+    add(
+        "--rows_per_batch",
+        type=int,
+        metavar="R",
+        help="a batch is R rows of at most --max_tokens tokens, from the whole data; default "
+        "with --max_tokens: 1, unless --per_device_train_batch_size counts conversations",
+    )
     add("--on_overflow", choices=("split", "drop", "error"), default="split")
     add("--weighting", choices=("token", "turn", "conversation"), default="token")
     add("--on_bad_line", choices=("error", "skip"), default="error")
@@ -63,23 +72,41 @@ def run_train(options: argparse.Namespace, others: Sequence[str]) -> int:
     from flexmask.train import TrainConfig, train
 
     settings = {key: value for key, value in vars(options).items() if key != "command"}
+    settings["rows_per_batch"] = _rows_per_batch(options, others)
     config = TrainConfig(**settings)
-    train(config, _training_arguments(config.output, others))
+    train(config, _training_arguments(config, others))
     return 0
 
 
-def _training_arguments(output: str, others: Sequence[str]) -> TrainingArguments:
+def _rows_per_batch(options: argparse.Namespace, others: Sequence[str]) -> int | None:
+    """Rows of a batch, or None where it is `--per_device_train_batch_size` conversations."""
+    names = {other.partition("=")[0].replace("-", "_") for other in others}
+    if "__per_device_train_batch_size" in names:
+        if options.rows_per_batch is not None:
+            raise FlexmaskError(
+                "--rows_per_batch and --per_device_train_batch_size (conversations) both say what "
+                "a batch is; leave out one"
+            )
+        return None
+    if options.rows_per_batch is None and options.max_tokens is not None:
+        return 1
+    return options.rows_per_batch
+
+
+def _training_arguments(config: TrainConfig, others: Sequence[str]) -> TrainingArguments:
     """The Trainer's own options, parsed by transformers, with what packed rows require."""
     from transformers import HfArgumentParser, TrainingArguments
 
     arguments: Any = TrainingArguments
     parser = HfArgumentParser(arguments, prog="flexmask train", allow_abbrev=False)
     parser.set_defaults(
-        output_dir=output,
+        output_dir=config.output,
         report_to="none",
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
     )
+    if config.rows_per_batch is not None:
+        parser.set_defaults(per_device_train_batch_size=config.rows_per_batch)
     try:
         training, unknown = parser.parse_args_into_dataclasses(
             args=list(others), return_remaining_strings=True

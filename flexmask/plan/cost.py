@@ -40,8 +40,7 @@ class Work(NamedTuple):
 
 def single_pass_work(tree: PrefixTree) -> Work:
     """The work of one pass over a tree: every token sees its ancestors and itself."""
-    pairs = tree.lengths * tree.depths + tree.lengths * (tree.lengths + 1) // 2
-    return Work(tree.num_tokens, int(pairs.sum()))
+    return Work(tree.num_tokens, tree.num_pairs)
 
 
 def npass_work(lengths: Iterable[int]) -> Work:
@@ -91,6 +90,11 @@ class CostModel:
             attention_width=config.num_hidden_layers * config.num_attention_heads * width,
             head=0 if head is None else head.weight.numel(),
         )
+
+    @property
+    def pairs_per_token(self) -> float:
+        """Visible pairs that cost as much as the linear layers do for one token."""
+        return 6 * (self.linear + self.head) / (12 * self.attention_width)
 
     def flops(self, work: Work) -> float:
         """Operations of forward and backward."""

@@ -127,11 +127,13 @@ def _mistrained(plan: Plan) -> str:
 
 def _overflow(overflow: Overflow) -> str:
     lines = [f"with rows of at most {overflow.max_tokens:,} tokens"]
+    rows = f"  no packing has fewer than {overflow.fewest_rows:,} rows"
     if not overflow.conversations:
-        return f"{lines[0]}: every conversation fits"
+        return f"{lines[0]}: every conversation fits\n{rows}"
     lines.append(
-        f"  larger: {overflow.conversations:,} conversations, cut into {overflow.pieces:,} rows "
-        f"that compute {overflow.repeated_tokens:,} tokens of history again"
+        f"  larger: {overflow.conversations:,} conversations, cut into {overflow.pieces:,} pieces "
+        f"that compute {overflow.repeated_tokens:,} tokens of history again\n"
+        f"  any cut: at least {overflow.fewest_repeated_tokens:,} tokens of history again"
     )
     if overflow.too_long_samples:
         lines.append(
@@ -146,6 +148,7 @@ def _overflow(overflow: Overflow) -> str:
             f"  what is left: {overflow.npass_tokens:,} tokens in N-pass, {overflow.tokens:,} in "
             f"a single pass, ratio {ratio:.2f}"
         )
+        lines.append(rows)
     return "\n".join(lines)
 
 

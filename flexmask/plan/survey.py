@@ -36,6 +36,7 @@ class Overflow:
         conversations: how many are larger.
         pieces: into how many rows they are cut.
         repeated_tokens: history that the cut computes again.
+        fewest_repeated_tokens: what any way to cut them computes again at least.
         too_long_samples: samples longer than the budget: `--on_overflow split` refuses them, `drop`
             leaves them out.
         too_long_trained_tokens: trained tokens in those.
@@ -48,6 +49,7 @@ class Overflow:
     conversations: int = 0
     pieces: int = 0
     repeated_tokens: int = 0
+    fewest_repeated_tokens: int = 0
     too_long_samples: int = 0
     too_long_trained_tokens: int = 0
     lost_conversations: int = 0
@@ -60,17 +62,24 @@ class Overflow:
             self.tokens += tree.num_tokens
             self.npass_tokens += tree.num_sample_tokens
             return
-        pieces, too_long = split_tree(tree, self.max_tokens)
-        kept = sum(piece.num_tokens for piece in pieces)
+        split = split_tree(tree, self.max_tokens)
         trained = {sample.key: sample.num_trained for sample in samples}
+        too_long = [tree.leaves[index] for index in split.too_long]
+        kept = [tree.leaves[index] for group in split.groups for index in group]
         self.conversations += 1
-        self.pieces += len(pieces)
-        self.repeated_tokens += kept - _num_distinct(tree, {leaf.key for leaf in too_long})
+        self.pieces += len(split)
+        self.repeated_tokens += split.repeated_tokens
+        self.fewest_repeated_tokens += split.fewest_repeated_tokens
         self.too_long_samples += len(too_long)
         self.too_long_trained_tokens += sum(trained[leaf.key] for leaf in too_long)
-        self.lost_conversations += not pieces
-        self.tokens += kept
-        self.npass_tokens += sum(piece.num_sample_tokens for piece in pieces)
+        self.lost_conversations += not kept
+        self.tokens += sum(split.num_tokens)
+        self.npass_tokens += sum(map(tree.sample_length, kept))
+
+    @property
+    def fewest_rows(self) -> int:
+        """A number of rows that no packing of what is left is below."""
+        return -(-self.tokens // self.max_tokens)
 
 
 @dataclass(slots=True)
@@ -186,7 +195,8 @@ class Plan:
             "conversation_tokens": self.conversation_tokens.to_json(),
             "sample_tokens": self.sample_tokens.to_json(),
             "mistrained_tokens": self.mistrained.to_json(),
-            "overflow": None if self.overflow is None else asdict(self.overflow),
+            "overflow": self.overflow
+            and asdict(self.overflow) | {"fewest_rows": self.overflow.fewest_rows},
             "num_bad_lines": self.num_bad_lines,
             "bad_lines": [{"line": line, "reason": reason} for line, reason in self.bad_lines],
         }
@@ -241,9 +251,3 @@ def _take_bad_lines(plan: Plan, bad_lines: list[Any]) -> None:
     for bad in bad_lines:
         plan.skip(bad.line, bad.reason)
     bad_lines.clear()
-
-
-def _num_distinct(tree: PrefixTree, dropped: set[Any]) -> int:
-    """Tokens of `tree` that a sample other than the dropped ones needs."""
-    kept = {s for leaf in tree.leaves if leaf.key not in dropped for s in tree.path(leaf.segment)}
-    return int(tree.lengths[sorted(kept)].sum()) if kept else 0

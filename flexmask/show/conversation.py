@@ -147,13 +147,14 @@ def _split(tree: PrefixTree, max_tokens: int | None, name: str) -> Iterator[Pref
     if max_tokens is None or tree.num_tokens <= max_tokens:
         yield tree
         return
-    pieces, too_long = split_tree(tree, max_tokens)
-    if too_long:
+    split = split_tree(tree, max_tokens)
+    if split.too_long:
+        leaf = tree.leaves[split.too_long[0]]
         raise DataError(
-            f"{name}: the sample of message {too_long[0].key} must have at most --max_tokens = "
-            f"{max_tokens} tokens, got {tree.sample_length(too_long[0])}; raise --max_tokens"
+            f"{name}: the sample of message {leaf.key} must have at most --max_tokens = "
+            f"{max_tokens} tokens, got {tree.sample_length(leaf)}; raise --max_tokens"
         )
-    yield from pieces
+    yield from split.pieces()
 
 
 def _pictures(shown: ShownConversation, compare: bool) -> list[RowPicture]:
