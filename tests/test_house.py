@@ -20,7 +20,7 @@ LEFT_TO_RIGHT = (
     *("templates", "template_checks", "samples", "weighting"),
     *("tree", "layout", "npass", "splitting", "packing"),
     *("mask", "backends", "loss", "model"),
-    *("collator", "dataset", "figures", "trainer", "random_model", "train"),
+    *("collator", "dataset", "figures", "checkpoints", "trainer", "random_model", "train"),
     *("show", "plan", "verify", "demo", "commands", "cli", "__main__"),
 )
 
