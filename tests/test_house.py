@@ -17,7 +17,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A module imports only what stands to its left (in an earlier line, or earlier in its own).
 LEFT_TO_RIGHT = (
     *("errors", "whole_file", "message_fields", "messages", "data_files"),
-    *("templates", "template_checks", "samples", "weighting"),
+    *("template_reads", "template_loops", "template_memo", "templates", "template_checks"),
+    *("text_pieces", "samples", "weighting"),
     *("tree", "layout", "npass", "splitting", "packing"),
     *("mask", "backends", "loss", "model"),
     *("collator", "dataset", "figures", "trainer", "random_model", "train"),
