@@ -13,11 +13,14 @@ from flexmask.templates import ChatTemplate
 
 
 def naive_samples(
-    messages: Any, tokenizer: Any, tools: Any = None, settings: dict[str, Any] | None = None
+    messages: Any,
+    tokenizer: Any,
+    tools: Any = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> list[Sample]:
     """What `render_samples` has to give."""
     conversation = parse_conversation(messages)
-    template = ChatTemplate(tokenizer, read_tools(tools), settings)
+    template = ChatTemplate(tokenizer, read_tools(tools), chat_template_kwargs)
     samples = []
     for index in conversation.trained:
         history, message = conversation.messages[:index], conversation.messages[index]

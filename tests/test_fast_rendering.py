@@ -67,10 +67,11 @@ def conversation(seed, num_turns=6):
     return messages, [TOOL] if with_tools else None
 
 
-def outcome_of(render):
+def outcome_of(render, messages, tokenizer, **options):
     """The samples as plain lists, or the error."""
     try:
-        return [(s.key, s.input_ids.tolist(), s.loss_weights.tolist()) for s in render()]
+        samples = render(messages, tokenizer, **options)
+        return [(s.key, s.input_ids.tolist(), s.loss_weights.tolist()) for s in samples]
     except FlexmaskError as error:
         return str(error)
 
@@ -80,8 +81,8 @@ def test_samples_equal_naive_rendering(name):
     tokenizer = chat_tokenizer(name)
     for seed in range(3):
         messages, tools = conversation(seed)
-        fast = outcome_of(lambda: render_samples(messages, tokenizer, tools=tools))
-        assert fast == outcome_of(lambda: naive_samples(messages, tokenizer, tools))
+        fast = outcome_of(render_samples, messages, tokenizer, tools=tools)
+        assert fast == outcome_of(naive_samples, messages, tokenizer, tools=tools)
 
 
 @pytest.mark.parametrize("variables", [{}, {"enable_thinking": False}])
@@ -89,10 +90,9 @@ def test_samples_of_the_shipped_tokenizer_equal_naive_rendering(variables):
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
     for seed in range(8):
         messages, tools = conversation(seed, num_turns=9)
-        fast = outcome_of(
-            lambda: render_samples(messages, tokenizer, tools=tools, chat_template_kwargs=variables)
-        )
-        assert fast == outcome_of(lambda: naive_samples(messages, tokenizer, tools, variables))
+        options = {"tools": tools, "chat_template_kwargs": variables}
+        fast = outcome_of(render_samples, messages, tokenizer, **options)
+        assert fast == outcome_of(naive_samples, messages, tokenizer, **options)
 
 
 LOOPS = {  # templates with what a loop can depend on, and traps
