@@ -39,11 +39,7 @@ class TreeDataset:
 
     def split(self, share: float, seed: int) -> tuple[TreeDataset, TreeDataset]:
         """A random share of the trees (at least one, never all), and the others."""
-        if len(self) < 2:
-            raise DataError("one conversation cannot be split; give the evaluation its own file")
-        order = np.random.default_rng(seed).permutation(len(self))
-        count = min(max(1, round(share * len(self))), len(self) - 1)
-        first, rest = sorted(order[:count]), sorted(order[count:])
+        first, rest = random_share(len(self), share, seed)
         return (
             TreeDataset([self.trees[index] for index in first]),
             TreeDataset([self.trees[index] for index in rest]),
@@ -63,6 +59,15 @@ class TreeDataset:
         if self.dropped:
             line += f"; {len(self.dropped):,} samples dropped, longer than the budget"
         return line
+
+
+def random_share(num_trees: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices, in order, of a random share of the trees (at least one, never all), and the rest."""
+    if num_trees < 2:
+        raise DataError("one conversation cannot be split; give the evaluation its own file")
+    order = np.random.default_rng(seed).permutation(num_trees)
+    count = min(max(1, round(share * num_trees)), num_trees - 1)
+    return np.sort(order[:count]), np.sort(order[count:])
 
 
 def load_trees(

@@ -12,6 +12,7 @@ from flexmask.collator import TreeCollator
 from flexmask.dataset import TreeDataset, load_trees
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.packing import Overflow
+from flexmask.prepared import PreparedDataset, is_prepared, open_prepared
 from flexmask.weighting import Weighting
 
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ class TrainConfig:
 
     Attributes:
         model: a model's folder or hub id.
-        data: JSON Lines file of conversations.
+        data: file of conversations, or a folder that `flexmask prepare` made.
         output: folder for checkpoints and the trained model; must be new, or hold a run to resume.
         tokenizer: folder or hub id; the model's own where None.
         chat_template: a Jinja file in place of the tokenizer's template, or None.
-        eval_data: JSON Lines file to evaluate on, or None.
+        eval_data: file or prepared folder to evaluate on, or None.
         eval_split: share of the conversations of `data` held out for evaluation, in [0, 1).
         max_tokens: budget of a packed row, or None for one row per batch.
         on_overflow, weighting, on_bad_line: as in `TreeCollator` and `load_trees`.
@@ -172,7 +173,7 @@ def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings
 
 def load_datasets(
     config: TrainConfig, collator: TreeCollator, training: TrainingArguments
-) -> tuple[TreeDataset, TreeDataset | None]:
+) -> tuple[TreeDataset | PreparedDataset, TreeDataset | PreparedDataset | None]:
     """The training set and, where asked for, the evaluation set; says what each holds."""
     train_set = _load(config.data, config, collator, training)
     if config.eval_data is not None:
@@ -187,7 +188,7 @@ def load_datasets(
 
 def _load(
     path: str, config: TrainConfig, collator: TreeCollator, training: TrainingArguments
-) -> TreeDataset:
+) -> TreeDataset | PreparedDataset:
     from tqdm import tqdm
 
     is_main = training.process_index == 0
@@ -195,7 +196,12 @@ def _load(
     def progress(items: Iterable[Any]) -> Iterable[Any]:
         return tqdm(items, desc=f"reading {path}", unit=" conversations", disable=not is_main)
 
-    dataset = load_trees(path, collator, on_bad_line=config.on_bad_line, progress=progress)
+    dataset: TreeDataset | PreparedDataset
+    if is_prepared(path):
+        dataset = open_prepared(path, collator.tokenizer, weighting=config.weighting)
+        dataset = dataset.fit(config.max_tokens, config.on_overflow)
+    else:
+        dataset = load_trees(path, collator, on_bad_line=config.on_bad_line, progress=progress)
     if is_main:
         print(f"{path}: {dataset.summary()}", file=sys.stderr)
         for bad in dataset.bad_lines:

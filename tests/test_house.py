@@ -16,13 +16,13 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # A module imports only what stands to its left (in an earlier line, or earlier in its own).
 LEFT_TO_RIGHT = (
-    *("errors", "whole_file", "message_fields", "messages", "data_files"),
+    *("errors", "whole_file", "message_fields", "messages", "file_formats", "data_files"),
     *("template_reads", "template_loops", "template_memo", "templates", "template_checks"),
     *("text_pieces", "samples", "weighting"),
-    *("tree", "layout", "npass", "splitting", "packing"),
+    *("tree", "layout", "npass", "splitting", "packing", "shards", "fingerprint"),
     *("mask", "backends", "loss", "model"),
-    *("collator", "dataset", "figures", "trainer", "random_model", "train"),
-    *("show", "plan", "verify", "demo", "commands", "cli", "__main__"),
+    *("collator", "dataset", "prepared", "figures", "trainer", "random_model", "train"),
+    *("show", "plan", "verify", "prepare", "demo", "commands", "cli", "__main__"),
 )
 
 
