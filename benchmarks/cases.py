@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-CASES = ("exactness", "layout", "mask", "attention", "shapes", "step", "memory")
+CASES = ("exactness", "rendering", "layout", "mask", "attention", "shapes", "step", "memory")
 
 
 def load_case(name: str) -> ModuleType:

@@ -7,10 +7,10 @@ from chat_cases import TOOL
 from chat_tokenizer import chat_tokenizer, template_files
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from naive_rendering import naive_samples
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from benchmarks.naive_rendering import naive_samples
 from flexmask import render_samples
 from flexmask.demo import TOKENIZER_PATH
 from flexmask.errors import FlexmaskError
