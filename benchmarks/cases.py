@@ -6,8 +6,8 @@ from importlib import import_module
 from types import ModuleType
 
 CASES = (
-    *("exactness", "layout", "packing", "mask", "attention", "shapes", "step", "memory"),
-    *("scaling",),
+    *("exactness", "rendering", "layout", "packing", "mask", "attention", "shapes", "step"),
+    *("memory", "scaling"),
 )
 
 

@@ -10,12 +10,19 @@ from typing import NoReturn
 from flexmask import __version__
 from flexmask.commands.demo import add_demo, run_demo
 from flexmask.commands.plan import add_plan, run_plan
+from flexmask.commands.prepare import add_prepare, run_prepare
 from flexmask.commands.show import add_show, run_show
 from flexmask.commands.train import add_train, run_train
 from flexmask.commands.verify import add_verify, run_verify
 from flexmask.errors import FlexmaskError
 
-_COMMANDS = {"plan": run_plan, "show": run_show, "verify": run_verify, "demo": run_demo}
+_COMMANDS = {
+    "plan": run_plan,
+    "show": run_show,
+    "verify": run_verify,
+    "prepare": run_prepare,
+    "demo": run_demo,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -56,6 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"flexmask {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_plan, add_show, add_verify, add_train, add_demo):
+    for add in (add_plan, add_show, add_verify, add_prepare, add_train, add_demo):
         add(commands)
     return parser

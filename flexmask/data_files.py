@@ -1,14 +1,16 @@
-"""Data files: JSON Lines of conversations, read one line at a time."""
+"""Data files: conversations, one a line or a row, read one at a time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 from flexmask.errors import DataError
+from flexmask.file_formats import SUFFIXES, read_lines
 from flexmask.message_fields import parse_json
 from flexmask.messages import Conversation, parse_conversation
 
@@ -33,7 +35,7 @@ class ConversationFile:
     """The conversations of a file, in order, read anew by every iteration.
 
     Attributes:
-        path: the file, JSON Lines in UTF-8.
+        path: the file, in a format of `read_lines`.
         on_bad_line: "error" raises at the first bad line, "skip" lists it and goes on.
         bad_lines: the lines skipped so far by the latest iteration.
     """
@@ -46,15 +48,11 @@ class ConversationFile:
         """Yield the conversations; DataError for a bad line, and for a file that has none."""
         self.bad_lines.clear()
         num_read = 0
-        try:
-            with self.path.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    conversation = self._read_line(line, number)
-                    if conversation is not None:
-                        num_read += 1
-                        yield conversation
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
+        for number, line in enumerate(read_lines(self.path), start=1):
+            conversation = self._read_line(line, number)
+            if conversation is not None:
+                num_read += 1
+                yield conversation
         if self.bad_lines and not num_read:
             raise DataError(
                 f"{self.path}: all {len(self.bad_lines)} lines are bad; "
@@ -64,10 +62,8 @@ class ConversationFile:
             raise DataError(f"{self.path}: the file is empty; write one conversation a line")
 
     def _read_line(self, line: bytes, number: int) -> Conversation | None:
-        where = f"{self.path}:{number}"
         try:
-            text = _decode(line, where)
-            return parse_conversation(_parse(text, where), where) if text.strip() else None
+            return parse_line(line, f"{self.path}:{number}")
         except DataError as error:
             if self.on_bad_line == "error":
                 raise
@@ -78,10 +74,11 @@ class ConversationFile:
 def read_conversations(
     path: str | os.PathLike[str], *, on_bad_line: str = "error"
 ) -> ConversationFile:
-    """Return the conversations of a JSON Lines file, to iterate over.
+    """Return the conversations of a file, to iterate over.
 
     Args:
-        path: a file with one conversation a line, in any format of `parse_conversation`.
+        path: JSON Lines (plain, .gz or .zst) or Parquet; each conversation in any format of
+            `parse_conversation`.
         on_bad_line: "error", or "skip" to list bad lines in `.bad_lines` and go on.
 
     Raises:
@@ -92,10 +89,55 @@ def read_conversations(
         raise DataError(f"on_bad_line must be 'error' or 'skip', got {on_bad_line!r}")
     path = Path(path)
     if path.is_dir():
-        raise DataError(f"{path}: is a directory; name a JSON Lines file in it")
+        raise DataError(f"{path}: is a directory; name a file of conversations in it")
     if not path.exists():
         raise DataError(f"{path}: no such file")
     return ConversationFile(path, on_bad_line)
+
+
+def find_data_files(data: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The files that `data` names, in the order of `data`, and by name where it names several.
+
+    Args:
+        data: files, folders (all data files in them, at any depth) and patterns such as
+            "part-*.jsonl.zst".
+
+    Raises:
+        DataError: a name stands for no file, or a file is named twice.
+    """
+    found: list[Path] = []
+    for entry in data:
+        name = os.fspath(entry)
+        path = Path(name)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
+        elif path.exists():
+            files = [path]
+        else:
+            files = sorted(map(Path, glob(name, recursive=True)))
+        if not files:
+            raise DataError(f"{name}: no such data file; flexmask reads {', '.join(SUFFIXES)}")
+        found.extend(files)
+    seen: set[Path] = set()
+    for file in found:
+        if file.resolve() in seen:
+            raise DataError(f"{file}: is named twice; name every file once")
+        seen.add(file.resolve())
+    return found
+
+
+def parse_line(line: bytes, where: str) -> Conversation | None:
+    """The conversation of one line, None for a blank one.
+
+    Args:
+        line: JSON text in UTF-8.
+        where: the place of the line, which begins every error.
+
+    Raises:
+        DataError: the line is not in an accepted format.
+    """
+    text = _decode(line, where)
+    return parse_conversation(_parse(text, where), where) if text.strip() else None
 
 
 def _decode(line: bytes, where: str) -> str:

@@ -51,15 +51,11 @@ class TreeDataset:
 
     def split(self, share: float, seed: int) -> tuple[TreeDataset, TreeDataset]:
         """A random share of the trees (at least one, never all), and the others."""
-        if len(self) < 2:
-            raise DataError("one conversation cannot be split; give the evaluation its own file")
-        order = np.random.default_rng(seed).permutation(len(self))
-        count = min(max(1, round(share * len(self))), len(self) - 1)
-        return self._part(order[:count]), self._part(order[count:])
+        first, rest = random_share(len(self), share, seed)
+        return self._part(first), self._part(rest)
 
     def _part(self, indices: np.ndarray) -> TreeDataset:
-        chosen = sorted(indices.tolist())
-        return TreeDataset([self.trees[i] for i in chosen], [self.places[i] for i in chosen])
+        return TreeDataset([self.trees[i] for i in indices], [self.places[i] for i in indices])
 
     def summary(self) -> str:
         """What was read and what was left out, in one line."""
@@ -73,6 +69,15 @@ class TreeDataset:
         if self.bad_lines:
             line += f"; {len(self.bad_lines):,} bad lines skipped"
         return line
+
+
+def random_share(num_trees: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices, in order, of a random share of the trees (at least one, never all), and the rest."""
+    if num_trees < 2:
+        raise DataError("one conversation cannot be split; give the evaluation its own file")
+    order = np.random.default_rng(seed).permutation(num_trees)
+    count = min(max(1, round(share * num_trees)), num_trees - 1)
+    return np.sort(order[:count]), np.sort(order[count:])
 
 
 def load_trees(

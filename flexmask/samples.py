@@ -10,9 +10,12 @@ import numpy as np
 
 from flexmask.errors import DataError, TemplateError
 from flexmask.message_fields import read_tools
-from flexmask.messages import parse_conversation
-from flexmask.template_checks import check_context, check_turn
+from flexmask.messages import Conversation, parse_conversation
+from flexmask.template_checks import MarkedMessage, check_context, check_turn, mark_message
 from flexmask.templates import ChatTemplate, Message
+from flexmask.text_pieces import encode_texts
+
+_MANY_TURNS = 4  # from here on, remembering what was rendered pays for itself
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,27 +107,49 @@ def render_samples(
     """
     conversation = parse_conversation(messages)
     where = f"{conversation.where}: " if conversation.where else ""
-    samples = []
     try:
         schemas = conversation.tools if tools is None else read_tools(tools)
-        template = ChatTemplate(tokenizer, schemas, chat_template_kwargs)
-        for index in conversation.trained:
-            samples.append(_render_turn(template, conversation.messages, index))
+        remember = len(conversation.trained) >= _MANY_TURNS
+        template = ChatTemplate(tokenizer, schemas, chat_template_kwargs, remember=remember)
+        samples = _render_turns(template, conversation)
+        if not template.agrees(conversation.messages):
+            template = ChatTemplate(tokenizer, schemas, chat_template_kwargs)
+            samples = _render_turns(template, conversation)
         check_context(template, conversation.messages[: conversation.trained[-1]])
     except TemplateError as error:
         raise TemplateError(f"{where}{error}") from error.__cause__
     return samples
 
 
-def _render_turn(template: ChatTemplate, messages: list[Message], index: int) -> Sample:
+def _render_turns(template: ChatTemplate, conversation: Conversation) -> list[Sample]:
+    """The samples of a conversation; every text is rendered before any is tokenised."""
+    messages, trained = conversation.messages, conversation.trained
+    marked = [mark_message(messages[index]) for index in trained]
+    template.meet([*messages, *(one.message for one in marked)])
+    turns = [
+        _write_turn(template, messages, index, one)
+        for index, one in zip(trained, marked, strict=True)
+    ]
+    prompts, completions = zip(*turns, strict=True)
+    encoded = encode_texts(template.tokenizer, [*prompts, *completions])
+    samples = []
+    for index, context, completion in zip(
+        trained, encoded[: len(turns)], encoded[len(turns) :], strict=True
+    ):
+        weights = np.repeat((0.0, 1.0), (context.size, completion.size))
+        samples.append(Sample(np.concatenate((context, completion)), weights, key=index))
+    return samples
+
+
+def _write_turn(
+    template: ChatTemplate, messages: list[Message], index: int, marked: MarkedMessage
+) -> tuple[str, str]:
+    """The prompt before message `index` and the completion that is the message."""
     history, message = messages[:index], messages[index]
     try:
         prompt = template.prompt(history)
         written = template.completion(prompt, history, message)
-        check_turn(template, prompt, history, message, written)
+        check_turn(template, prompt, history, message, written, marked)
     except TemplateError as error:
         raise TemplateError(f"message {index}: {error}") from error.__cause__
-    context = template.tokenizer.encode(prompt, add_special_tokens=False)
-    completion = template.tokenizer.encode(written, add_special_tokens=False)
-    weights = [0.0] * len(context) + [1.0] * len(completion)
-    return Sample(context + completion, weights, key=index)
+    return prompt, written

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
 from flexmask.errors import TemplateError
+from flexmask.template_memo import TurnRenderer, num_listed
 
 Message = dict[str, Any]
 
@@ -57,6 +58,7 @@ class ChatTemplate:
         tokenizer: a Hugging Face tokenizer.
         tools: function schemas, or None.
         settings: variables for the template, such as {"enable_thinking": True}.
+        remember: keep what was rendered for the next turn; messages must stay as they are.
 
     Raises:
         TemplateError: the tokenizer has no template, or a setting is flexmask's own.
@@ -67,6 +69,8 @@ class ChatTemplate:
         tokenizer: Any,
         tools: list[dict[str, Any]] | None = None,
         settings: dict[str, Any] | None = None,
+        *,
+        remember: bool = False,
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise TemplateError("the tokenizer has no chat template; set tokenizer.chat_template")
@@ -76,6 +80,13 @@ class ChatTemplate:
         own = {"add_generation_prompt", "continue_final_message", "tokenize", "tools"}
         for name in sorted(own & self.settings.keys()):
             raise TemplateError(f"chat_template_kwargs must not set {name!r}; flexmask sets it")
+        self._prepared: dict[int, tuple[Message, Message]] = {}
+        self._quieted: dict[int, tuple[Message, Message]] = {}
+        self._renderer: TurnRenderer | None = None
+        if remember:
+            source = tokenizer.get_chat_template(None, self.tools)
+            if num_listed(source):
+                self._renderer = TurnRenderer(self._apply_other, source)
 
     def prompt(self, history: Sequence[Message]) -> str:
         """Return what the model is given at inference, after the messages of `history`."""
@@ -97,7 +108,7 @@ class ChatTemplate:
         if full.startswith(prompt):
             written: str | None = full[len(prompt) :]
         else:
-            written = self._continuation(_quiet(history), message)
+            written = self._continuation(_changed_once(_quiet, history, self._quieted), message)
         if written is None and "reasoning_content" not in message:
             written = self._with_empty_thought(history, message)
         if written is None:
@@ -106,14 +117,37 @@ class ChatTemplate:
             raise TemplateError(self._describe_split(prompt, full, message))
         return self._up_to_stop(written, history, full)
 
+    @property
+    def num_run(self) -> int:
+        """Passes through remembered loops that the template itself made."""
+        return 0 if self._renderer is None else self._renderer.num_run
+
+    def meet(self, messages: Sequence[Message]) -> None:
+        """Bring messages that will be rendered into the form that templates see, all at once."""
+        if self._renderer is not None:
+            self._renderer.meet(_changed_once(_for_template, messages, self._prepared))
+
+    def agrees(self, messages: Sequence[Message]) -> bool:
+        """Whether what was remembered gives the text of `apply_chat_template` for `messages`."""
+        if self._renderer is None:
+            return True
+        text = self._render(messages)
+        self._renderer = None
+        return text == self._render(messages)
+
     def stop_token(self, completion: str) -> str | None:
         """Return the special token that `completion` ends with, or None."""
         tokens = _special_tokens(self.tokenizer, len(self.tokenizer))
         return max(filter(completion.endswith, tokens), key=len, default=None)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        prepared = _changed_once(_for_template, messages, self._prepared)
+        try:
+            if self._renderer is not None:
+                return self._renderer.render(prepared, add_generation_prompt=add_generation_prompt)
+        except Exception:  # the template's own; rendering all of it says what it is
+            self._renderer = None
         # Arguments are objects, and JSON text for a template that joins strings (DeepSeek-V3).
-        prepared = [_for_template(message) for message in messages]
         try:
             try:
                 return self._apply(prepared, add_generation_prompt)
@@ -127,14 +161,18 @@ class ChatTemplate:
                 f"the chat template cannot write it: {reason}; change the data or the template"
             ) from error
 
-    def _apply(self, messages: list[Message], add_generation_prompt: bool) -> str:
+    def _apply(self, messages: Sequence[Message], add_generation_prompt: bool, **other: Any) -> str:
         return self.tokenizer.apply_chat_template(
             messages,
             tools=self.tools,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
+            **other,
             **self.settings,
         )
+
+    def _apply_other(self, messages: Sequence[Message], source: str) -> str:
+        return self._apply(messages, False, chat_template=source)
 
     def _continuation(self, history: Sequence[Message], message: Message) -> str | None:
         prompt, full = self.prompt(history), self._render([*history, message])
@@ -209,13 +247,25 @@ def _with_json_arguments(message: Message) -> Message:
     return {**message, "tool_calls": calls} if calls else message
 
 
-def _quiet(history: Sequence[Message]) -> list[Message]:
-    """Return a history without what templates drop from earlier turns: thinking, words at calls."""
-    quiet = []
-    for message in history:
-        message = {key: value for key, value in message.items() if key != "reasoning_content"}
-        quiet.append({**message, "content": ""} if "tool_calls" in message else message)
-    return quiet
+def _quiet(message: Message) -> Message:
+    """Return a message without what templates drop from earlier turns: thinking, words at calls."""
+    quiet = {key: value for key, value in message.items() if key != "reasoning_content"}
+    return {**quiet, "content": ""} if "tool_calls" in message else quiet
+
+
+def _changed_once(
+    change: Callable[[Message], Message],
+    messages: Sequence[Message],
+    changed: dict[int, tuple[Message, Message]],
+) -> list[Message]:
+    """Return each message changed; the same object for the same object, kept in `changed`."""
+    try:
+        return [changed[id(message)][1] for message in messages]
+    except KeyError:
+        for message in messages:
+            if id(message) not in changed:
+                changed[id(message)] = (message, change(message))
+    return [changed[id(message)][1] for message in messages]
 
 
 def _num_shared(a: str, b: str) -> int:

@@ -12,6 +12,7 @@ from flexmask.collator import TreeCollator
 from flexmask.dataset import TreeDataset, load_trees
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.fitting import FittedTrees
+from flexmask.prepared import PreparedDataset, is_prepared, open_prepared
 from flexmask.sampler import TreeBatchSampler
 from flexmask.splitting import Overflow
 from flexmask.weighting import Weighting
@@ -20,6 +21,8 @@ from flexmask.whole_file import whole_file
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+Trees = TreeDataset | PreparedDataset
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
@@ -27,11 +30,11 @@ class TrainConfig:
 
     Attributes:
         model: a model's folder or hub id.
-        data: JSON Lines file of conversations.
+        data: file of conversations, or a folder that `flexmask prepare` made.
         output: folder for checkpoints and the trained model; must be new, or hold a run to resume.
         tokenizer: folder or hub id; the model's own where None.
         chat_template: a Jinja file in place of the tokenizer's template, or None.
-        eval_data: JSON Lines file to evaluate on, or None.
+        eval_data: file or prepared folder to evaluate on, or None.
         eval_split: share of the conversations of `data` held out for evaluation, in [0, 1).
         max_tokens: budget of a packed row, or None for one row per batch. Larger conversations are
             cut up front, and count as so many.
@@ -213,7 +216,7 @@ def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings
 
 def load_datasets(
     config: TrainConfig, collator: TreeCollator, training: TrainingArguments
-) -> tuple[TreeDataset | FittedTrees, TreeDataset | FittedTrees | None]:
+) -> tuple[Trees | FittedTrees, Trees | FittedTrees | None]:
     """The training set and, where asked for, the evaluation set; says what each holds.
 
     With a budget, all of their trees meet it.
@@ -258,8 +261,8 @@ def _data_seed(training: TrainingArguments) -> int:
 
 
 def _fit(
-    dataset: TreeDataset, name: str, config: TrainConfig, training: TrainingArguments
-) -> TreeDataset | FittedTrees:
+    dataset: Trees, name: str, config: TrainConfig, training: TrainingArguments
+) -> Trees | FittedTrees:
     """The dataset with nothing larger than the budget; says what was cut and what was dropped."""
     if config.max_tokens is None:
         return dataset
@@ -273,7 +276,7 @@ def _fit(
 
 def _load(
     path: str, config: TrainConfig, collator: TreeCollator, training: TrainingArguments
-) -> TreeDataset:
+) -> Trees:
     from tqdm import tqdm
 
     is_main = training.process_index == 0
@@ -281,7 +284,11 @@ def _load(
     def progress(items: Iterable[Any]) -> Iterable[Any]:
         return tqdm(items, desc=f"reading {path}", unit=" conversations", disable=not is_main)
 
-    dataset = load_trees(path, collator, on_bad_line=config.on_bad_line, progress=progress)
+    dataset: Trees
+    if is_prepared(path):
+        dataset = open_prepared(path, collator.tokenizer, weighting=config.weighting)
+    else:
+        dataset = load_trees(path, collator, on_bad_line=config.on_bad_line, progress=progress)
     if is_main:
         print(f"{path}: {dataset.summary()}", file=sys.stderr)
         for bad in dataset.bad_lines:

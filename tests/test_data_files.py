@@ -84,7 +84,7 @@ def test_rejects_file_of_bad_lines_only(write):
 def test_rejects_missing_file_and_directory_at_once(tmp_path):
     with pytest.raises(DataError, match=r"none.jsonl: no such file"):
         read_conversations(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="is a directory; name a JSON Lines file"):
+    with pytest.raises(DataError, match="is a directory; name a file of conversations"):
         read_conversations(tmp_path)
 
 

@@ -29,7 +29,7 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         allow_abbrev=False,
     )
     add = plan.add_argument
-    add("data", metavar="DATA", help="conversations, one JSON object a line")
+    add("data", metavar="DATA", help="conversations: JSON Lines, plain or compressed, or Parquet")
     add("--tokenizer", required=True, metavar="PATH_OR_ID", help="with its chat template")
     add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
     add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")

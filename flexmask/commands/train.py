@@ -35,11 +35,11 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     add = train.add_argument
     add("--model", required=True, metavar="PATH_OR_ID", help="the model to start from")
-    add("--data", required=True, metavar="FILE", help="conversations, one JSON object a line")
+    add("--data", required=True, metavar="PATH", help="conversations: a file or prepared folder")
     add("--output", required=True, metavar="DIR", help="a new folder for the trained model")
     add("--tokenizer", metavar="PATH_OR_ID", help="default: the model's own")
     add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
-    add("--eval_data", metavar="FILE", help="conversations to evaluate on")
+    add("--eval_data", metavar="PATH", help="conversations to evaluate on")
     add("--eval_split", type=float, default=0.0, metavar="SHARE", help="hold out this share")
     add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")
     add(

@@ -1,0 +1,92 @@
+"""`flexmask prepare`: conversations rendered once, into a folder that training reads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from flexmask.errors import DataError
+
+
+def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand and its options."""
+    prepare = commands.add_parser(
+        "prepare",
+        help="render conversations once, into a folder that `flexmask train` reads",
+        allow_abbrev=False,
+    )
+    add = prepare.add_argument
+    add("data", nargs="+", metavar="DATA", help="files, folders or patterns of conversations")
+    add("--tokenizer", required=True, metavar="PATH_OR_ID", help="with its chat template")
+    add("--output", required=True, metavar="DIR", help="a new folder, or one to go on with")
+    add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
+    add("--chat_template_kwargs", metavar="JSON", help="such as '{\"enable_thinking\": true}'")
+    add("--weighting", choices=("token", "turn", "conversation"), default="token")
+    add("--on_bad_line", choices=("error", "skip"), default="error")
+    add("--num_proc", type=int, default=1, metavar="N", help="processes; default: 1")
+    add("--shard_lines", type=int, default=1000, metavar="N", help="of a shard; default: 1000")
+
+
+def run_prepare(options: argparse.Namespace) -> int:
+    """Prepare the data and say what the folder holds; returns the exit code.
+
+    Raises:
+        FlexmaskError: an input that cannot be used.
+    """
+    from tqdm import tqdm
+
+    from flexmask.prepare.run import prepare
+    from flexmask.prepared import LEFT_OUT
+    from flexmask.template_memo import num_listed
+    from flexmask.text_pieces import why_whole
+    from flexmask.train import TrainConfig, load_tokenizer
+
+    variables = _read_kwargs(options.chat_template_kwargs)
+    settings = TrainConfig(
+        options.tokenizer, data="", output=options.output, chat_template=options.chat_template
+    )
+    tokenizer = load_tokenizer(settings)
+    tqdm.monitor_interval = 0  # no thread of tqdm's when processes are forked
+    with tqdm(desc=f"preparing {options.output}", unit=" conversations") as bar:
+        manifest = prepare(
+            options.data,
+            options.output,
+            tokenizer,
+            weighting=options.weighting,
+            on_bad_line=options.on_bad_line,
+            chat_template_kwargs=variables,
+            num_proc=options.num_proc,
+            shard_lines=options.shard_lines,
+            progress=bar.update,
+        )
+    ratio = manifest["sample_tokens"] / manifest["tokens"]
+    print(
+        f"{options.output}: {manifest['conversations']:,} conversations, "
+        f"{manifest['samples']:,} samples, {manifest['tokens']:,} tokens in a single pass "
+        f"({manifest['sample_tokens']:,} in N-pass, {ratio:.2f} times as many), "
+        f"{len(manifest['shards']):,} shards"
+    )
+    if manifest["bad_lines"]:
+        listed = Path(options.output) / LEFT_OUT
+        print(f"{manifest['bad_lines']:,} bad lines skipped, listed in {listed}")
+    reason = why_whole(tokenizer)
+    if reason is not None:
+        print(f"slow: every prompt was tokenised whole, since {reason}", file=sys.stderr)
+    if not num_listed(tokenizer.get_chat_template()):
+        print("slow: every prompt was rendered whole by this chat template", file=sys.stderr)
+    return 0
+
+
+def _read_kwargs(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        variables = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"--chat_template_kwargs is not JSON ({error.msg}): {text}") from None
+    if not isinstance(variables, dict):
+        raise DataError(f"--chat_template_kwargs must be a JSON object, got {text}")
+    return variables

@@ -1,0 +1,83 @@
+"""The files that conversations come in: JSON Lines, plain or compressed, and Parquet."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from flexmask.errors import DataError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_ROWS_AT_ONCE = 64
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, each the JSON text of one record in UTF-8.
+
+    A row of a Parquet file counts as a line. Parquet cannot tell a key that is null from one that
+    is not there; flexmask takes it for not there.
+
+    Args:
+        path: a file; `.gz`, `.zst` and `.parquet` are known by their ends, all else is text.
+
+    Raises:
+        DataError: the file cannot be read, or ends too early; says after which line.
+    """
+    number = 0
+    try:
+        for line in _rows(path) if path.suffix == ".parquet" else _text_lines(path):
+            number += 1
+            yield line
+    except (EOFError, zlib.error, OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        if isinstance(error, OSError) and error.errno and error.strerror:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: is damaged or was cut short after line {number} ({reason}); get the whole "
+            "file, or write out the lines that can be read"
+        ) from None
+
+
+def _text_lines(path: Path) -> Iterator[bytes]:
+    with ExitStack() as stack:
+        if path.suffix == ".gz":
+            yield from stack.enter_context(gzip.open(path, "rb"))
+        elif path.suffix == ".zst":
+            pyarrow = _pyarrow(path)
+            file = stack.enter_context(pyarrow.OSFile(str(path)))
+            stream = stack.enter_context(pyarrow.CompressedInputStream(file, "zstd"))
+            yield from stack.enter_context(io.BufferedReader(stream, 1 << 20))
+        else:
+            yield from stack.enter_context(path.open("rb"))
+
+
+def _rows(path: Path) -> Iterator[bytes]:
+    _pyarrow(path)
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                yield json.dumps(_without_nulls(row), ensure_ascii=False, default=str).encode()
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+    except ImportError:
+        raise DataError(f"{path}: needs pyarrow; pip install 'flexmask[prepare]'") from None
+    return pyarrow

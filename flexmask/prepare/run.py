@@ -1,0 +1,181 @@
+"""A folder of shards, begun, gone on with, and finished."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import flexmask
+from flexmask.data_files import ON_BAD_LINE, find_data_files
+from flexmask.errors import DataError
+from flexmask.fingerprint import tokenizer_fingerprint
+from flexmask.prepare.making import ShardMaker
+from flexmask.prepare.pool import make_shards
+from flexmask.prepare.stretches import SHARD_LINES, Stretch, stretches
+from flexmask.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest, shard_name
+from flexmask.shards import Shard, ShardError
+from flexmask.weighting import Weighting
+from flexmask.whole_file import whole_file, write_json
+
+_OWN = "shard-*.safetensors"
+
+
+def prepare(
+    data: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    tokenizer: Any,
+    *,
+    weighting: Weighting = "token",
+    on_bad_line: Literal["error", "skip"] = "error",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    num_proc: int = 1,
+    shard_lines: int = SHARD_LINES,
+    progress: Callable[[int], object] = lambda conversations: None,
+) -> dict[str, Any]:
+    """Render conversations into the folder `output`; returns its manifest.
+
+    Called again after an interruption, with the same arguments, it goes on where it was.
+
+    Args:
+        data: files, folders and patterns, see `find_data_files`.
+        output: a new folder, or one that this call has begun.
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        weighting: as in `weigh_samples`.
+        on_bad_line: "error" raises at the first line that cannot be used, "skip" lists it.
+        chat_template_kwargs: settings for the chat template.
+        num_proc: processes that render; the output is the same with any number.
+        shard_lines: lines of a shard, at most.
+        progress: called with the number of conversations that have been dealt with.
+
+    Raises:
+        FlexmaskError: the data, the folder or an argument cannot be used.
+    """
+    if num_proc < 1:
+        raise DataError(f"--num_proc must be at least 1, got {num_proc}")
+    if shard_lines < 1:
+        raise DataError(f"--shard_lines must be at least 1, got {shard_lines}")
+    if on_bad_line not in ON_BAD_LINE:
+        raise DataError(f"on_bad_line must be 'error' or 'skip', got {on_bad_line!r}")
+    files = find_data_files(data)
+    folder = Path(output)
+    settings: dict[str, Any] = {
+        "format": FORMAT,
+        "flexmask": flexmask.__version__,
+        "files": [str(file) for file in files],
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "weighting": weighting,
+        "on_bad_line": on_bad_line,
+        "chat_template_kwargs": dict(chat_template_kwargs or {}),
+        "shard_lines": shard_lines,
+    }
+    _enter(folder, settings)
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        if all(_finished(folder / shard["name"]) for shard in manifest["shards"]):
+            progress(manifest["conversations"])
+            return manifest
+        (folder / MANIFEST).unlink()
+    maker = ShardMaker(
+        folder=folder,
+        files=tuple(settings["files"]),
+        tokenizer=tokenizer,
+        weighting=weighting,
+        on_bad_line=on_bad_line,
+        chat_template_kwargs=dict(chat_template_kwargs or {}),
+    )
+    digests: list[str] = []
+
+    def missing() -> Iterator[Stretch]:
+        for stretch in stretches(files, shard_lines):
+            digests.append(stretch.digest)
+            shard = _finished(folder / shard_name(stretch.number))
+            if shard is None:
+                yield stretch
+            elif shard.about["digest"] == stretch.digest:
+                progress(len(shard))
+            else:
+                raise _changed(shard.path)
+
+    for num_made in make_shards(maker, missing(), num_proc):
+        progress(num_made)
+    return _finish(folder, settings, digests)
+
+
+def _enter(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or find in it a run of the same settings."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file; name a folder for --output")
+    path = folder / SETTINGS
+    if path.exists():
+        begun = json.loads(path.read_text("utf-8"))
+        for name, value in settings.items():
+            if begun.get(name) != value:
+                raise DataError(
+                    f"{folder}: was begun with {name} {begun.get(name)!r}, not {value!r}; "
+                    "run the command that began it, or use another --output"
+                )
+    elif folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder}: holds other files; name a new folder for --output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for half in folder.glob("*.partial"):
+            half.unlink()
+        if not path.exists():
+            write_json(settings, path)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _finished(path: Path) -> Shard | None:
+    """The shard at `path`; None where there is none or it is damaged."""
+    try:
+        return Shard(path)
+    except ShardError:
+        return None
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(
+        f"{path}: was made of other lines: the data have changed since; use another --output"
+    )
+
+
+def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[str, Any]:
+    """Write what was left out, and the manifest; with it the folder is finished."""
+    totals = dict.fromkeys(
+        ("conversations", "samples", "tokens", "visible_pairs", "sample_tokens"), 0
+    )
+    totals |= dict.fromkeys(("trained_tokens", "longest_sample", "bad_lines"), 0)
+    shards, first = [], "the files are empty"
+    try:
+        with whole_file(folder / LEFT_OUT) as partial, partial.open("w", encoding="utf-8") as left:
+            for number, digest in enumerate(digests):
+                shard = Shard(folder / shard_name(number))
+                for bad in shard.about["bad_lines"]:
+                    left.write(json.dumps(bad, ensure_ascii=False) + "\n")
+                    first = bad["reason"] if not totals["bad_lines"] else first
+                    totals["bad_lines"] += 1
+                totals["conversations"] += len(shard)
+                totals["samples"] += int(shard.num_samples.sum())
+                totals["tokens"] += int(shard.num_tokens.sum())
+                totals["visible_pairs"] += int(shard.num_pairs.sum())
+                totals["sample_tokens"] += shard.about["num_sample_tokens"]
+                totals["trained_tokens"] += shard.about["num_trained_tokens"]
+                longest = max(shard.longest_samples(), default=0)
+                totals["longest_sample"] = max(totals["longest_sample"], int(longest))
+                shards.append({"name": shard_name(number), "digest": digest})
+        if len(list(folder.glob(_OWN))) > len(digests):
+            raise _changed(folder / shard_name(len(digests)))
+        if not totals["conversations"]:
+            raise DataError(f"{folder}: no conversation can be used; the first: {first}")
+        manifest = {**settings, **totals, "shards": shards}
+        write_json(manifest, folder / MANIFEST)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written: {error.strerror}; make room and run the same command "
+            "again: finished shards are kept"
+        ) from None
+    return manifest

@@ -1,0 +1,172 @@
+"""A folder that `flexmask prepare` made, as a data set for training.
+
+Nothing of it is read before it is needed, except how large each tree is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexmask.data_files import BadLine
+from flexmask.dataset import random_share
+from flexmask.errors import DataError
+from flexmask.fingerprint import tokenizer_fingerprint
+from flexmask.shards import Shard
+from flexmask.tree import PrefixTree
+from flexmask.weighting import Weighting
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SETTINGS = "settings.json"
+LEFT_OUT = "left_out.jsonl"
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def is_prepared(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a folder that `flexmask prepare` made, or has begun."""
+    return (Path(path) / SETTINGS).is_file()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a prepared folder holds.
+
+    Raises:
+        DataError: the folder is not finished, or of another format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "is not finished" if is_prepared(folder) else "is no folder of `flexmask prepare`"
+        raise DataError(
+            f"{folder}: {what}; run `flexmask prepare ... --output {folder}` to its end"
+        )
+    manifest = json.loads(path.read_text("utf-8"))
+    if manifest.get("format") != FORMAT:
+        raise DataError(
+            f"{folder}: has format {manifest.get('format')}, this flexmask reads {FORMAT}; "
+            "prepare the data again"
+        )
+    return manifest
+
+
+class PreparedDataset(Sequence[PrefixTree]):
+    """The trees of a prepared folder, read from disk one by one.
+
+    Args:
+        folder: the folder.
+        manifest: its manifest.
+        chosen: the trees taken, by their number in the folder, int64 [n]; all where None.
+        shards: the shards, if they are open already.
+
+    Attributes:
+        num_tokens: of each tree, int64 [n].
+        num_pairs: visible pairs of each tree, int64 [n].
+        num_samples: of each tree, int64 [n].
+        bad_lines: lines that were skipped when the folder was made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: dict[str, Any],
+        chosen: np.ndarray | None = None,
+        shards: list[Shard] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        if shards is None:  # safetensors maps them into memory
+            shards = [Shard(folder / shard["name"]) for shard in manifest["shards"]]
+        self._shards = shards
+        self._ends = np.cumsum([len(shard) for shard in shards])
+        self._chosen = np.arange(self._ends[-1]) if chosen is None else chosen
+        columns = ("num_tokens", "num_pairs", "num_samples")
+        self.num_tokens, self.num_pairs, self.num_samples = (
+            np.concatenate([getattr(shard, name) for shard in shards])[self._chosen]
+            for name in columns
+        )
+
+    def __len__(self) -> int:
+        return self._chosen.size
+
+    def __reduce__(self) -> Any:
+        return PreparedDataset, (self.folder, self.manifest, self._chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The tree number `index`."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"tree {index} of {len(self)}")
+        shard, number = self._find(index)
+        return shard.tree(number)
+
+    def place(self, index: int) -> str:
+        """Where tree `index` comes from, such as "conversations.jsonl:17"."""
+        shard, number = self._find(index)
+        file, line = shard.places[number].tolist()
+        return f"{self.manifest['files'][file]}:{line}"
+
+    @property
+    def bad_lines(self) -> list[BadLine]:
+        """Lines that were skipped when the folder was made."""
+        with (self.folder / LEFT_OUT).open(encoding="utf-8") as lines:
+            bad = [json.loads(line) for line in lines]
+        return [BadLine(int(b["where"].rpartition(":")[2]), b["reason"]) for b in bad]
+
+    def split(self, share: float, seed: int) -> tuple[PreparedDataset, PreparedDataset]:
+        """A random share of the trees (at least one, never all), and the others."""
+        first, rest = random_share(len(self), share, seed)
+        return self._part(first), self._part(rest)
+
+    def summary(self) -> str:
+        """What the folder holds and what was left out, in one line."""
+        line = (
+            f"{len(self):,} conversations, {self.num_samples.sum():,} samples, "
+            f"{self.num_tokens.sum():,} tokens in a single pass, prepared"
+        )
+        if self.manifest["bad_lines"]:
+            line += f"; {self.manifest['bad_lines']:,} bad lines skipped"
+        return line
+
+    def _part(self, indices: np.ndarray) -> PreparedDataset:
+        return PreparedDataset(self.folder, self.manifest, self._chosen[indices], self._shards)
+
+    def _find(self, index: int) -> tuple[Shard, int]:
+        number = int(self._chosen[index])
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        begin = 0 if shard == 0 else int(self._ends[shard - 1])
+        return self._shards[shard], number - begin
+
+
+def open_prepared(
+    folder: str | os.PathLike[str],
+    tokenizer: Any,
+    *,
+    weighting: Weighting = "token",
+) -> PreparedDataset:
+    """The trees of a prepared folder, for a model with this tokenizer.
+
+    Raises:
+        DataError: the folder is not finished or damaged, or was made with another tokenizer,
+            chat template or weighting.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    remedy = f"prepare the data again into another folder, or train as {folder} was made"
+    if manifest["tokenizer"] != tokenizer_fingerprint(tokenizer):
+        raise DataError(
+            f"{folder}: was made with another tokenizer or chat template than the model's; {remedy}"
+        )
+    if manifest["weighting"] != weighting:
+        raise DataError(
+            f"{folder}: was made with weighting {manifest['weighting']!r}, not {weighting!r}; "
+            f"{remedy}"
+        )
+    return PreparedDataset(folder, manifest)

@@ -1,0 +1,164 @@
+"""Trees on disk: many in one safetensors file, each read by itself.
+
+The arrays of all trees of a shard stand end to end, tree after tree. `tree_*` arrays say how many
+entries each tree has in them; docs/formats.md lists them all. Loss weights are kept as runs of
+equal values, and are the same float64 values when they come back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexmask.errors import DataError
+from flexmask.tree import Leaf, PrefixTree, Segment
+from flexmask.whole_file import whole_file
+
+_PARTS = {  # arrays with several entries a tree: what counts them, and their type
+    "input_ids": ("tree_tokens", np.int32),
+    "segment_lengths": ("tree_segments", np.int32),
+    "segment_parents": ("tree_segments", np.int32),
+    "sample_segments": ("tree_samples", np.int32),
+    "sample_keys": ("tree_samples", np.int64),
+    "sample_lengths": ("tree_samples", np.int32),
+    "weight_values": ("tree_weights", np.float64),
+    "weight_counts": ("tree_weights", np.int32),
+}
+_COUNTS = ("tree_tokens", "tree_pairs", "tree_segments", "tree_samples", "tree_weights")
+
+
+class ShardError(DataError):
+    """A shard that is missing, cut short or something else."""
+
+
+_ROOT = -1  # the parent of a segment at a root
+
+
+def write_shard(
+    path: Path, trees: Sequence[PrefixTree], places: Sequence[tuple[int, int]], about: Any
+) -> None:
+    """Write `trees` to `path`, whole or not at all.
+
+    Args:
+        path: the file.
+        trees: made of rendered conversations: with tokens, the samples' keys integers.
+        places: for each tree, the number of its data file and of its line there, from 1.
+        about: plain data to keep with the trees.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in _PARTS}
+    counts: dict[str, list[int]] = {name: [] for name in _COUNTS}
+    for tree in trees:
+        own = _parts_of(tree)
+        counts["tree_pairs"].append(tree.num_pairs)
+        for name, values in own.items():
+            parts[name].append(values)
+        for name in counts.keys() - {"tree_pairs"}:
+            first = next(part for part, (count, _) in _PARTS.items() if count == name)
+            counts[name].append(own[first].size)
+    arrays = {
+        name: np.concatenate([np.empty(0, _PARTS[name][1]), *values])
+        for name, values in parts.items()
+    }
+    arrays |= {name: np.array(values, np.int64) for name, values in counts.items()}
+    arrays["tree_places"] = np.array(places, np.int64).reshape(-1, 2)
+    data = save(arrays, metadata={"flexmask": json.dumps(about)})
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _parts_of(tree: PrefixTree) -> dict[str, np.ndarray]:
+    weights = tree.loss_weights
+    assert weights is not None, "rendered trees have tokens"
+    begins = np.flatnonzero(np.concatenate(([True], weights[1:] != weights[:-1])))
+    parents = [_ROOT if s.parent is None else s.parent for s in tree.segments]
+    columns = {
+        "input_ids": tree.input_ids,
+        "segment_lengths": tree.lengths,
+        "segment_parents": parents,
+        "sample_segments": [leaf.segment for leaf in tree.leaves],
+        "sample_keys": [leaf.key for leaf in tree.leaves],
+        "sample_lengths": [tree.sample_length(leaf) for leaf in tree.leaves],
+        "weight_values": weights[begins],
+        "weight_counts": np.diff(begins, append=weights.size),
+    }
+    return {name: np.asarray(values, _PARTS[name][1]) for name, values in columns.items()}
+
+
+class Shard:
+    """A file of trees, opened; the arrays stay on disk until a tree is asked for.
+
+    Attributes:
+        path: the file.
+        about: what was kept with the trees.
+        num_tokens, num_pairs, num_samples: of each tree, int64 [n]; pairs are visible pairs.
+        places: data file and line of each tree, int64 [n, 2].
+
+    Raises:
+        ShardError: the file is missing, cut short or no shard.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            self._file: Any = safe_open(path, framework="numpy")
+            self.about: Any = json.loads((self._file.metadata() or {})["flexmask"])
+            counts = {name: self._file.get_tensor(name) for name in _COUNTS}
+            self.places = self._file.get_tensor("tree_places")
+        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+            reason = "is missing" if not path.exists() else f"is damaged ({error})"
+            raise ShardError(
+                f"{path}: {reason}; run the same `flexmask prepare` again, which makes it anew"
+            ) from None
+        self.num_tokens, self.num_pairs = counts["tree_tokens"], counts["tree_pairs"]
+        self.num_samples = counts["tree_samples"]
+        self._ends = {name: np.cumsum(values) for name, values in counts.items()}
+        self._counts = counts
+
+    def __len__(self) -> int:
+        return self.num_tokens.size
+
+    def tree(self, index: int) -> PrefixTree:
+        """The tree number `index`."""
+        part = {name: self._part(name, index) for name in _PARTS if name != "sample_lengths"}
+        return PrefixTree(
+            tuple(
+                Segment(length, None if parent == _ROOT else parent)
+                for length, parent in zip(
+                    part["segment_lengths"].tolist(), part["segment_parents"].tolist(), strict=True
+                )
+            ),
+            tuple(
+                Leaf(segment, key)
+                for segment, key in zip(
+                    part["sample_segments"].tolist(), part["sample_keys"].tolist(), strict=True
+                )
+            ),
+            part["input_ids"].astype(np.int64),
+            np.repeat(part["weight_values"], part["weight_counts"]),
+        )
+
+    def longest_samples(self) -> np.ndarray:
+        """Tokens of the longest sample of each tree, int64 [n]."""
+        if not len(self):
+            return np.empty(0, np.int64)
+        lengths = self._file.get_tensor("sample_lengths").astype(np.int64)
+        return np.maximum.reduceat(lengths, self._ends["tree_samples"] - self.num_samples)
+
+    def _part(self, name: str, index: int) -> np.ndarray:
+        count, _ = _PARTS[name]
+        end = int(self._ends[count][index])
+        return self._file.get_slice(name)[end - int(self._counts[count][index]) : end]
