@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The CPU build of this version is enough for everything here; set TORCH=torch to take another.
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test lint check test-gpu bench docs clean
+.PHONY: help demo test lint check test-gpu bench-gpu bench docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -26,6 +26,10 @@ check: test lint            ## what CI runs
 
 test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+bench-gpu: $(VENV)/dev.stamp            ## tune, check and measure the kernels on a GPU, write their page
+	$(BIN)/python -m benchmarks kernels
+	$(BIN)/python -m benchmarks report
 
 bench: $(VENV)/dev.stamp            ## run every benchmark that this machine can run
 	$(BIN)/python -m benchmarks all

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import CASES, load_case
+from benchmarks.cases import CASES, device_of, load_case, measure_in_steps, why_not
 from benchmarks.environment import describe_environment
 from benchmarks.record import CheckFailedError, as_record, write_record
 from benchmarks.tables import describe_checks, describe_machine, describe_settings, targets_table
@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what `arguments` ask for.
 
     Returns:
-        0; 1 where a result is wrong and nothing is reported; 2 for a report without results.
+        0; 1 where a result is wrong and nothing is reported; 2 for a report without results, or a
+        case that this machine cannot run.
     """
     options = _parser().parse_args(arguments)
     if options.case == "report":
@@ -39,7 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         for case in CASES if options.case == "all" else (options.case,):
-            _run(case, options)
+            reason = why_not(case, quick=options.quick)
+            if reason is None:
+                _run(case, options)
+            elif options.case == "all":
+                print(f"\n{case}: left out, {reason}")
+            else:
+                print(f"{case}: {reason}", file=sys.stderr)
+                return 2
     except CheckFailedError as error:
         print(f"{case}: wrong result, nothing reported: {error}", file=sys.stderr)
         return 1
@@ -47,27 +55,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(case: str, options: argparse.Namespace) -> None:
-    """Measure one case, print it, and write its JSON file."""
+    """Measure one case, print it, and write its JSON file, whole after each of its steps."""
     module = load_case(case)
-    environment = describe_environment()
+    environment = describe_environment(device_of(case))
     print(f"\n# {module.TITLE}\n")
-    measurement = module.measure(quick=options.quick)
-    record = as_record(
-        measurement,
-        case=case,
-        is_quick=options.quick,
-        command=_command(case, options),
-        environment=environment,
-    )
+    folder = options.output or (None if options.quick else RESULTS)
+    for measurement in measure_in_steps(case, quick=options.quick):
+        record = as_record(
+            measurement,
+            case=case,
+            is_quick=options.quick,
+            command=_command(case, options),
+            environment=environment,
+        )
+        path = None if folder is None else write_record(record, folder)
     print(describe_machine(environment))
     print(f"{describe_settings(record['settings'])}\n\n{describe_checks(record['checks'])}\n")
     for table in module.tables(record):
         print(f"{table.heading}\n\n{table}\n")
     if record["targets"]:
         print(f"{targets_table(record['targets'])}\n")
-    folder = options.output or (None if options.quick else RESULTS)
-    if folder is not None:
-        print(f"written: {write_record(record, folder).name}", flush=True)
+    if path is not None:
+        print(f"written: {path.name}", flush=True)
 
 
 def _command(case: str, options: argparse.Namespace) -> str:

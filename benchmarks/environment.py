@@ -11,14 +11,22 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("flexmask", "torch", "transformers", "numpy")
+_GPU_PACKAGES = ("triton", "flash-attn-4")
 
 
-def describe_environment() -> dict[str, Any]:
-    """The environment of this process as plain data; `device` is short enough for a file name."""
+def describe_environment(device: str = "cpu") -> dict[str, Any]:
+    """The environment of this process as plain data; `device` is short enough for a file name.
+
+    Args:
+        device: "cpu" or "cuda", what the measured code runs on.
+    """
     import torch
 
+    gpu = torch.cuda.get_device_name() if device == "cuda" else None
+    packages = (*_PACKAGES, *_GPU_PACKAGES) if gpu else _PACKAGES
     return {
-        "device": "cpu",
+        "device": re.sub(r"[^a-z0-9]+", "-", gpu.lower()) if gpu else "cpu",
+        **({"gpu": gpu, "cuda": torch.version.cuda} if gpu else {}),
         "cpu": _cpu_name(),
         "num_cores": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
@@ -26,7 +34,7 @@ def describe_environment() -> dict[str, Any]:
         "load_at_start": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in packages},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -59,7 +59,7 @@ def _summary(records: list[Record]) -> list[str]:
         [
             (
                 record["case"],
-                (where := record["environment"])["cpu"],
+                (where := record["environment"]).get("gpu", where["cpu"]),
                 f"{where['num_threads']} of {where['num_cores']} cores",
                 where["versions"]["torch"],
                 where["versions"]["transformers"],

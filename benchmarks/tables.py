@@ -75,10 +75,13 @@ def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
 
 
 def describe_machine(environment: dict[str, Any]) -> str:
-    """Processor, threads and versions in one line, of what `describe_environment` returns."""
+    """GPU, processor, threads and versions in one line, of what `describe_environment` returns."""
     versions = [f"{name} {number}" for name, number in environment["versions"].items() if number]
     threads = environment["num_threads"]
-    return f"{environment['cpu']}, {_count(threads, 'thread')}; {', '.join(versions)}"
+    machine = f"{environment['cpu']}, {_count(threads, 'thread')}"
+    if "gpu" in environment:
+        machine = f"{environment['gpu']}, CUDA {environment['cuda']}; {machine}"
+    return f"{machine}; {', '.join(versions)}"
 
 
 def describe_settings(settings: dict[str, Any]) -> str:

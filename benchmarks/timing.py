@@ -30,17 +30,22 @@ class Task:
     rounds: int | None = None
 
 
-def alternate(tasks: Mapping[str, Task], *, rounds: int, label: str) -> dict[str, list[float]]:
+def alternate(
+    tasks: Mapping[str, Task], *, rounds: int, label: str, device: str = "cpu"
+) -> dict[str, list[float]]:
     """Seconds per call of each task, one entry a round; the tasks take turns within a round.
+
+    On "cuda" they are the device's own seconds, of calls that are queued one after another.
 
     The caller has run each of them once before: checks are its warm-up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    time_round = _time_round if device == "cpu" else _time_round_on_gpu
     with tqdm(total=rounds * len(tasks), desc=label, unit="run", leave=False, disable=None) as bar:
         for number in range(rounds):
             for name, task in tasks.items():
                 if task.rounds is None or number < task.rounds:
-                    seconds[name].append(_time_round(task))
+                    seconds[name].append(time_round(task))
                 bar.update()
     return seconds
 
@@ -71,3 +76,24 @@ def _time_round(task: Task) -> float:
         total_s += time.perf_counter() - started
         num_calls += 1
     return total_s / num_calls
+
+
+def _time_round_on_gpu(task: Task) -> float:
+    """Mean seconds of one call on the device, between two of its own marks."""
+    import torch
+
+    gc.collect()
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    num_calls, total_s = 1, 0.0
+    while total_s < _ROUND_S and num_calls <= _MAX_CALLS:
+        arguments = [task.prepare() for _ in range(num_calls)]
+        torch.cuda.synchronize()
+        start.record()
+        for each in arguments:
+            task.run(*each)
+        stop.record()
+        torch.cuda.synchronize()
+        total_s = start.elapsed_time(stop) * 1e-3
+        took_s = total_s / num_calls
+        num_calls = max(2 * num_calls, min(_MAX_CALLS, int(1.2 * _ROUND_S / max(took_s, 1e-6))))
+    return took_s

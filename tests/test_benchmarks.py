@@ -20,7 +20,7 @@ from benchmarks import (
     step,
 )
 from benchmarks.__main__ import main
-from benchmarks.cases import CASES, load_case
+from benchmarks.cases import CASES, load_case, why_not
 from benchmarks.conversations import agent_tree, long_conversations, random_samples, scaled_turns
 from benchmarks.peak import Peak, measure_peak
 from benchmarks.record import Measurement, Target
@@ -28,17 +28,19 @@ from benchmarks.report import write_report
 from benchmarks.tables import Table, describe_machine, describe_settings
 from benchmarks.timing import Task, alternate, ratios, spread
 
+HERE = [case for case in CASES if why_not(case, quick=True) is None]
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """A folder with the quick results of every case."""
     folder = tmp_path_factory.mktemp("results")
-    for case in CASES:
+    for case in HERE:
         assert main([case, "--quick", "--output", str(folder)]) == 0
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", HERE)
 def test_quick_run_writes_complete_json(case, results):
     record = json.loads((results / f"{case}-cpu.json").read_text())
     assert record["case"] == case
@@ -56,7 +58,7 @@ def test_quick_run_writes_complete_json(case, results):
 
 def test_report_shows_every_case_with_its_tables_and_plots(results, tmp_path):
     page = write_report(results, tmp_path).read_text()
-    for case in CASES:
+    for case in HERE:
         module = load_case(case)
         assert f"## {module.TITLE}" in page
         if hasattr(module, "draw"):
@@ -325,6 +327,12 @@ def test_tables_are_aligned_markdown():
         "| a         |     1 |",
         "| long name | 1,000 |",
     ]
+
+
+@pytest.mark.skipif(why_not("kernels", quick=False) is None, reason="has a CUDA device")
+def test_a_case_that_cannot_run_here_says_why(capsys):
+    assert main(["kernels"]) == 2
+    assert "kernels: needs a CUDA device; --quick tries it out" in capsys.readouterr().err
 
 
 def test_unknown_case_is_refused(capsys):

@@ -48,7 +48,8 @@ def test_shipped_configurations_spill_nothing_and_fit(name, capability, width):
     if capability == 90 and not (width == 256 and name in ("backward_keys", "backward_fused")):
         assert "wgmma.mma_async" in binary.ptx  # those two have tiles of 32 rows, too few for it
     if name == "backward_fused" and capability >= 90:
-        assert re.search(r"red\.\S*\.v4\.f32", binary.ptx), "dq is added four at a time"
+        # triton 3.6 writes atom, whose unused result ptxas drops
+        assert re.search(r"(red|atom)\.\S*\.v4\.f32", binary.ptx), "dq is added four at a time"
 
 
 OPTIONS = {"softcap": 30.0, "has_floor": True, "sinks": torch.zeros(8)}
@@ -108,17 +109,20 @@ def table_lines():
 
 
 def test_docs_table_is_what_the_compiler_says():
-    start, stop = (f"<!-- {word}: registers -->\n" for word in ("begin", "end"))
-    heading = f"Triton {triton.__version__}, bf16:\n\n"
+    """The document has a table for each of two compilers; another one has to agree on the tiles."""
+    version = ".".join(triton.__version__.split(".")[:2])
     text = DOCUMENT.read_text()
+    known = re.findall(r"<!-- begin: registers (\S+) -->", text)
+    section = version if version in known else known[0]
+    start, stop = (f"<!-- {word}: registers {section} -->\n" for word in ("begin", "end"))
     before, rest = text.split(start)
     table, after = rest.split(stop)
     lines = list(table_lines())
-    expected = heading + "\n".join(lines) + "\n"
-    if os.environ.get("FLEXMASK_WRITE_DOCS"):
-        DOCUMENT.write_text(before + start + expected + stop + after)
-    elif table.startswith(heading):
-        assert table == expected, "run `make docs`"
-    else:  # another compiler: everything but its registers and shared memory
+    expected = f"Triton {triton.__version__}, bf16:\n\n" + "\n".join(lines) + "\n"
+    if section != version:  # everything but registers and shared memory
         written = [line.split("|")[1:7] for line in table.splitlines()[2:]]
         assert written == [line.split("|")[1:7] for line in lines], "run `make docs`"
+    elif os.environ.get("FLEXMASK_WRITE_DOCS"):
+        DOCUMENT.write_text(before + start + expected + stop + after)
+    else:
+        assert table == expected, "run `make docs`"

@@ -35,6 +35,7 @@ from flexmask.backends.reach import position_floor
 
 pytest.importorskip("triton")
 
+BENCHMARK = Path(__file__).with_name("test_kernel_benchmark.py")
 IS_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not IS_CHILD, reason="runs in a process of its own")
 
@@ -42,7 +43,7 @@ interpreted = pytest.mark.skipif(not IS_CHILD, reason="runs in a process of its 
 @pytest.mark.skipif(IS_CHILD, reason="is that process")
 def test_kernels_pass_in_the_interpreter():
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, BENCHMARK],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parent.parent,
         capture_output=True,

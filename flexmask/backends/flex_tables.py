@@ -110,7 +110,11 @@ def tables_from_grid(
         positions, floors = _by_block(position_ids), _by_block(position_floor)
         visited &= positions.amax(-1)[:, None, :] >= floors.amin(-1)[:, :, None]
         full &= positions.amin(-1)[:, None, :] >= floors.amax(-1)[:, :, None]
-    partial = visited & ~full
+    return tables_of_tiles(visited & ~full, full)
+
+
+def tables_of_tiles(partial: Tensor, full: Tensor) -> BlockTables:
+    """The tables of tiles given as two grids bool [B, N, N], queries down and keys across."""
     by_query = (*_listed(partial), *_listed(full))
     by_key = (*_listed(partial.transpose(1, 2)), *_listed(full.transpose(1, 2)))
     return BlockTables(*by_query, *by_key)

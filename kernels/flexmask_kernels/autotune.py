@@ -7,33 +7,59 @@ kept on disk (see `tuning`). Minutes of compiling, once for a chip, a dtype and 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from itertools import product
+from itertools import product, zip_longest
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from flexmask_kernels import launch
-from flexmask_kernels.configs import Config
+from flexmask_kernels.configs import KERNELS, Config
 from flexmask_kernels.tuning import choose_config, config_key, forced_configs, save_config
 
 Clock = Callable[[Callable[[], object]], float]
 
+_UNFIT = (OutOfResources, PTXASError)  # a candidate that this chip or its assembler refuses
+_SHORT = 256  # tokens of a row that is run for the compiler's sake only
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def candidates(kernel: str, q: Tensor, v: Tensor) -> list[Config]:
-    """The configurations worth a try: the current one first, then tiles, warps and stages."""
-    tiles = [(128, 128), (128, 64), (64, 64), (64, 32), (32, 32)]
-    if kernel in ("backward_keys", "backward_fused"):
-        tiles = [(block_q, block_k) for block_k, block_q in tiles]
-    options = product(tiles, (4, 8), (1, 2, 3, 4))
-    others = [Config(*tile, warps, stages) for tile, warps, stages in options]
+    """The configurations worth a try: the current one first, then its neighbours.
+
+    Tiles are (queries, keys). At D = 256 a block of 64 keys spills some registers in the backward
+    kernels, but reaches Hopper's wgmma: only a measurement can weigh the two.
+    """
+    width = max(q.shape[3], v.shape[3])
+    if kernel in ("forward", "backward_queries"):
+        tiles = [(128, 64), (128, 128), (64, 64), (128, 32)]
+    else:
+        tiles = [(64, 128), (64, 64), (128, 64), (32, 64), (32, 128)]
+    if width > 128:
+        tiles = [(64, 64), (64, 32), (32, 64), (128, 32), (16, 64)]
+    stages = (2, 3) if width <= 128 else (2, 1)
+    options = product(tiles, (8, 4), stages)
     current = choose_config(kernel, q, v)
+    others = [Config(*tile, warps, stages) for tile, warps, stages in options]
     return [current, *(config for config in others if config != current)]
+
+
+class Tuned(NamedTuple):
+    """The fastest configuration of a kernel, its milliseconds, and how many were tried."""
+
+    config: Config
+    elapsed_ms: float
+    num_tried: int
+    num_candidates: int
 
 
 def autotune(
@@ -44,8 +70,9 @@ def autotune(
     *,
     clock: Clock = triton.testing.do_bench,
     try_out: Callable[[str, Tensor, Tensor], Iterable[Config]] = candidates,
-) -> dict[str, tuple[Config, float]]:
-    """Time every kernel with its candidates, save and return the fastest, with milliseconds.
+    limit_s: float = math.inf,
+) -> dict[str, Tuned]:
+    """Time every kernel with its candidates, save and return the fastest.
 
     Args:
         q: queries [B, H, L, D], of a size that fills the device.
@@ -53,39 +80,72 @@ def autotune(
         v: values [B, H_kv, L, D_v].
         end: int32 [B, L] or [1, L], subtree ends of a typical row.
         clock: milliseconds that a function takes.
-        try_out: the candidates of a kernel.
+        try_out: the candidates of a kernel, the current one first.
+        limit_s: seconds for all kernels together. When they are over, what has been tried counts;
+            the current configuration of a kernel is always tried.
     """
+    started = time.perf_counter()
     inputs, options = launch.Inputs(q, k, v, end), launch.Options(q.shape[-1] ** -0.5)
+    L = q.shape[2]
     out, lse2 = launch.forward(inputs, options)
     dout = torch.randn_like(out)
 
-    def forward() -> object:
-        return launch.forward(inputs, options)
+    def run(kernel: str, x: launch.Inputs = inputs, length: int = L) -> None:
+        """The pass that holds `kernel`; x holds the first `length` tokens."""
+        if kernel == "forward":
+            launch.forward(x, options)
+            return
+        # where a pass runs two kernels, the one that does not change adds a constant to all times
+        saved = (out[:, :, :length], lse2[:, :, :length].contiguous())
+        is_split = kernel != "backward_fused"
+        launch.backward(dout[:, :, :length], x, *saved, options, deterministic=is_split)
 
-    def backward(*, deterministic: bool) -> object:
-        return launch.backward(dout, inputs, out, lse2, options, deterministic=deterministic)
-
-    # where a pass runs two kernels, the one that does not change adds a constant to all times
-    passes = {
-        "forward": forward,
-        "backward_queries": partial(backward, deterministic=True),
-        "backward_keys": partial(backward, deterministic=True),
-        "backward_fused": partial(backward, deterministic=False),
-    }
-
+    length = min(L, _SHORT)
+    short = launch.Inputs(*(x[:, :, :length] for x in (q, k, v)), end[:, :length].clamp(max=length))
+    plans = {kernel: list(try_out(kernel, q, v)) for kernel in KERNELS}
+    # the first candidates of each kernel come first
+    named = ([(kernel, config) for config in configs] for kernel, configs in plans.items())
+    pairs = [pair for rank in zip_longest(*named) for pair in rank if pair is not None]
+    if q.is_cuda:
+        _compile_ahead(partial(run, x=short, length=length), pairs, started + limit_s / 2)
     results = {}
-    for kernel, run in passes.items():
-        times = {}
-        for config in try_out(kernel, q, v):
+    for number, (kernel, configs) in enumerate(plans.items(), 1):
+        until = started + limit_s * (1 + number / len(plans)) / 2
+        times: dict[Config, float] = {}
+        for config in configs:
+            if times and time.perf_counter() > until:
+                break
             with forced_configs({kernel: config}):
                 try:
-                    times[config] = clock(run)
-                except OutOfResources:
+                    times[config] = clock(partial(run, kernel))
+                except _UNFIT:
                     continue
         best = min(times, key=times.__getitem__)
         save_config(config_key(kernel, q, v), best)
-        results[kernel] = best, times[best]
+        results[kernel] = Tuned(best, times[best], len(times), len(configs))
     return results
+
+
+def _compile_ahead(
+    run: Callable[[str], None],
+    pairs: Sequence[tuple[str, Config]],
+    until: float,
+) -> None:
+    """Fill the caches of compiled code, on all processors; nothing is timed.
+
+    The compiler lets other threads run, and a kernel is compiled for no length, so that a short row
+    does. Candidates that are not begun by `until` are compiled when they are timed.
+    """
+
+    def compile_one(pair: tuple[str, Config]) -> None:
+        if time.perf_counter() > until:
+            return
+        kernel, config = pair
+        with forced_configs({kernel: config}), suppress(*_UNFIT):
+            run(kernel)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(compile_one, pairs))
 
 
 def typical_row(num_tokens: int, device: str) -> Tensor:
@@ -110,6 +170,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=_DTYPES, default="bf16")
     parser.add_argument("--heads", type=int, nargs=2, default=(32, 8), help="H and H_kv")
     parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--limit", type=float, default=math.inf, metavar="SECONDS")
     args = parser.parse_args()
     (H, H_kv), L = args.heads, args.tokens
 
@@ -119,8 +180,10 @@ def main() -> None:
 
     value_width = args.value_width or args.width
     q, k, v = draw(H, args.width), draw(H_kv, args.width), draw(H_kv, value_width)
-    for kernel, (config, elapsed_ms) in autotune(q, k, v, typical_row(L, "cuda")).items():
-        print(f"{kernel}: {config}, {elapsed_ms:.3f} ms")
+    found = autotune(q, k, v, typical_row(L, "cuda"), limit_s=args.limit)
+    for kernel, tuned in found.items():
+        tried = f"{tuned.num_tried} of {tuned.num_candidates} tried"
+        print(f"{kernel}: {tuned.config}, {tuned.elapsed_ms:.3f} ms, {tried}")
 
 
 if __name__ == "__main__":

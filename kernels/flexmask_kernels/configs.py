@@ -1,9 +1,9 @@
 """Tile sizes, warps and pipeline stages of each kernel, by device and head width.
 
-The table below was chosen by compiling: no configuration spills registers or passes the shared
-memory of its chip (docs/kernels.md). None was timed, because no GPU was at hand; `tuning` replaces
-a line by a measured one. A choice depends on the width of a head, the size of an element and the
-chip, never on the length of a row.
+The table below was chosen by compiling: no configuration spills registers with triton 3.6 or 3.9,
+or passes the shared memory of its chip (docs/kernels.md). None was timed, because no GPU was at
+hand; `tuning` replaces a line by a measured one. A choice depends on the width of a head, the size
+of an element and the chip, never on the length of a row.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Config(NamedTuple):
 # {kernel: {widest head at most: Config}} of 2-byte elements, chips with 227 KB of shared memory
 _LARGE: dict[str, dict[int, Config]] = {
     "forward": {
-        64: Config(128, 128, 8, 3),
+        64: Config(128, 128, 8, 2),
         128: Config(128, 64, 8, 3),
-        256: Config(128, 64, 8, 2),
+        256: Config(128, 32, 8, 2),
     },
     "backward_queries": {
         64: Config(128, 64, 8, 3),
@@ -40,7 +40,7 @@ _LARGE: dict[str, dict[int, Config]] = {
     "backward_keys": {
         64: Config(64, 128, 8, 2),
         128: Config(64, 64, 8, 2),
-        256: Config(32, 32, 8, 2),
+        256: Config(64, 32, 8, 2),
     },
     "backward_fused": {
         64: Config(64, 128, 8, 2),
@@ -50,8 +50,8 @@ _LARGE: dict[str, dict[int, Config]] = {
 }
 # Blackwell's products are summed in a memory of their own, which changes what spills
 _BLACKWELL = _LARGE | {
-    "forward": _LARGE["forward"] | {256: Config(128, 32, 8, 2)},
-    "backward_keys": _LARGE["backward_keys"] | {128: Config(32, 64, 8, 2)},
+    "backward_keys": _LARGE["backward_keys"]
+    | {64: Config(32, 64, 8, 2), 128: Config(32, 64, 8, 1)},
 }
 # with a softcap, a floor, or head widths that are padded, which all take registers
 _NARROW = {"backward_keys": Config(32, 64, 8, 2), "backward_fused": Config(32, 64, 8, 2)}
@@ -59,7 +59,7 @@ _NARROW = {"backward_keys": Config(32, 64, 8, 2), "backward_fused": Config(32, 6
 _SMALL: dict[str, dict[int, Config]] = {
     "forward": {
         64: Config(128, 64, 4, 3),
-        128: Config(128, 64, 8, 2),
+        128: Config(128, 32, 8, 2),
         256: Config(64, 32, 8, 2),
     },
     "backward_queries": {

@@ -17,6 +17,7 @@ from flexmask_kernels.ranges import (
 )
 
 _CHUNK = 128  # blocks that a program of `ranges` looks at in one step
+_RANKED = 16  # lines that a program ranks; more of them take long to compile
 
 
 class Plan(NamedTuple):
@@ -84,13 +85,12 @@ def plan_lines(
             HAS_FLOOR=floor is not None,
             CHUNK=_CHUNK,
         )
-    order_lines_kernel[(triton.cdiv(num_lines, _CHUNK), rows)](
+    order_lines_kernel[(triton.cdiv(num_lines, _RANKED), rows)](
         plan_ptr=lines,
         order_ptr=order,
         num_lines=num_lines,
-        BLOCK=_CHUNK,
+        BLOCK=_RANKED,
         CHUNK=_CHUNK,
-        num_warps=8,
     )
     return Plan(lines, tiles, order)
 

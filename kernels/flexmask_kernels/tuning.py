@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from flexmask_kernels.configs import Config, block_width, capability_of, default_config
 
-_forced: dict[str, Config] = {}
+_forced: ContextVar[dict[str, Config]] = ContextVar("forced configurations", default={})  # noqa: B039 (never written to)
 
 
 def choose_config(kernel: str, q: Tensor, v: Tensor, *, is_plain: bool = True) -> Config:
@@ -34,8 +35,9 @@ def choose_config(kernel: str, q: Tensor, v: Tensor, *, is_plain: bool = True) -
         v: tensor of the head width [..., D_v].
         is_plain: without softcap and floor; only such launches are measured.
     """
-    if kernel in _forced:
-        return _forced[kernel]
+    forced = _forced.get()
+    if kernel in forced:
+        return forced[kernel]
     width = max(q.shape[3], v.shape[3])
     is_plain = is_plain and all(x.shape[3] == block_width(x.shape[3]) for x in (q, v))
     if is_plain:
@@ -49,14 +51,12 @@ def choose_config(kernel: str, q: Tensor, v: Tensor, *, is_plain: bool = True) -
 
 @contextmanager
 def forced_configs(configs: dict[str, Config]) -> Iterator[None]:
-    """Use these configurations, by kernel, whatever was measured or shipped."""
-    before = dict(_forced)
-    _forced.update(configs)
+    """Use these configurations, by kernel, whatever was measured or shipped; in this thread."""
+    token = _forced.set({**_forced.get(), **configs})
     try:
         yield
     finally:
-        _forced.clear()
-        _forced.update(before)
+        _forced.reset(token)
 
 
 def config_key(kernel: str, q: Tensor, v: Tensor) -> str:

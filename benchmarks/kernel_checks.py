@@ -1,0 +1,98 @@
+"""Are the kernels right? Asked of every row in its own dtype, before any figure is taken.
+
+DESIGN: an output or gradient may err by at most twice the error of a plain PyTorch evaluation in
+the same dtype against an fp64 reference, plus rounding; no NaN; results are filled with NaN before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks.attention_runs import NAMES, Inputs, Results
+from benchmarks.kernel_rows import KernelRow
+from benchmarks.kernel_ways import LeftOutError, Way, build_way
+from benchmarks.precise import VisibleRows, attend_precisely
+from benchmarks.record import Measurement
+
+Bounds = Sequence[float]  # of output, dq, dk and dv
+
+
+def check_kernels(row: KernelRow, inputs: Inputs, label: str, measurement: Measurement) -> Bounds:
+    """Hold both modes to fp64 on the first key head and its query heads; returns the bounds.
+
+    Raises:
+        CheckFailedError: an error above its bound, a NaN included.
+    """
+    exact = _group_reference(row, inputs, torch.float64)
+    plain = _group_reference(row, inputs, inputs.q.dtype)
+    eps = torch.finfo(inputs.q.dtype).eps
+    bounds = [
+        2 * _distance(a, b) + 2 * eps * float(b.abs().max())
+        for a, b in zip(plain, exact, strict=True)
+    ]
+    for name in ("triton", "triton_split"):
+        with _empty_is_nan():
+            ours = _first_group(build_way(name, row, inputs).results(row.mask.shape[1]), inputs)
+        for what, a, b, bound in zip(NAMES, ours, exact, bounds, strict=True):
+            measurement.check(f"{what}, {label}, {name}", _distance(a, b), bound)
+    return bounds
+
+
+def check_baseline(way: Way, row: KernelRow, ours: Results, bounds: Bounds) -> None:
+    """Compare a way with ours, where both may be off by the bounds; warms it up as well.
+
+    Raises:
+        LeftOutError: it is further off, so that its figures would say nothing.
+    """
+    theirs = _first_group(way.results(row.mask.shape[1]), way.inputs)
+    for what, a, b, bound in zip(NAMES, theirs, ours, bounds, strict=False):
+        distance = _distance(a[:, : row.num_used], b[:, : row.num_used])
+        if not distance <= 2 * bound:
+            raise LeftOutError(
+                f"wrong {what}: {distance:.3g} from ours, at most {2 * bound:.3g} is rounding"
+            )
+
+
+def first_group(way: Way, row: KernelRow) -> Results:
+    """Results of the first key head and its query heads, in packed order."""
+    return _first_group(way.results(row.mask.shape[1]), way.inputs)
+
+
+def _first_group(results: Results, inputs: Inputs) -> Results:
+    group = inputs.q.shape[1] // inputs.k.shape[1]
+    sizes = (group, group, 1, 1)
+    return tuple(x[0, :size].clone() for x, size in zip(results, sizes, strict=False))
+
+
+def _group_reference(row: KernelRow, inputs: Inputs, dtype: torch.dtype) -> Results:
+    """By definition: out and dq [group, L, D], dk and dv [1, L, D] of the first key head."""
+    q, k, v, dout = (x.detach()[0] for x in inputs)
+    visible = VisibleRows(row.mask.subtree_end[0].to(q.device))
+    heads = [
+        attend_precisely(q[head], k[0], v[0], dout[head], visible, dtype)
+        for head in range(q.shape[0] // k.shape[0])
+    ]
+    out, dq, dk, dv = (torch.stack(column) for column in zip(*heads, strict=True))
+    return out, dq, dk.sum(0, keepdim=True), dv.sum(0, keepdim=True)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())
+
+
+@contextmanager
+def _empty_is_nan() -> Iterator[None]:
+    """Memory that is not written shows: `torch.empty` gives NaN, or an integer out of range."""
+    empty = torch.empty
+
+    def filled(*args: object, **kwargs: object) -> Tensor:
+        x = empty(*args, **kwargs)  # type: ignore[call-overload]
+        return x.fill_(torch.nan if x.is_floating_point() else 2**30)
+
+    with mock.patch.object(torch, "empty", filled):
+        yield

@@ -1,0 +1,195 @@
+"""What a kernel has to do for a mask: tiles, products and bytes, counted without running it.
+
+A tile that a kernel visits costs the same whether one of its pairs is visible or all are, so the
+tiles are the cost; the visible pairs are the use. `KernelCost` holds both, and two figures for the
+traffic with the device's memory, between which the true one lies:
+
+    least      every tensor is read or written once
+    requested  every load and store of every program counts, as if nothing were ever cached
+
+The kernels count their tiles themselves when asked to (COUNT_TILES); a test holds them to this.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from flexmask_kernels.configs import Config
+from torch import Tensor
+
+from flexmask import TreeMask
+
+# products of width D and of width D_v in each tile
+_PRODUCTS = {
+    "forward": (1, 1),  # q.k, P v
+    "backward_queries": (2, 1),  # q.k and dq, dP
+    "backward_keys": (2, 2),  # q.k and dk, dP and dv
+    "backward_fused": (3, 2),  # the same and dq
+}
+_STATISTIC = 4  # bytes of an lse, a delta or an index
+
+
+class Shape(NamedTuple):
+    """Heads, widths and bytes of an element of q, k and v."""
+
+    num_heads: int
+    num_kv_heads: int
+    width: int
+    value_width: int
+    element_size: int
+
+
+class KernelCost(NamedTuple):
+    """What one launch does; tiles, products and bytes of all heads and rows together.
+
+    Attributes:
+        num_full: tiles visited without mask code.
+        num_partial: tiles visited with it.
+        num_flops: floating point operations on visible pairs.
+        num_tile_flops: the same on all pairs of visited tiles, which is what runs.
+        num_bytes_least: traffic if every tensor moves once.
+        num_bytes_requested: traffic if nothing is cached.
+    """
+
+    num_full: int
+    num_partial: int
+    num_flops: int
+    num_tile_flops: int
+    num_bytes_least: int
+    num_bytes_requested: int
+
+
+class Tiles(NamedTuple):
+    """The visited tiles of one row: block of queries, block of keys, whether full; 1-D arrays."""
+
+    query_block: np.ndarray
+    key_block: np.ndarray
+    is_full: np.ndarray
+
+
+def visited_tiles(mask: TreeMask, floor: Tensor | None, block_q: int, block_k: int) -> list[Tiles]:
+    """The tiles that the kernels visit, for each row of the mask.
+
+    Args:
+        mask: with its positions, where there is a floor.
+        floor: int [rows, L], the lowest position that a query sees; None for all.
+        block_q: queries of a tile.
+        block_k: keys of a tile.
+    """
+    found = []
+    for row, ranges in enumerate(mask.tiles(block_q, block_k)):
+        query, key, is_full = ranges.pairs()
+        if floor is not None and mask.position_ids is not None:
+            floor_low, floor_high = _bounds(floor[row], block_q)
+            key_low, key_high = _bounds(mask.position_ids[row], block_k)
+            is_seen = key_high[key] >= floor_low[query]
+            is_full = is_full & (key_low[key] >= floor_high[query])
+            query, key, is_full = query[is_seen], key[is_seen], is_full[is_seen]
+        found.append(Tiles(query, key, is_full))
+    return found
+
+
+def kernel_cost(
+    kernel: str,
+    mask: TreeMask,
+    config: Config,
+    shape: Shape,
+    *,
+    num_visible: int,
+    floor: Tensor | None = None,
+    num_splits: int = 1,
+) -> KernelCost:
+    """The cost of `kernel`, one of `configs.KERNELS`, for all rows of the mask.
+
+    Args:
+        kernel: its name.
+        mask: of B rows.
+        config: its tile size.
+        shape: of q, k and v.
+        num_visible: visible pairs of the mask within the floor, of one head.
+        floor: as in `visited_tiles`.
+        num_splits: programs that share the heads of a group in `backward_keys`.
+    """
+    block_q, block_k = config.block_q, config.block_k
+    length = mask.shape[1]
+    owned = mask.shape[0] * length * _owned(kernel, shape, num_splits)
+    num_full = num_partial = num_requested = 0
+    for tiles in visited_tiles(mask, floor, block_q, block_k):
+        full = int(tiles.is_full.sum())
+        num_full += full
+        num_partial += tiles.is_full.size - full
+        num_requested += _walked(kernel, tiles, config, shape, length, floor is not None)
+    heads, tiles_of_head = shape.num_heads, num_full + num_partial
+    of_width, of_value_width = _PRODUCTS[kernel]
+    flops = 2 * heads * (of_width * shape.width + of_value_width * shape.value_width)
+    return KernelCost(
+        num_full=heads * num_full,
+        num_partial=heads * num_partial,
+        num_flops=flops * num_visible,
+        num_tile_flops=flops * tiles_of_head * block_q * block_k,
+        num_bytes_least=mask.shape[0] * _least(kernel, shape, length),
+        num_bytes_requested=owned + num_requested,
+    )
+
+
+def _walked(
+    kernel: str, tiles: Tiles, config: Config, shape: Shape, length: int, has_floor: bool
+) -> int:
+    """Bytes that all programs of one row load, and add, in their loops."""
+    row_bytes = _row_bytes(shape)
+    keys = np.minimum(config.block_k, length - tiles.key_block * config.block_k)  # in the row
+    queries = np.minimum(config.block_q, length - tiles.query_block * config.block_q)
+    is_partial = ~tiles.is_full
+    if kernel in ("forward", "backward_queries"):
+        mask_bytes = _STATISTIC * (1 + has_floor)  # an end, and a position
+        walked = keys.sum() * row_bytes + keys[is_partial].sum() * mask_bytes
+        walked += _STATISTIC * tiles.is_full.size  # the list of tiles
+    else:
+        walked = queries.sum() * (row_bytes + 2 * _STATISTIC)  # q, dout, lse, delta
+        if has_floor:
+            walked += _STATISTIC * (queries[is_partial].sum() + tiles.is_full.size)
+        if kernel == "backward_fused":
+            walked += queries.sum() * 4 * shape.width  # added to dq in fp32
+    return int(shape.num_heads * walked)
+
+
+def _owned(kernel: str, shape: Shape, num_splits: int) -> int:
+    """Bytes a token that programs load and store outside of their loops, of all heads."""
+    row_bytes, width_bytes = _row_bytes(shape), shape.width * shape.element_size
+    if kernel == "forward":
+        return shape.num_heads * (row_bytes + _STATISTIC)  # q, out, lse
+    if kernel == "backward_queries":
+        return shape.num_heads * (row_bytes + width_bytes + 2 * _STATISTIC)  # q, dout, dq, lse..
+    if kernel == "backward_fused":
+        num_splits = shape.num_heads // shape.num_kv_heads
+    # k, v, end; dk and dv in fp32 where several programs share them
+    gradients = row_bytes if num_splits == 1 else 4 * (shape.width + shape.value_width)
+    return shape.num_kv_heads * num_splits * (row_bytes + gradients + _STATISTIC)
+
+
+def _least(kernel: str, shape: Shape, length: int) -> int:
+    """Bytes of one row if each tensor moves once; planning is not counted, it is small."""
+    row_bytes, heads = _row_bytes(shape), shape.num_heads
+    keys = shape.num_kv_heads * row_bytes  # k and v, or dk and dv
+    if kernel == "forward":
+        rows = heads * (row_bytes + _STATISTIC) + keys
+    elif kernel == "backward_queries":
+        rows = heads * (row_bytes + shape.width * shape.element_size + 2 * _STATISTIC) + keys
+    else:
+        rows = heads * (row_bytes + 2 * _STATISTIC) + 2 * keys
+        if kernel == "backward_fused":
+            rows += heads * 4 * shape.width
+    return length * (rows + _STATISTIC)
+
+
+def _row_bytes(shape: Shape) -> int:
+    """Bytes of a key and its value, of a query and its output, or of both gradients, of a head."""
+    return (shape.width + shape.value_width) * shape.element_size
+
+
+def _bounds(values: Tensor, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest value of each block of a row [L]."""
+    array = values.cpu().numpy()
+    starts = np.arange(0, array.size, block)
+    return np.minimum.reduceat(array, starts), np.maximum.reduceat(array, starts)

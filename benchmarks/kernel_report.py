@@ -1,0 +1,130 @@
+"""Tables, plot and targets of the kernels' benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kernel_ways import WAYS
+from benchmarks.plots import draw_bars
+from benchmarks.record import Record, Row, Target
+from benchmarks.tables import Table, seconds, size, times
+
+_RATES: dict[int, tuple[float, float]] = {  # {head width: TFLOP/s at least, forward and backward}
+    128: (430, 330),
+    64: (380, 300),
+}
+_LONG, _SHORT, _PAPER = (1.2, 1.5), (1.8, 2.0), 2.5  # times faster than FlexAttention
+
+
+def tables(record: Record) -> list[Table]:
+    rows, directions = record["rows"], ("forward", "backward")
+    found = [_by_way(f"TFLOP/s, {d}", rows, ("tflops", d), times) for d in directions]
+    found += [_by_way(f"Time, {d}", rows, ("elapsed_s", d), seconds) for d in directions]
+    for direction in (*directions, "both"):
+        heading = f"Time / time of our fast mode, {direction}"
+        found.append(_by_way(heading, rows, ("slower", direction), times))
+    return [*found, _costs(rows), *_left_out(rows)]
+
+
+def _by_way(
+    heading: str, rows: Sequence[Row], place: tuple[str, str], show: Callable[[Any], str]
+) -> Table:
+    """One line per row, one column per way that has a figure at `place` in any of them."""
+    kind, direction = place
+    cells = {name: [show(row[kind][direction].get(name)) for row in rows] for name in WAYS}
+    shown = {name: column for name, column in cells.items() if set(column) != {"-"}}
+    lines = [(_label(row), *(column[i] for column in shown.values())) for i, row in enumerate(rows)]
+    return Table(heading, ("row", *(WAYS[name] for name in shown)), lines)
+
+
+def _costs(rows: Sequence[Row]) -> Table:
+    lines = [
+        (
+            f"{_label(row)}, {kernel}",
+            f"{cost['config'][0]} x {cost['config'][1]}",
+            f"{cost['num_full']:,}",
+            f"{cost['num_partial']:,}",
+            f"{cost['num_flops'] / 1e12:.3g}",
+            f"{cost['num_flops'] / cost['num_tile_flops']:.3f}",
+            size(cost["num_bytes_least"]),
+            size(cost["num_bytes_requested"]),
+        )
+        for row in rows
+        for kernel, cost in row["cost"].items()
+    ]
+    columns = (
+        *("row and kernel", "tile", "full tiles", "partial tiles", "TFLOP on visible pairs"),
+        *("visible / visited", "bytes, at least", "bytes, without caches"),
+    )
+    return Table("What the kernels have to do, counted", columns, lines)
+
+
+def _left_out(rows: Sequence[Row]) -> list[Table]:
+    """What has no figure and why; rows of one reason in one line."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for name, reason in row["left_out"].items():
+            way, comma, direction = name.partition(",")
+            where.setdefault((WAYS[way] + comma + direction, reason), []).append(_label(row))
+    lines = [
+        (way, "all rows" if len(labels) == len(rows) else "; ".join(labels), reason)
+        for (way, reason), labels in where.items()
+    ]
+    return [Table("Without a figure", ("way", "rows", "reason"), lines)] if lines else []
+
+
+def draw(record: Record, path: Path) -> str:
+    widest = max(row["head_width"] for row in record["rows"])
+    rows = [row for row in record["rows"] if row["head_width"] == widest]
+    names = [
+        name
+        for name in WAYS
+        if any(name in row["tflops"][d] for row in rows for d in ("forward", "backward"))
+    ]
+    groups = [(row, direction) for row in rows for direction in ("forward", "backward")]
+    draw_bars(
+        [f"{row['name'].replace(' to ', chr(10) + 'to ')}\n{d}" for row, d in groups],
+        {
+            WAYS[name]: [row["tflops"][d].get(name, {"median": 0.0})["median"] for row, d in groups]
+            for name in names
+        },
+        path,
+        x_label=f"row, head width {widest}",
+        y_label="TFLOP/s on visible pairs",
+    )
+    return f"TFLOP/s on visible pairs, head width {widest}; what was not measured has no bar"
+
+
+def targets(rows: Sequence[Row]) -> list[Target]:
+    """The goals of which every figure is there; the lowest of the rows counts."""
+    found = []
+    long = [row for row in rows if not row["is_short"]]
+    short = [row for row in rows if row["is_short"]]
+    for width, goals in _RATES.items():
+        for direction, goal in zip(("forward", "backward"), goals, strict=True):
+            rates = _medians(
+                [r for r in long if r["head_width"] == width], "tflops", direction, ["triton"]
+            )
+            name = f"TFLOP/s {direction}, D {width}, lowest of the long rows measured"
+            found += [Target(name, goal, min(rates))] if rates else []
+    for group, factors, kind in ((long, _LONG, "long"), (short, _SHORT, "short")):
+        for direction, goal in zip(("forward", "backward"), factors, strict=True):
+            ratios = _medians(group, "slower", direction, ["flex", "flex_tma"])
+            name = (
+                f"times faster than FlexAttention, {direction}, lowest of the {kind} rows measured"
+            )
+            found += [Target(name, goal, min(ratios))] if ratios else []
+    ratios = _medians(rows, "slower", "both", ["flex_paper"])
+    name = "times faster than FlexAttention on the paper's order, lowest of the rows measured"
+    return found + ([Target(name, _PAPER, min(ratios))] if ratios else [])
+
+
+def _medians(rows: Sequence[Row], kind: str, direction: str, names: Sequence[str]) -> list[float]:
+    figures = (row[kind][direction].get(name) for row in rows for name in names)
+    return [figure["median"] for figure in figures if figure is not None]
+
+
+def _label(row: Row) -> str:
+    return f"{row['name']}, D {row['head_width']}"

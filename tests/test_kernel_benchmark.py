@@ -1,0 +1,237 @@
+"""`python -m benchmarks kernels` on tiny rows in Triton's interpreter: every path but the GPU's.
+
+Like `test_triton_interpreter`, whose process runs this file too, it needs TRITON_INTERPRET=1.
+"""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from backend_cases import (
+    mask_from_depths,
+    masks,
+    random_inputs,
+    reaches,
+    within_reach,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("runs in the interpreter's process", allow_module_level=True)
+
+from flexmask_kernels import launch
+from flexmask_kernels.configs import KERNELS, Config
+from flexmask_kernels.tuning import forced_configs
+
+from benchmarks import kernel_checks, kernel_ways, kernels
+from benchmarks.__main__ import main
+from benchmarks.kernel_cost import Shape, kernel_cost, visited_tiles
+from benchmarks.kernel_report import targets
+from benchmarks.kernel_rows import make_row, row_makers
+from benchmarks.report import write_report
+from flexmask import PrefixTree, compile_mask
+from flexmask.backends.reach import position_floor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the results of a whole quick run."""
+    path = tmp_path_factory.mktemp("results")
+    assert main(["kernels", "--quick", "--output", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def record(folder):
+    return json.loads((folder / "kernels-cpu.json").read_text())
+
+
+def test_every_way_has_a_figure_or_a_reason(record):
+    for row in record["rows"]:
+        for name in kernel_ways.WAYS:
+            assert (
+                name in row["left_out"]
+                or name in row["tflops"]["backward"]
+                or (name in row["tflops"]["forward"] and f"{name}, backward" in row["left_out"])
+            )
+        assert set(row["tflops"]["backward"]) == {"triton", "triton_split", "dense", "npass"}
+        assert set(row["slower"]["both"]) == {"dense", "npass"}
+        assert row["left_out"]["flex_tma"] == "USE_TMA needs a Hopper GPU or a newer one"
+    assert not record["targets"]
+    assert "of 2 tried" in record["settings"]["tuning_D16"]
+
+
+def test_both_modes_were_held_to_the_reference_on_every_row(record):
+    names = {check["name"] for check in record["checks"]}
+    for row in record["rows"]:
+        for way in ("triton", "triton_split"):
+            assert f"gradient of q, {row['name']}, D 16, {way}" in names
+
+
+def test_the_page_shows_what_has_no_figure_and_why(folder, tmp_path):
+    page = write_report(folder, tmp_path).read_text()
+    assert "## Triton kernels" in page
+    assert "FlexAttention has no backward pass on CPUs" in page
+    assert (tmp_path / "images" / "benchmark-kernels-cpu.png").exists()
+
+
+def test_a_wrong_kernel_is_not_reported(tmp_path, monkeypatch, capsys):
+    def half(*args, **options):
+        out, lse2 = forward(*args, **options)
+        return out / 2, lse2
+
+    forward = launch.forward
+    monkeypatch.setattr(kernels, "tune", lambda *_, **__: "")
+    monkeypatch.setattr(launch, "forward", half)
+    assert main(["kernels", "--quick", "--output", str(tmp_path)]) == 1
+    assert "kernels: wrong result, nothing reported: output, 2 turns" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_out_of_time_is_recorded_whole(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(kernels, "tune", lambda *_, **__: "")
+    monkeypatch.setattr(kernels, "_BUDGET_S", 0.0)
+    assert main(["kernels", "--quick", "--output", str(tmp_path)]) == 0
+    (row, _) = json.loads((tmp_path / "kernels-cpu.json").read_text())["rows"]
+    assert row["cost"]["forward"]["num_partial"] > 0
+    assert row["left_out"] == dict.fromkeys(
+        kernel_ways.WAYS, "not reached in the time that the run has"
+    )
+    assert "Without a figure" in capsys.readouterr().out
+
+
+def test_a_wrong_baseline_is_left_out_with_the_reason():
+    (row, inputs) = tiny_row()
+    ours = kernel_checks.first_group(kernel_ways.build_way("dense", row, inputs), row)
+    way = kernel_ways.build_way("npass", row, inputs)
+    kernel_checks.check_baseline(way, row, ours, [1e-2] * 4)
+    wrong = kernel_ways.Way(way.inputs, lambda q, k, v: 2 * way.attend(q, k, v), way.index)
+    with pytest.raises(kernel_ways.LeftOutError, match=r"wrong output: .* from ours"):
+        kernel_checks.check_baseline(wrong, row, ours, [1e-2] * 4)
+
+
+def tiny_row():
+    row = make_row("tiny", [PrefixTree.from_turns([(2, 5, 3)] * 3)], 48)
+    q, k, v, dout = random_inputs(row.mask, dtype=torch.float32)
+    dout[:, :, row.num_used :] = 0
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    return row, kernel_ways.Inputs(*leaves, dout)
+
+
+def test_ancestors_in_the_papers_order_are_those_of_the_tree():
+    row, _ = tiny_row()
+    order = row.paper_order
+    enter, leave = order.int(), row.mask.subtree_end[0][order]
+    seen = (enter[None, :] <= enter[:, None]) & (enter[:, None] < leave[None, :])
+    assert torch.equal(seen, row.mask.to_dense()[0][order][:, order])
+    tables = kernel_ways._wide(kernel_ways._tables_of_ancestors(enter, leave))
+    assert tables.kv_num_blocks.tolist() == [[[1]]]
+
+
+@pytest.mark.parametrize("name", row_makers(quick=False))
+def test_rows_have_the_length_that_their_name_says(name):
+    row = row_makers(quick=False)[name]()
+    assert row.mask.shape[1] == 1024 * int(name.rpartition(" to ")[2].removesuffix("K"))
+    assert row.num_used > 0.95 * row.mask.shape[1]
+    assert row.is_short == name.startswith("2-6")
+    assert sorted(torch.cat(row.samples).unique().tolist()) == list(range(row.num_used))
+
+
+@settings(max_examples=15)
+@given(
+    mask=masks(max_rows=2, max_tokens=60),
+    reach=reaches(),
+    tile=st.sampled_from([(16, 16), (16, 32), (32, 16)]),
+    deterministic=st.booleans(),
+)
+def test_kernels_visit_the_tiles_that_the_cost_model_counts(mask, reach, tile, deterministic):
+    q, k, v, dout = random_inputs(mask, heads=2, kv_heads=1, dtype=torch.float32)
+    floor = position_floor(mask.position_ids, **reach)
+    positions = None if floor is None else mask.position_ids
+    inputs = launch.Inputs(q, k, v, mask.subtree_end, positions, floor)
+    counters = launch.Counters(*torch.zeros(3, 2, dtype=torch.int32))
+    config = Config(*tile, 1, 1)
+    with forced_configs(dict.fromkeys(KERNELS, config)):
+        options = launch.Options(0.5)
+        out, lse2 = launch.forward(inputs, options, counters)
+        launch.backward(
+            dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters
+        )
+    num_visible = int(within_reach(mask, **reach).sum())
+    counted = {
+        "forward": counters.forward,
+        "backward_queries": counters.backward_queries,
+        "backward_keys" if deterministic else "backward_fused": counters.backward_keys,
+    }
+    if not deterministic:
+        del counted["backward_queries"]
+    for kernel, tiles in counted.items():
+        shape = Shape(2, 1, 8, 8, 4)
+        cost = kernel_cost(kernel, mask, config, shape, num_visible=num_visible, floor=floor)
+        assert tiles.tolist() == [cost.num_full, cost.num_partial]
+        assert cost.num_flops <= cost.num_tile_flops
+        assert cost.num_bytes_least > 0
+
+
+@given(mask=masks(max_rows=1, max_tokens=60), reach=reaches())
+def test_counted_tiles_hold_every_visible_pair(mask, reach):
+    visible = within_reach(mask, **reach)[0].numpy()
+    floor = position_floor(mask.position_ids, **reach)
+    (tiles,) = visited_tiles(mask, floor, 8, 4)
+    covered = np.zeros_like(visible)
+    for query, key, is_full in zip(*tiles, strict=True):
+        part = np.s_[query * 8 : query * 8 + 8, key * 4 : key * 4 + 4]
+        assert not covered[part].any()
+        covered[part] = True
+        assert visible[part].all() or not is_full
+    assert not (visible & ~covered).any()
+
+
+def test_cost_of_a_single_tile_is_counted_by_hand():
+    mask = mask_from_depths([*range(16)])
+    shape = Shape(2, 1, 8, 4, 2)
+    cost = kernel_cost("forward", mask, Config(16, 16, 1, 1), shape, num_visible=136)
+    assert (cost.num_full, cost.num_partial) == (0, 2)
+    assert cost.num_flops == 2 * 2 * 136 * (8 + 4)
+    # q, out, lse of two heads; k and v of one; ends
+    assert cost.num_bytes_least == 16 * (2 * (16 + 8 + 4) + (16 + 8) + 4)
+    # and what two programs load: k, v and ends each, and the number of their tile
+    assert cost.num_bytes_requested == 16 * 2 * (16 + 8 + 4) + 2 * (16 * (16 + 8 + 4) + 4)
+
+
+def test_the_lowest_figure_is_held_against_a_goal():
+    def row(width, rate, slower, *, is_short=False):
+        figure = {"median": rate}
+        return {
+            "is_short": is_short,
+            "head_width": width,
+            "tflops": {"forward": {"triton": figure}, "backward": {"triton": figure}},
+            "slower": {
+                "forward": {"flex": {"median": slower}, "flex_tma": {"median": slower - 0.1}},
+                "backward": {},
+                "both": {"flex_paper": {"median": 3.0}},
+            },
+        }
+
+    rows = [row(128, 500, 1.5), row(128, 420, 1.4), row(64, 1, 2.0, is_short=True)]
+    found = {target.name: (target.goal, round(target.measured, 3)) for target in targets(rows)}
+    assert found == {
+        "TFLOP/s forward, D 128, lowest of the long rows measured": (430, 420),
+        "TFLOP/s backward, D 128, lowest of the long rows measured": (330, 420),
+        "times faster than FlexAttention, forward, lowest of the long rows measured": (1.2, 1.3),
+        "times faster than FlexAttention, forward, lowest of the short rows measured": (1.8, 1.9),
+        "times faster than FlexAttention on the paper's order, lowest of the rows measured": (
+            *(2.5, 3.0),
+        ),
+    }
+
+
+def test_a_causal_row_needs_no_more_than_its_triangle():
+    mask = compile_mask(PrefixTree.from_turns([(64, 0, 0)]))
+    shape = Shape(1, 1, 16, 16, 2)
+    cost = kernel_cost("forward", mask, Config(16, 16, 1, 1), shape, num_visible=mask.num_visible)
+    assert (cost.num_full, cost.num_partial) == (6, 4)
