@@ -93,6 +93,16 @@ def test_no_kernel_is_specialised_on_a_length():
                 assert parameter.do_not_specialize, (found.name, parameter.name)
 
 
+@pytest.mark.parametrize("has_floor", [False, True], ids=["all", "floor"])
+def test_a_first_call_compiles_few_kernels(has_floor):
+    """Four for a forward pass, whose planning the backward passes mostly share."""
+    first = ["block_bounds", "list_tiles", "order_lines", "forward"]
+    found = list(launches(90, width=64, has_floor=has_floor))
+    assert found[:4] == first
+    planning = set() if has_floor else {"key_ranges"}
+    assert set(found[4:]) == {"delta", *planning, *ATTENTION} - {"forward"}
+
+
 def table_lines():
     yield "| kernel | chip | D | tile (queries x keys) | warps | stages | registers | spills | KB |"
     yield "|---|---|---|---|---|---|---|---|---|"

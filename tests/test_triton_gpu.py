@@ -1,8 +1,11 @@
 """The Triton kernels on a GPU: values, both modes of the backward pass, graphs."""
 
+from unittest import mock
+
 import pytest
 import torch
 from backend_cases import mask_from_depths, random_inputs, run, run_reference, stack
+from torch.utils.checkpoint import checkpoint
 
 from flexmask import PrefixTree, compile_mask
 from flexmask.backends.api import dispatch
@@ -89,6 +92,91 @@ def test_deterministic_gradients_are_bitwise_equal(option):
     )
     for x, y in zip(first, second, strict=True):
         assert torch.equal(x, y)
+
+
+@modes
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 1000])
+def test_serves_rows_of_any_length(length, deterministic):
+    mask = mask_from_depths([*range(length - length // 3), *range(length // 3)]).to("cuda")
+    check(mask, inputs_on_gpu(mask), deterministic)
+
+
+@modes
+@pytest.mark.parametrize("option", ["plain", "window", "chunk"])
+def test_options_hold_for_unequal_widths_and_several_rows(option, deterministic):
+    mask = MASKS["batch"].to("cuda")
+    inputs = inputs_on_gpu(mask, width=96, value_width=72)
+    check(mask, inputs, deterministic, **OPTIONS[option])
+
+
+def test_strides_do_not_matter():
+    mask = MASKS["batch"].to("cuda")
+    inputs = inputs_on_gpu(mask)
+    odd = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in inputs]
+    for x, y in zip(
+        run_triton(mask, *odd, deterministic=True),
+        run_triton(mask, *inputs, deterministic=True),
+        strict=True,
+    ):
+        assert torch.equal(x, y)
+
+
+@modes
+def test_results_overwrite_memory_that_holds_nan(deterministic):
+    mask = MASKS["batch"].to("cuda")
+    empty = torch.empty
+
+    def filled(*args, **kwargs):
+        x = empty(*args, **kwargs)
+        return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(2**30)
+
+    with mock.patch.object(torch, "empty", filled):
+        check(mask, inputs_on_gpu(mask), deterministic)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_changes_nothing(use_reentrant):
+    mask = MASKS["conversation"].to("cuda")
+    *qkv, dout = inputs_on_gpu(mask)
+    leaves = [x.detach().requires_grad_() for x in qkv]
+
+    def attend(q, k, v):
+        return dispatch(q, k, v, mask.subtree_end, backend="triton")
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        out = checkpoint(attend, *leaves, use_reentrant=use_reentrant)
+        out.backward(dout)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    plain = run_triton(mask, *qkv, dout, deterministic=True)
+    for x, y in zip((out, *(x.grad for x in leaves)), plain, strict=True):
+        assert torch.equal(x, y)
+
+
+@modes
+def test_counters_equal_the_tiles_of_the_mask(deterministic):
+    from flexmask_kernels import launch
+    from flexmask_kernels.tuning import choose_config
+
+    mask = MASKS["batch"]
+    q, k, v, dout = inputs_on_gpu(mask)
+    counters = launch.Counters(*torch.zeros(3, 2, dtype=torch.int32, device="cuda"))
+    inputs = launch.Inputs(q, k, v, mask.subtree_end.cuda())
+    options = launch.Options(0.1)
+    out, lse2 = launch.forward(inputs, options, counters)
+    launch.backward(
+        dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters
+    )
+    kernels = {"forward": counters.forward}
+    kernels["backward_keys" if deterministic else "backward_fused"] = counters.backward_keys
+    if deterministic:
+        kernels["backward_queries"] = counters.backward_queries
+    for kernel, counted in kernels.items():
+        config = choose_config(kernel, q, v)
+        ranges = mask.tiles(config.block_q, config.block_k)
+        full = 8 * sum(row.num_full for row in ranges)
+        assert counted.tolist() == [full, 8 * sum(row.num_visited for row in ranges) - full]
 
 
 def test_a_cuda_graph_replays_for_another_mask():

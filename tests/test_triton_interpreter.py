@@ -347,6 +347,34 @@ def test_autotune_keeps_the_fastest_and_knows_no_length(tmp_path, monkeypatch):
 
 
 @interpreted
+def test_autotune_stops_in_time_with_at_least_the_current_configuration(tmp_path, monkeypatch):
+    from flexmask_kernels.autotune import autotune, candidates
+
+    monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
+    mask = mask_from_depths([*range(7)])
+    q, k, v, _ = random_inputs(mask, width=16, value_width=16, dtype=torch.float32)
+    found = autotune(q, k, v, mask.subtree_end, clock=lambda run: run() or 1.0, limit_s=0)
+    for kernel, tuned in found.items():
+        assert tuned.config == candidates(kernel, q, v)[0]
+        assert (tuned.num_tried, tuned.elapsed_ms) == (1, 1.0)
+        assert tuned.num_candidates == len(set(candidates(kernel, q, v)))
+
+
+@interpreted
+def test_compiling_ahead_runs_every_candidate_in_its_own_configuration():
+    from flexmask_kernels.autotune import _compile_ahead
+    from flexmask_kernels.tuning import choose_config
+
+    q, _, v, _ = random_inputs(SMALL, dtype=torch.float32)
+    pairs = [(kernel, Config(16, 16, 1, stages)) for kernel in KERNELS for stages in range(1, 9)]
+    seen = []
+    _compile_ahead(lambda kernel: seen.append((kernel, choose_config(kernel, q, v))), pairs, np.inf)
+    assert sorted(seen) == sorted(pairs)
+    _compile_ahead(seen.clear, pairs, -np.inf)  # too late for any
+    assert len(seen) == len(pairs)
+
+
+@interpreted
 def test_an_unreadable_cache_is_ignored(tmp_path, monkeypatch):
     from flexmask_kernels.tuning import choose_config
 
