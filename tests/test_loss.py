@@ -100,7 +100,7 @@ def test_rejects_labels_that_are_not_shifted(logits, given):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(logprobs, "_CHUNK_ELEMENTS", 12)  # two positions of five tokens
+    monkeypatch.setattr(logprobs, "_CHUNK_ELEMENTS_ON_CPU", 12)  # two positions of five tokens
 
 
 def by_definition(logits, positions, tokens):
