@@ -184,5 +184,21 @@ class TreeLoss:
         if shift_labels is None:
             raise DataError("loss_weights belong to shift_labels, which are missing")
         return weighted_causal_loss(
-            logits, shift_labels, loss_weights, kwargs.get("num_items_in_batch")
+            logits, shift_labels, _as_given(loss_weights), kwargs.get("num_items_in_batch")
         )
+
+
+def _as_given(loss_weights: Tensor) -> Tensor:
+    """Loss weights that may have come through the mixed precision of a trainer.
+
+    int32 are the bits of fp32, see `TreeTrainer`. Halves have been rounded on the way, such as 1/3
+    by a part in 1,500: FSDP and DeepSpeed do that to every floating-point argument of a model.
+    """
+    if loss_weights.dtype == torch.int32:
+        return loss_weights.view(torch.float32)
+    if loss_weights.dtype in (torch.bfloat16, torch.float16):
+        raise UnsupportedModelError(
+            f"loss_weights must be float32 or float64, got {loss_weights.dtype}, which has rounded "
+            "them; use TreeTrainer, which keeps them exact under FSDP and DeepSpeed"
+        )
+    return loss_weights

@@ -15,6 +15,7 @@ from flexmask.fitting import FittedTrees
 from flexmask.sampler import TreeBatchSampler
 from flexmask.splitting import Overflow
 from flexmask.weighting import Weighting
+from flexmask.whole_file import whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -41,7 +42,7 @@ class TrainConfig:
         from_config: draw the weights at random from the model's config instead of loading them.
         dtype: data type the model is loaded in: "auto", "float32", "bfloat16" or "float16".
         use_peft, lora_r, lora_alpha, lora_dropout, lora_target_modules: train LoRA adapters only.
-        resume: go on from the last checkpoint in `output`.
+        resume: go on from the last checkpoint in `output`; where there is none yet, begin.
     """
 
     model: str
@@ -78,7 +79,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     """
     import transformers
 
-    check_output(config)
+    checkpoint = check_output(config)
     check_training_arguments(training, config)
     tokenizer = load_tokenizer(config)
     collator = TreeCollator(
@@ -92,6 +93,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     model = load_model(config)
     sampler = make_batch_sampler(config, training, train_set, model)
 
+    from flexmask.checkpoints import disk_errors
     from flexmask.model import patch
     from flexmask.trainer import TreeTrainer
 
@@ -107,27 +109,44 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         processing_class=tokenizer,
         batch_sampler=sampler,
     )
-    trainer.train(resume_from_checkpoint=config.resume or None)
+    if config.resume and checkpoint is None and trainer.is_world_process_zero():
+        print(f"{config.output}: holds no checkpoint yet, begins at step 0", file=sys.stderr)
+    trainer.train(resume_from_checkpoint=checkpoint)
     if eval_set is not None:
         trainer.log(trainer.evaluate())
     trainer.save_model()
-    trainer.save_state()
     if trainer.is_world_process_zero():
-        draw_training(trainer.state.log_history, Path(config.output) / "loss.png")
+        output = Path(config.output)
+        with disk_errors(output):
+            with whole_file(output / "trainer_state.json") as partial:
+                trainer.state.save_to_json(str(partial))
+            draw_training(trainer.state.log_history, output / "loss.png")
 
 
-def check_output(config: TrainConfig) -> None:
-    """Raise DataError unless the output folder is free, or holds a run that is to be resumed."""
+def check_output(config: TrainConfig) -> str | None:
+    """The checkpoint to resume from, or None to begin.
+
+    Raises:
+        DataError: the output folder is not free, and there is nothing in it to resume.
+    """
     from transformers.trainer_utils import get_last_checkpoint
+
+    from flexmask.checkpoints import STAGING
 
     output = Path(config.output)
     if output.exists() and not output.is_dir():
         raise DataError(f"{output}: is a file; name a folder for --output")
-    held = output.is_dir() and any(output.iterdir())
-    if config.resume and (not held or get_last_checkpoint(str(output)) is None):
-        raise DataError(f"{output}: holds no checkpoint to resume; leave out --resume")
-    if held and not config.resume:
-        raise DataError(f"{output}: holds another run; use --resume or another --output")
+    held = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if not config.resume:
+        if held:
+            raise DataError(f"{output}: holds another run; use --resume or another --output")
+        return None
+    checkpoint = get_last_checkpoint(str(output)) if held else None
+    if checkpoint is None and held - {STAGING}:
+        raise DataError(
+            f"{output}: holds files but no checkpoint to resume; empty it, or use another --output"
+        )
+    return checkpoint
 
 
 def check_training_arguments(training: TrainingArguments, config: TrainConfig) -> None:

@@ -21,7 +21,8 @@ LEFT_TO_RIGHT = (
     *("tree", "layout", "npass", "splitting", "filling", "packing"),
     *("fitting", "epoch_plan", "sampler"),
     *("mask", "backends", "logprobs", "loss", "model"),
-    *("collator", "dataset", "figures", "random_model", "plan", "trainer", "train"),
+    *("collator", "dataset", "figures", "random_model", "plan"),
+    *("checkpoints", "trainer", "train"),
     *("show", "verify", "demo", "commands", "cli", "__main__"),
 )
 

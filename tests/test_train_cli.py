@@ -214,7 +214,6 @@ def test_bad_data_is_one_line_and_leaves_nothing(model_dir, bad_files, capsys, f
         (("--chat_template", "none.jinja"), "none.jinja: no such file"),
         (("--label_smoothing_factor", 0.1), "--label_smoothing_factor must be 0"),
         (("--eval_split", 2), r"--eval_split must be in [0, 1), got 2.0"),
-        (("--resume",), "holds no checkpoint to resume"),
     ],
 )
 def test_bad_options_are_one_line_and_leave_nothing(

@@ -60,7 +60,7 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--lora_alpha", type=int, default=32)
     add("--lora_dropout", type=float, default=0.0)
     add("--lora_target_modules", nargs="+", default=["all-linear"])
-    add("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    add("--resume", action="store_true", help="go on from the last checkpoint, or begin")
 
 
 def run_train(options: argparse.Namespace, others: Sequence[str]) -> int:

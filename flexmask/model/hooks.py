@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.loss import TreeLoss
 from flexmask.mask import TreeMask
+from flexmask.model.structure import find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -69,11 +70,30 @@ def check_result(
                 f"{type(module).__name__} ran its attention on the tree in {num_called} of "
                 f"{len(patch.layers)} layers; the others ignored the mask, and the result is wrong"
             )
-    is_weighted = kwargs.get("labels") is not None and kwargs.get("loss_weights") is not None
-    if is_weighted and (patch.loss is None or not patch.loss.was_called):
+    if kwargs.get("labels") is not None and (patch.loss is None or not patch.loss.was_called):
+        _check_fused_loss(module, kwargs)
+
+
+def _check_fused_loss(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModelError if a loss that is not the model's own ignored a part of a batch.
+
+    Liger and TRL replace the forward of a model by one that computes the loss by itself.
+    """
+    if kwargs.get("loss_weights") is not None:
         raise UnsupportedModelError(
             f"{type(module).__name__} computed its loss without loss_weights; where a fused loss "
             "has replaced its loss function, turn it off"
+        )
+    forward: Any = find_model(module).forward
+    names: set[Any] = set()
+    while forward is not None:
+        if code := getattr(forward, "__code__", None):
+            names.update(code.co_varnames, code.co_consts)
+        forward = getattr(forward, "__wrapped__", None)
+    if kwargs.get("shift_labels") is not None and "shift_labels" not in names:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} computed its loss by a fused one that knows no shift_labels, "
+            "and so shifted the labels a second time; take a newer version of it, or turn it off"
         )
 
 
