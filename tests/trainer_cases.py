@@ -1,0 +1,102 @@
+"""Three steps of SGD by hand on separate sequences, which every trainer has to equal."""
+
+import copy
+from functools import cache
+
+import torch
+from model_cases import tiny_model
+from strategies import random_samples
+from transformers import TrainingArguments
+
+from flexmask.collator import TreeCollator
+from flexmask.loss import weighted_causal_loss
+from flexmask.npass import npass_batches
+from flexmask.weighting import weigh_samples
+
+LEARNING_RATE = 0.1
+NUM_STEPS = 3
+# All of them make one step, so that neither the order nor the number of processes matters; no two
+# have the same number of trained tokens.
+CONVERSATIONS = [
+    random_samples(seed, num_samples=2 + seed, stem=4 + seed, tail=3 + seed) for seed in range(4)
+]
+
+
+def arguments(folder, kind=TrainingArguments, **settings):
+    """Full batches, SGD, a constant rate, no clipping: a step is linear in its gradient."""
+    return kind(
+        **{
+            "output_dir": str(folder),
+            "num_train_epochs": NUM_STEPS,
+            "per_device_train_batch_size": len(CONVERSATIONS),
+            "optim": "sgd",
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "remove_unused_columns": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        | settings
+    )
+
+
+def trees(weighting="token"):
+    collator = TreeCollator(weighting=weighting)
+    return [collator.tree(samples) for samples in CONVERSATIONS]
+
+
+@cache
+def npass_weights(weighting="token"):
+    """Parameters of the tiny model before and after three steps of N-pass, by name."""
+    model = tiny_model("llama")
+    before = parameters(model)
+    return before, train_npass(model, weighting)
+
+
+def train_npass(model, weighting="token"):
+    """Its parameters after three steps by hand, divided by the weights of a whole step."""
+    samples = [s for group in CONVERSATIONS for s in weigh_samples(group, weighting)]
+    total = sum(float(sample.loss_weights[1:].sum()) for sample in samples)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=LEARNING_RATE)
+    for _ in range(NUM_STEPS):
+        for batch in npass_batches(samples):
+            logits = model(batch["input_ids"]).logits
+            loss = weighted_causal_loss(
+                logits, batch["shift_labels"], batch.get("loss_weights"), total
+            )
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return parameters(model)
+
+
+def parameters(model):
+    return {name: p.detach().clone() for name, p in copy.copy(model).named_parameters()}
+
+
+def assert_same_weights(ours, before, theirs):
+    """Every parameter has moved as in N-pass, to 1e-5 of its way.
+
+    A step of SGD is linear in the gradient, and gradients are held to 1e-5 of N-pass, those that
+    are zero but for rounding to 1e-5 of a tenth of the largest (`model_cases.largest_error`); so
+    the ways are, too. Beside that each step rounds each weight once, by at most 2^-24 of it.
+    """
+    assert ours.keys() == theirs.keys()
+    ways = {name: theirs[name] - before[name] for name in theirs}
+    largest = max(way.abs().max().item() for way in ways.values())
+    assert largest > 1e-3
+    for name, way in ways.items():
+        error = (ours[name] - theirs[name]).norm()
+        rounding = NUM_STEPS * 2**-24 * theirs[name].norm()
+        bound = 1e-5 * way.norm().clamp_min(0.1 * largest) + rounding
+        assert error <= bound, f"{name}: moved {way.norm():.1e}, differs by {error:.1e}"
+
+
+def difference(ours, theirs):
+    """The distance of all weights together, 2-norm."""
+    return torch.stack([(ours[name] - theirs[name]).norm() for name in theirs]).norm().item()
