@@ -8,17 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 from model_cases import tiny_model
+from safetensors.torch import load_file
 from test_trainers import lora_model
 from trainer_cases import assert_same_weights, npass_weights, parameters, train_npass, trees
 
 from flexmask import TreeCollator, patch
 
 TESTS = Path(__file__).parent
+EXAMPLES = TESTS.parent / "examples" / "trainers"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+ACCELERATE = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2),
+    *("--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"),
+)
 
 
-def launch(*command):
-    """What a command of this Python said, after it ended well."""
+def launch(*command, fails=False):
+    """What a command of this Python said, after it ended as it should."""
     result = subprocess.run(
         [sys.executable, *map(str, command)],
         capture_output=True,
@@ -27,7 +33,7 @@ def launch(*command):
         timeout=400,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert (result.returncode != 0) == fails, result.stderr[-3000:]
     return result.stderr
 
 
@@ -64,3 +70,75 @@ def test_mixed_precision_rounds_neither_loss_weights_nor_their_sum(results, shar
 
 def test_the_stock_trainer_is_refused_where_it_would_round_loss_weights(results):
     assert "loss_weights must be float32" in results["refusal"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a tiny model, its tokenizer, and six conversations."""
+    from transformers import AutoConfig
+
+    from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
+    from flexmask.random_model import random_model
+
+    folder = tmp_path_factory.mktemp("files")
+    config = AutoConfig.from_pretrained(CONFIG_PATH)
+    config.update({"num_hidden_layers": 1, "hidden_size": 32, "layer_types": ["full_attention"]})
+    torch.manual_seed(0)
+    random_model(config).save_pretrained(folder)
+    for file in TOKENIZER_PATH.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    lines = DATA_PATH.read_text().splitlines(keepends=True)
+    (folder / "data.jsonl").write_text("".join(sorted(lines, key=len)[:6]))
+    return folder
+
+
+def options(files, output):
+    return (
+        *("--model", files, "--data", files / "data.jsonl", *output),
+        *("--max_steps", 6, "--save_steps", 2, "--per_device_train_batch_size", 1),
+        *("--learning_rate", 1e-3, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"),
+    )
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def assert_same_runs(resumed, whole):
+    assert checkpoints(resumed) == checkpoints(whole) == [f"checkpoint-{n}" for n in (2, 4, 6)]
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert "flexmask" not in (resumed / "config.json").read_text()
+
+
+def test_flexmask_train_survives_the_death_of_a_rank(files, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    program = ("flexmask", "train")
+    launch(*ACCELERATE, "-m", *program, *options(files, ("--output", whole)))
+    again = options(files, ("--output", killed, "--resume"))
+    said = launch(*TORCHRUN, TESTS / "killed_rank.py", *program, *again, fails=True)
+    assert "Signal 9 (SIGKILL)" in said
+    assert "holds no checkpoint yet, begins at step 0" in said
+    assert checkpoints(killed) == ["checkpoint-2"]
+    launch(*TORCHRUN, "-m", *program, *again)
+    assert_same_runs(killed, whole)
+
+
+def test_the_fsdp2_recipe_survives_the_death_of_a_rank(files, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    program = (TESTS / "fsdp_on_cpu.py", EXAMPLES / "train.py")
+    launch(
+        *(*ACCELERATE, "--config_file", EXAMPLES / "fsdp2.yaml", *program),
+        *options(files, ("--output_dir", whole)),
+    )
+    again = (
+        *options(files, ("--output_dir", killed)),
+        *("--fsdp", "--fsdp_config", EXAMPLES / "fsdp2.json"),
+    )
+    said = launch(*TORCHRUN, TESTS / "killed_rank.py", program[1], *again, fails=True)
+    assert "Signal 9 (SIGKILL)" in said
+    assert checkpoints(killed) == ["checkpoint-2"]
+    launch(*TORCHRUN, *program, *again)
+    assert (killed / "checkpoint-6" / "pytorch_model_fsdp_0" / "__1_0.distcp").exists()
+    assert_same_runs(killed, whole)
