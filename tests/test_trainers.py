@@ -49,7 +49,9 @@ def train(model, folder, kind=TreeTrainer, data=CONVERSATIONS, **settings):
     [
         pytest.param({}, id="plain"),
         pytest.param(ACCUMULATED, id="accumulated"),
-        pytest.param({"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}, id="3+1"),
+        pytest.param(
+            {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}, id="3+1"
+        ),
         pytest.param(
             {
                 "gradient_checkpointing": True,
@@ -217,9 +219,9 @@ def test_evaluation_takes_the_mean_over_loss_weights(tmp_path, batch_size, weigh
 
 
 def test_evaluating_and_generating_leave_the_training_as_it_is(tmp_path):
-    class Generate(TrainerCallback):
-        texts = []
+    texts = []
 
+    class Generate(TrainerCallback):
         def on_step_end(self, args, state, control, model, **kwargs):
             ids = torch.arange(1, 7)[None]
             text = model.generate(ids, max_new_tokens=4, do_sample=False)
@@ -227,7 +229,7 @@ def test_evaluating_and_generating_leave_the_training_as_it_is(tmp_path):
                 for _ in range(4):
                     ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
             assert torch.equal(text, ids[:, : text.shape[1]])
-            self.texts.append(text)
+            texts.append(text)
 
     model = tiny_model("llama")
     trainer = TreeTrainer(
@@ -239,7 +241,7 @@ def test_evaluating_and_generating_leave_the_training_as_it_is(tmp_path):
         callbacks=[Generate],
     )
     trainer.train()
-    assert len(Generate.texts) == 3
+    assert len(texts) == 3
     assert_same_weights(parameters(model), *npass_weights())
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert losses[0] > losses[1] > losses[2]

@@ -17,10 +17,7 @@ from flexmask import TreeCollator, patch
 TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples" / "trainers"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-ACCELERATE = (
-    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2),
-    *("--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"),
-)
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", 2)
 
 
 def launch(*command, fails=False):
@@ -115,7 +112,7 @@ def assert_same_runs(resumed, whole):
 def test_flexmask_train_survives_the_death_of_a_rank(files, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     program = ("flexmask", "train")
-    launch(*ACCELERATE, "-m", *program, *options(files, ("--output", whole)))
+    launch(*ACCELERATE, "--multi_gpu", "-m", *program, *options(files, ("--output", whole)))
     again = options(files, ("--output", killed, "--resume"))
     said = launch(*TORCHRUN, TESTS / "killed_rank.py", *program, *again, fails=True)
     assert "Signal 9 (SIGKILL)" in said
