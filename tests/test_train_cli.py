@@ -1,10 +1,8 @@
 """`flexmask train` from files to files, and what it says about bad input."""
 
 import json
-import shutil
-
-
 import os
+import shutil
 import signal
 import subprocess
 import sys

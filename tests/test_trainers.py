@@ -19,6 +19,7 @@ from trainer_cases import (
 from transformers import Trainer, TrainerCallback
 
 from flexmask import FlexmaskError, TreeCollator, patch
+from flexmask.checkpoints import ResumableTrainer
 from flexmask.trainer import TreeTrainer
 
 ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
@@ -157,8 +158,11 @@ def sft(model, folder, **settings):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    class Resumable(ResumableTrainer, SFTTrainer):
+        pass
+
     collator = TreeCollator()
-    trainer = SFTTrainer(
+    trainer = Resumable(
         model=patch(model),
         args=arguments(
             folder,
@@ -189,8 +193,10 @@ def test_trl_equals_npass(tmp_path, is_lora):
     model = lora_model() if is_lora else tiny_model("llama")
     before = parameters(model)
     theirs = train_npass(copy.deepcopy(model))
-    trainer = sft(model, tmp_path, **ACCUMULATED)
+    trainer = sft(model, tmp_path, save_strategy="steps", save_steps=2, **ACCUMULATED)
     assert_same_weights(parameters(model), before, theirs)
+    checkpoints = sorted(path.name for path in tmp_path.glob("checkpoint*"))
+    assert checkpoints == ["checkpoint-2", "checkpoint-3"]
     assert "mean_token_accuracy" in trainer.state.log_history[0]
 
 

@@ -38,7 +38,10 @@ def launch(*command, fails=False):
 def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("two") / "results.pt"
     launch(*TORCHRUN, TESTS / "two_processes.py", path)
-    return torch.load(path)
+    results = torch.load(path)
+    for name in ("ddp", "fsdp2"):
+        results[name, "adapter"] = load_file(f"{path}-{name}/adapter_model.safetensors")
+    return results
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
@@ -49,6 +52,15 @@ def test_three_steps_in_two_processes_equal_npass(results, sharding, case):
         model = lora_model()
         before, theirs = parameters(model), train_npass(model)
     assert_same_weights(results[sharding, case], before, theirs)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_a_saved_adapter_is_whole(results, sharding):
+    trained = {n: w for n, w in results[sharding, "LoRA"].items() if "lora_" in n}
+    saved = results[sharding, "adapter"]
+    assert {name.replace(".default", "") for name in trained} == set(saved)
+    for name, value in trained.items():
+        assert torch.equal(saved[name.replace(".default", "")], value)
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
