@@ -22,7 +22,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from flexmask.errors import DataError
 
 STAGING = "checkpoint.partial"  # in the output folder; what a killed run leaves in it is of no use
-_REMEDY = "free some space, and resume from the last checkpoint, which is whole"
+_REMEDY = "free some space, and resume; earlier checkpoints are whole"
 
 
 class ResumableTrainer(Trainer):
@@ -40,6 +40,13 @@ class ResumableTrainer(Trainer):
             shutil.rmtree(Path(str(self.args.output_dir)) / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return super().train(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch, unless the run was resumed from its last step: it was killed after it."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the whole model, each file whole or not at all; sharded ones are put together.
@@ -118,16 +125,18 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason: BaseException = error
-    except RuntimeError as error:  # torch.save hands on what the disk said in this form
-        if "PytorchStreamWriter" not in str(error):
+        said = getattr(error, "strerror", None) or str(error)
+    except RuntimeError as error:  # the file writer of torch.save, which does not say why
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
             raise
-        reason = error
+        reason, said = error, "the disk did not take a whole file"
     except CheckpointException as error:  # of all processes; not a child of Exception
         reason = next(iter(error.failures.values()))[0]
+        said = str(reason)
     else:
         return
-    said = getattr(reason, "strerror", None) or str(reason).splitlines()[0]
-    raise DataError(f"{path}: cannot be written: {said}; {_REMEDY}") from reason
+    first_line = next(iter(said.splitlines()), "")
+    raise DataError(f"{path}: cannot be written: {first_line}; {_REMEDY}") from reason
 
 
 @contextmanager

@@ -353,7 +353,9 @@ def test_a_budget_reads_only_the_trees_that_it_cuts(whole, tokenizer, monkeypatc
     fitted = FittedTrees(dataset, budget, on_overflow="drop")
     assert len(read) == fitted.split.trees == (dataset.num_tokens > budget).sum()
     assert fitted.num_tokens.max() <= budget
-    with pytest.raises(DataError, match=r"conversations.jsonl:\d+: must have at most max_tokens = "):
+    with pytest.raises(
+        DataError, match=r"conversations.jsonl:\d+: must have at most max_tokens = "
+    ):
         FittedTrees(dataset, budget, on_overflow="error")
 
 

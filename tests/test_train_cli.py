@@ -1,14 +1,16 @@
 """`flexmask train` from files to files, and what it says about bad input."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from flexmask.cli import main
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
@@ -173,6 +175,53 @@ def test_options_of_a_budget_that_do_not_go_together(
     assert run("train", *names, *options) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory, model_dir, data):
+    """What became of runs that were killed, or met a full disk."""
+    from flexmask.random_model import random_model
+
+    files = tmp_path_factory.mktemp("ends")
+    torch.manual_seed(0)
+    random_model(AutoConfig.from_pretrained(model_dir)).save_pretrained(files)
+    for file in TOKENIZER_PATH.iterdir():
+        (files / file.name).write_bytes(file.read_bytes())
+    lines = sorted(data.read_text().splitlines(keepends=True), key=len)
+    (files / "data.jsonl").write_text("".join(lines[:6]))
+    results = tmp_path_factory.mktemp("runs") / "results.json"
+    script = Path(__file__).with_name("killed_runs.py")
+    settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    subprocess.run(
+        [sys.executable, script, results, files], check=True, timeout=400, env=os.environ | settings
+    )
+    return json.loads(results.read_text())
+
+
+def test_a_run_killed_at_any_moment_ends_where_an_uninterrupted_one_does(ends):
+    assert len(ends["killed"]) > 5
+    for touch, code, is_same in ends["killed"]:
+        assert code == -signal.SIGKILL
+        assert is_same, f"killed at touch {touch} of the output folder"
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoints(ends):
+    for code, said, is_left_alone, code_after_resuming in ends["full"]:
+        assert code == 2
+        assert said.splitlines()[-1].startswith("flexmask: error: ")
+        assert "cannot be written" in said.splitlines()[-1]
+        assert "free some space, and resume; earlier checkpoints are whole" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        assert is_left_alone
+        assert code_after_resuming == 0
+    assert "File too large" in ends["full"][0][1]
+    assert "the disk did not take a whole file" in ends["full"][1][1]
+
+
+def test_resuming_needs_a_run_or_a_free_folder(model_dir, data, tmp_path, capsys):
+    (tmp_path / "notes.txt").touch()
+    assert train(model_dir, data, tmp_path, "--resume") == 2
+    assert "holds files but no checkpoint to resume" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from trainer_cases import (
 from transformers import Trainer, TrainerCallback
 
 from flexmask import FlexmaskError, TreeCollator, patch
+from flexmask.checkpoints import ResumableTrainer
 from flexmask.trainer import TreeTrainer
 
 ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
@@ -157,8 +158,11 @@ def sft(model, folder, **settings):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    class Resumable(ResumableTrainer, SFTTrainer):
+        pass
+
     collator = TreeCollator()
-    trainer = SFTTrainer(
+    trainer = Resumable(
         model=patch(model),
         args=arguments(
             folder,
@@ -189,8 +193,10 @@ def test_trl_equals_npass(tmp_path, is_lora):
     model = lora_model() if is_lora else tiny_model("llama")
     before = parameters(model)
     theirs = train_npass(copy.deepcopy(model))
-    trainer = sft(model, tmp_path, **ACCUMULATED)
+    trainer = sft(model, tmp_path, save_strategy="steps", save_steps=2, **ACCUMULATED)
     assert_same_weights(parameters(model), before, theirs)
+    checkpoints = sorted(path.name for path in tmp_path.glob("checkpoint*"))
+    assert checkpoints == ["checkpoint-2", "checkpoint-3"]
     assert "mean_token_accuracy" in trainer.state.log_history[0]
 
 
@@ -219,9 +225,9 @@ def test_evaluation_takes_the_mean_over_loss_weights(tmp_path, batch_size, weigh
 
 
 def test_evaluating_and_generating_leave_the_training_as_it_is(tmp_path):
-    class Generate(TrainerCallback):
-        texts = []
+    texts = []
 
+    class Generate(TrainerCallback):
         def on_step_end(self, args, state, control, model, **kwargs):
             ids = torch.arange(1, 7)[None]
             text = model.generate(ids, max_new_tokens=4, do_sample=False)
@@ -229,7 +235,7 @@ def test_evaluating_and_generating_leave_the_training_as_it_is(tmp_path):
                 for _ in range(4):
                     ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
             assert torch.equal(text, ids[:, : text.shape[1]])
-            self.texts.append(text)
+            texts.append(text)
 
     model = tiny_model("llama")
     trainer = TreeTrainer(
@@ -241,7 +247,7 @@ def test_evaluating_and_generating_leave_the_training_as_it_is(tmp_path):
         callbacks=[Generate],
     )
     trainer.train()
-    assert len(Generate.texts) == 3
+    assert len(texts) == 3
     assert_same_weights(parameters(model), *npass_weights())
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert losses[0] > losses[1] > losses[2]

@@ -17,10 +17,7 @@ from flexmask import TreeCollator, patch
 TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples" / "trainers"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-ACCELERATE = (
-    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2),
-    *("--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"),
-)
+ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", 2)
 
 
 def launch(*command, fails=False):
@@ -41,7 +38,10 @@ def launch(*command, fails=False):
 def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("two") / "results.pt"
     launch(*TORCHRUN, TESTS / "two_processes.py", path)
-    return torch.load(path)
+    results = torch.load(path)
+    for name in ("ddp", "fsdp2"):
+        results[name, "adapter"] = load_file(f"{path}-{name}/adapter_model.safetensors")
+    return results
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
@@ -52,6 +52,15 @@ def test_three_steps_in_two_processes_equal_npass(results, sharding, case):
         model = lora_model()
         before, theirs = parameters(model), train_npass(model)
     assert_same_weights(results[sharding, case], before, theirs)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_a_saved_adapter_is_whole(results, sharding):
+    trained = {n: w for n, w in results[sharding, "LoRA"].items() if "lora_" in n}
+    saved = results[sharding, "adapter"]
+    assert {name.replace(".default", "") for name in trained} == set(saved)
+    for name, value in trained.items():
+        assert torch.equal(saved[name.replace(".default", "")], value)
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
@@ -115,7 +124,7 @@ def assert_same_runs(resumed, whole):
 def test_flexmask_train_survives_the_death_of_a_rank(files, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     program = ("flexmask", "train")
-    launch(*ACCELERATE, "-m", *program, *options(files, ("--output", whole)))
+    launch(*ACCELERATE, "--multi_gpu", "-m", *program, *options(files, ("--output", whole)))
     again = options(files, ("--output", killed, "--resume"))
     said = launch(*TORCHRUN, TESTS / "killed_rank.py", *program, *again, fails=True)
     assert "Signal 9 (SIGKILL)" in said

@@ -37,8 +37,10 @@ def train(model, kind=TreeTrainer, data=CONVERSATIONS, eval_dataset=None, **sett
     return trainer
 
 
-def weights(model, **settings):
+def weights(model, adapter=None, **settings):
     trainer = train(model, **settings)
+    if adapter is not None:
+        trainer.save_model(adapter)
     state = trainer.accelerator.get_state_dict(trainer.model)  # gathered, where it is sharded
     names = {name for name, _ in model.named_parameters()}
     return {name: value.clone() for name, value in state.items() if name in names}
@@ -88,7 +90,7 @@ def main(path):
             tiny_model("llama"), kind=Trainer, **HALF, **sharding
         )
         results[name, "accumulated"] = weights(tiny_model("llama"), **ACCUMULATED, **sharding)
-        results[name, "LoRA"] = weights(lora_model(), **HALF, **sharding)
+        results[name, "LoRA"] = weights(lora_model(), f"{path}-{name}", **HALF, **sharding)
         results[name, "turn"] = weights(
             tiny_model("llama"), data=trees("turn"), **ACCUMULATED, **sharding
         )

@@ -1,0 +1,72 @@
+"""Liger's fused loss on trees: its own kernel, in Triton's interpreter, in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from model_cases import packed, tiny_model
+from strategies import random_samples
+from trainer_cases import CONVERSATIONS, arguments, assert_same_weights, npass_weights, parameters
+from trainer_cases import trees as weighted_trees
+
+from flexmask import FlexmaskError, TreeCollator, patch
+from flexmask.trainer import TreeTrainer
+
+IS_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not IS_CHILD, reason="runs in a process of its own")
+
+
+def train(model, folder, data=CONVERSATIONS):
+    # Of Liger's kernels the loss alone runs in the interpreter; the others know nothing of trees.
+    others = dict.fromkeys(("rope", "rms_norm", "swiglu"), False)
+    TreeTrainer(
+        model=patch(model),
+        args=arguments(folder, use_liger_kernel=True, liger_kernel_config=others),
+        train_dataset=data,
+        data_collator=TreeCollator(),
+    ).train()
+
+
+@interpreted
+def test_three_steps_with_the_fused_loss_equal_npass(tmp_path):
+    model = tiny_model("llama")
+    train(model, tmp_path)
+    assert "liger" in model.forward.__func__.__module__
+    assert_same_weights(parameters(model), *npass_weights())
+
+
+@interpreted
+def test_loss_weights_that_the_fused_loss_would_lose_are_refused(tmp_path):
+    with pytest.raises(FlexmaskError, match="computed its loss without loss_weights"):
+        train(tiny_model("llama"), tmp_path, weighted_trees("turn"))
+
+
+@pytest.mark.skipif(IS_CHILD, reason="started by this test")
+def test_liger_passes_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    result = subprocess.run(
+        command,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "3 passed" in result.stdout
+
+
+def test_a_fused_loss_that_would_shift_the_labels_again_is_refused():
+    model = tiny_model("llama")
+    original = type(model).forward
+
+    def fused(input_ids=None, labels=None, **kwargs):  # as Liger's once were
+        output = original(model, input_ids, **kwargs)
+        output.loss = output.logits.sum()
+        return output
+
+    model.forward = fused
+    _, batch = packed(random_samples(2))
+    with pytest.raises(FlexmaskError, match="knows no shift_labels"):
+        patch(model)(**batch)
