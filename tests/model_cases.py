@@ -23,6 +23,34 @@ TINY = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_TWO_KINDS = {"layer_types": ["linear_attention", "full_attention"]}
+_DELTA = _TWO_KINDS | {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 8}
+_MAMBA2 |= {"mamba_chunk_size": 8}  # so that samples take several
+# Small layers of each kind, in families that have several.
+HYBRIDS = {
+    "qwen3_next": _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 16},
+    "qwen3_5_text": _DELTA,
+    "qwen3_5_moe_text": _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 16},
+    "olmo_hybrid": _DELTA | {"linear_num_key_heads": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": _EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4}
+    | {"mamba_d_state": 4, "mamba_dt_rank": 4},
+    "falcon_h1": _MAMBA2 | {"mamba_d_ssm": 64, "mamba_rms_norm": True},
+    "bamba": _MAMBA2 | {"attn_layer_indices": [1]},
+    "granitemoehybrid": _MAMBA2 | {"layer_types": ["mamba", "attention"]}
+    | {"shared_intermediate_size": 16, "num_local_experts": 4},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"], "ssm_state_size": 8}
+    | {"chunk_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "n_routed_experts": 4}
+    | {"moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16},
+}
 # What a family's config needs to be one that trees are exact on.
 SETTINGS = {
     "mistral": {"sliding_window": None},
@@ -38,6 +66,7 @@ SETTINGS = {
             "llama_4_scaling_beta": 0.5,
         },
     },
+    **HYBRIDS,
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "phimoe": {"sliding_window": None, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
     **{
@@ -59,6 +88,16 @@ def tiny_model(family, seed=0, **settings):
             elif parameter.ndim > 1:
                 parameter.normal_()
     return model.train()
+
+
+def doubled(monkeypatch):
+    """Let models compute in fp64 throughout: transformers casts norms, softmax and scans to fp32.
+
+    Models have to be made before, and cast with `double()`.
+    """
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch, "float", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 @cache
