@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -67,14 +69,16 @@ FAMILIES = {
     "qwen3_5_moe_text": _NO_AUXILIARY,
     "olmo_hybrid": "",
     "lfm2": "",
-    "lfm2_moe": "",
+    "lfm2_moe": _NO_AUXILIARY,
     "jamba": _NO_AUXILIARY,
     "falcon_h1": "",
-    "nemotron_h": "",
+    "nemotron_h": _NO_AUXILIARY,
     "bamba": "",
     "granitemoehybrid": _NO_AUXILIARY,
 }
 VERSIONS = ("5.12.0", "5.23.0")  # of transformers, with which all of them have been verified
+# model_type -> the transformers it needs beyond the oldest that flexmask takes, and why.
+NEEDS = {"nemotron_h": ("5.17.0", "older ones mix up the chunks of its scan without mamba_ssm")}
 
 _WINDOWS = "it has sliding windows, which come with a later version"
 _LATENT = "its multi-head latent attention comes with a later version"
@@ -120,6 +124,12 @@ def check_family(config: PreTrainedConfig) -> None:
         reason = REASONS.get(kind, "its family has not been verified")
         raise UnsupportedModelError(
             f"model_type {kind!r} cannot be patched: {reason}; docs/models.md lists those that can"
+        )
+    needed, reason = NEEDS.get(kind, ("0", ""))
+    if Version(transformers.__version__) < Version(needed):
+        raise UnsupportedModelError(
+            f"model_type {kind!r} cannot be patched with transformers {transformers.__version__}: "
+            f"{reason}; install {needed} or newer"
         )
 
 

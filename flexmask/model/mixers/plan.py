@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from flexmask.errors import UnsupportedModelError
 from flexmask.model.mixers.forest import Forest, find_forest
 
 MAX_PADDING = 1 / 8  # of the tokens of a group
@@ -33,6 +34,11 @@ class Group(NamedTuple):
     is_token: Tensor | None
     members: list[int]
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are, without padding."""
+        return self.tokens.numel() if self.is_token is None else int(self.is_token.sum())
+
 
 class Batches(NamedTuple):
     """All tokens of a forest, in groups that are run one after the other.
@@ -48,7 +54,7 @@ class Batches(NamedTuple):
     @property
     def num_tokens(self) -> int:
         """How many tokens go through a layer."""
-        return sum(g.tokens.numel() if g.is_token is None else int(g.is_token.sum()) for g in self[0])
+        return sum(group.num_tokens for group in self.groups)
 
     @property
     def num_padded(self) -> int:
@@ -79,7 +85,7 @@ class Plan:
         """Every path from a root to a leaf, as N-pass runs it; its values count once a token."""
         runs = self.forest.paths()
         order = np.argsort([run.size for run in runs], kind="stable")
-        return self._batches(runs, order, np.zeros((len(runs), 1)))
+        return self._batches(runs, order, np.zeros((len(runs), 1)), at_least=2)
 
     def chains(self, num_ancestors: int) -> tuple[Tensor, Tensor, Tensor]:
         """All chains end to end, each after its ancestors; see `Forest.chains_after_ancestors`.
@@ -91,11 +97,20 @@ class Plan:
         absent = np.flatnonzero(tokens < 0)
         return self._tensor(tokens.clip(0)), self._tensor(absent), self._tensor(places)
 
-    def _batches(self, runs: list[np.ndarray], order: np.ndarray, keys: np.ndarray) -> Batches:
-        """Groups of the `runs`, taken in `order`: those of one key (rows of `keys`) and like length."""
+    def _batches(
+        self, runs: list[np.ndarray], order: np.ndarray, keys: np.ndarray, at_least: int = 1
+    ) -> Batches:
+        """Groups of the `runs`, taken in `order`: those of one key and of like length.
+
+        Args:
+            runs: tokens of each run.
+            order: the runs in the order in which they are run.
+            keys: what has to be the same in a group, a line for each run.
+            at_least: tokens in the lines of a group; layers treat a sequence of one token apart.
+        """
         groups, places, offset = [], np.empty(self.forest.parents.size, np.int64), 0
         for members in _alike(runs, order.tolist(), keys):
-            tokens, is_token = _pad([runs[member] for member in members])
+            tokens, is_token = _pad([runs[member] for member in members], at_least)
             spots = offset + np.arange(tokens.size).reshape(tokens.shape)
             places[tokens[is_token]] = spots[is_token]
             offset += tokens.size
@@ -121,6 +136,12 @@ def take(tensor: Tensor, tokens: Tensor) -> Tensor:
 
 def put_back(outputs: Sequence[Tensor], batches: Batches) -> Tensor:
     """The values of each token [T, ...] out of those of all groups, [n, l, ...] each."""
+    for output, group in zip(outputs, batches.groups, strict=True):
+        if output.shape[:2] != group.tokens.shape:
+            raise UnsupportedModelError(
+                f"{list(group.tokens.shape)} tokens went through a layer, and {list(output.shape)} "
+                "values came out; it does not map sequences to sequences"
+            )
     return torch.cat([out.flatten(0, 1) for out in outputs]).index_select(0, batches.places)
 
 
@@ -138,9 +159,9 @@ def _alike(runs: list[np.ndarray], order: list[int], keys: np.ndarray) -> list[l
     return parts
 
 
-def _pad(runs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _pad(runs: list[np.ndarray], at_least: int) -> tuple[np.ndarray, np.ndarray]:
     """Runs as lines of one array, ended by copies of their own first token; and which are none."""
-    longest = max(run.size for run in runs)
+    longest = max(at_least, *(run.size for run in runs))
     lines = [np.pad(run, (0, longest - run.size), constant_values=run[0]) for run in runs]
     sizes = np.array([run.size for run in runs])
     return np.stack(lines), np.arange(longest) < sizes[:, None]
