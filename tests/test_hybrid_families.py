@@ -1,4 +1,4 @@
-"""Families with recurrent or convolutional layers: exact in fp64, and in every way models are run."""
+"""Families with recurrent or convolutional layers: exact in fp64, however a model is run."""
 
 import copy
 import pickle

@@ -11,6 +11,7 @@ Tokens are counted through all rows of a batch, row after row: the batch is one 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def _chain_parents(end: np.ndarray, chains: np.ndarray) -> np.ndarray:
     parents = np.full(chains.size, -1, np.int64)
     open_chains: list[tuple[int, int]] = []
     bounds = [*chains.tolist(), end.size]
-    for index, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for index, (start, stop) in enumerate(pairwise(bounds)):
         while open_chains and end[open_chains[-1][0]] <= start:
             open_chains.pop()
         if open_chains:

@@ -124,7 +124,8 @@ class Plan:
 
 def plan_of(mask: Tensor) -> Plan:
     """The plan of a tree batch by its mask [B, 1, 2, L]; the same object for the same tensor."""
-    if (plan := _PLANS.get(mask)) is None:
+    plan: Plan | None = _PLANS.get(mask)
+    if plan is None:
         plan = _PLANS[mask] = Plan(mask[:, 0, 0])
     return plan
 
@@ -167,4 +168,4 @@ def _pad(runs: list[np.ndarray], at_least: int) -> tuple[np.ndarray, np.ndarray]
     return np.stack(lines), np.arange(longest) < sizes[:, None]
 
 
-_PLANS: WeakTensorKeyDictionary[Tensor, Plan] = WeakTensorKeyDictionary()
+_PLANS = WeakTensorKeyDictionary()  # mask -> plan
