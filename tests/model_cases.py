@@ -1,13 +1,18 @@
 """Tiny random models of every family, and the N-pass oracle that they are held to."""
 
 import copy
+from contextlib import contextmanager
 from functools import cache
 
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 from strategies import random_samples
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from flexmask import build_tree, pack
+from flexmask.model.families import NEEDS
 from flexmask.npass import npass_batches
 
 TINY = {
@@ -22,6 +27,41 @@ TINY = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+_TWO_KINDS = {"layer_types": ["linear_attention", "full_attention"]}
+_DELTA = _TWO_KINDS | {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 16,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 8}
+_MAMBA2 |= {"mamba_chunk_size": 8}  # so that samples take several
+# Small layers of each kind, in families that have several.
+HYBRIDS = {
+    "qwen3_next": _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 16},
+    "qwen3_5_text": _DELTA,
+    "qwen3_5_moe_text": _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 16},
+    "olmo_hybrid": _DELTA | {"linear_num_key_heads": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": _EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4}
+    | {"mamba_d_state": 4, "mamba_dt_rank": 4},
+    "falcon_h1": _MAMBA2 | {"mamba_d_ssm": 64, "mamba_rms_norm": True},
+    "bamba": _MAMBA2 | {"attn_layer_indices": [1]},
+    "granitemoehybrid": _MAMBA2
+    | {"layer_types": ["mamba", "attention"]}
+    | {"shared_intermediate_size": 16, "num_local_experts": 4},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"], "ssm_state_size": 8}
+    | {
+        "chunk_size": 8,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "n_groups": 2,
+        "n_routed_experts": 4,
+    }
+    | {"moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16},
 }
 # What a family's config needs to be one that trees are exact on.
 SETTINGS = {
@@ -38,6 +78,7 @@ SETTINGS = {
             "llama_4_scaling_beta": 0.5,
         },
     },
+    **HYBRIDS,
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "phimoe": {"sliding_window": None, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
     **{
@@ -45,6 +86,12 @@ SETTINGS = {
         for family in ("olmo3", "exaone4", "ministral", "afmoe", "cwm")
     },
 }
+
+
+def supported(families):
+    """Those of `families` that the installed transformers gets right."""
+    installed = Version(transformers.__version__)
+    return [name for name in families if Version(NEEDS.get(name, ("0",))[0]) <= installed]
 
 
 def tiny_model(family, seed=0, **settings):
@@ -67,6 +114,44 @@ def npass_case(family):
     model = tiny_model(family)
     samples = random_samples(1)
     return model, samples, npass(copy.deepcopy(model), samples)
+
+
+@contextmanager
+def doubled():
+    """A block in which models compute in fp64 throughout, where transformers casts to fp32.
+
+    It does so in norms, softmax and scans.
+    """
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(torch, "float32", torch.float64)
+        patches.setattr(torch, "float", torch.float64)
+        patches.setattr(torch.Tensor, "float", torch.Tensor.double)
+        yield
+
+
+def fp64_model(family, **settings):
+    """The same model in fp64, to be run inside `doubled`."""
+    model = tiny_model(family, **settings)
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # the others have no fp64
+    return model.double()
+
+
+@cache
+def bounds(family):
+    """How far logits and gradients may be from those of N-pass, in fp32: 1e-5 for most families.
+
+    The delta rule solves a triangular system in every chunk and normalises outputs that may be
+    small: there N-pass in fp32 is itself up to 1e-5 from N-pass in fp64. Single-pass rounds as
+    much, in another order, so the two may be apart by twice that.
+    """
+    if "linear_num_key_heads" not in HYBRIDS.get(family, {}):
+        return 1e-5, 1e-5
+    _, samples, theirs = npass_case(family)
+    with doubled():
+        exact = npass(fp64_model(family), samples)
+    logits, _, grads = largest_error(theirs, exact)
+    return max(1e-5, 2 * logits), max(1e-5, 2 * grads)
 
 
 def packed(samples):

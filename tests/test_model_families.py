@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_cases import TINY, largest_error, npass_case, packed, single_pass
+from model_cases import TINY, bounds, largest_error, npass_case, packed, single_pass, supported
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from flexmask import FlexmaskError, patch
@@ -15,17 +15,18 @@ from flexmask.model.families import FAMILIES, REASONS, VERSIONS, check_family
 DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", supported(FAMILIES))
 def test_packed_logits_and_gradients_equal_separate_sequences(family):
     model, samples, theirs = npass_case(family)
     ours = single_pass(patch(copy.deepcopy(model)), samples)
     logits, loss, grads = largest_error(ours, theirs)
-    assert logits < 1e-5
+    logits_bound, gradients_bound = bounds(family)
+    assert logits < logits_bound
     assert loss < 1e-6
-    assert grads < 1e-5
+    assert grads < gradients_bound
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", supported(FAMILIES))
 def test_a_wrong_mask_fails_the_same_check_by_far(family):
     model, samples, theirs = npass_case(family)
     row, batch = packed(samples)
@@ -36,7 +37,7 @@ def test_a_wrong_mask_fails_the_same_check_by_far(family):
     assert error > 100 * 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", supported(FAMILIES))
 def test_loss_weights_reach_the_loss(family):
     model, samples, _ = npass_case(family)
     _, batch = packed(samples)

@@ -54,7 +54,7 @@ def mask_slices(end: np.ndarray) -> list[Slice]:
         # that see `start` are a prefix, found by bisection on the descending ends.
         ancestors: list[tuple[int, int]] = []
         for chain_start, chain_stop in open_chains:
-            seen = _num_ends_above(end, chain_start, chain_stop, start)
+            seen = num_ends_above(end, chain_start, chain_stop, start)
             if seen:
                 ancestors.append((chain_start, chain_start + seen))
         open_chains = ancestors
@@ -64,7 +64,7 @@ def mask_slices(end: np.ndarray) -> list[Slice]:
     return slices
 
 
-def _num_ends_above(end: np.ndarray, start: int, stop: int, position: int) -> int:
+def num_ends_above(end: np.ndarray, start: int, stop: int, position: int) -> int:
     """How many of the descending values end[start:stop] are greater than `position`."""
     ascending = end[start:stop][::-1]
     return ascending.size - int(np.searchsorted(ascending, position, side="right"))

@@ -21,7 +21,14 @@ from flexmask.errors import UnsupportedModelError
 from flexmask.loss import TreeLoss
 from flexmask.model.families import check_model, max_exact_length
 from flexmask.model.hooks import ModelPatch, check_batch, check_result, take_tree
-from flexmask.model.structure import attention_layers, find_decoder, find_model, text_config
+from flexmask.model.mixers import MIXERS, MixerForward, find_mixers
+from flexmask.model.structure import (
+    attention_layers,
+    find_decoder,
+    find_model,
+    mask_names,
+    text_config,
+)
 from flexmask.model.tree_attention import NAME, STATE, AttentionFunction, LayerPatch
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -48,8 +55,13 @@ def patch(model: Model, *, backend: str = "auto") -> Model:
     unpatch(model)
     decoder = find_decoder(top)
     layers = attention_layers(decoder)
+    mixers = find_mixers(decoder)
     state = ModelPatch(
-        layers=[_patch_layer(layer, backend) for layer in layers],
+        layers=[
+            *(_patch_layer(layer, backend) for layer in layers),
+            *(_patch_mixer(mixer, text_config(top)) for mixer in mixers),
+        ],
+        mask_names=mask_names(decoder) if mixers else (),
         backend=backend,
         max_length=max_exact_length(text_config(top)),
         loss=None if top is decoder else _patch_loss(top),
@@ -75,6 +87,8 @@ def unpatch(model: Model) -> Model:
     for layer in attention_layers(decoder):
         layer.config = getattr(layer, STATE).config
         delattr(layer, STATE)
+    for mixer in find_mixers(decoder):
+        _restore_mixer(mixer)
     if state.loss is not None:
         _restore_loss(top, state.loss)
     for module in model.modules():
@@ -110,6 +124,23 @@ def _patch_layer(layer: nn.Module, backend: str) -> LayerPatch:
     setattr(layer, "config", own)  # noqa: B010 - mypy takes every attribute for a module
     setattr(layer, STATE, state)
     return state
+
+
+def _patch_mixer(mixer: nn.Module, config: PreTrainedConfig) -> MixerForward:
+    """Put a forward pass that knows trees in front of a recurrent or convolutional layer's own."""
+    state = MixerForward(mixer, MIXERS[config.model_type].functions)
+    setattr(mixer, STATE, state)
+    setattr(mixer, "forward", state)  # noqa: B010 - mypy takes every attribute for a module
+    return state
+
+
+def _restore_mixer(mixer: nn.Module) -> None:
+    """Give a layer its own forward pass back, unless it has been given another one since."""
+    state: MixerForward = mixer.__dict__.pop(STATE)
+    if mixer.__dict__.get("forward") is state:
+        del mixer.__dict__["forward"]
+        if state.replaced is not None:
+            mixer.__dict__["forward"] = state.replaced
 
 
 def _eager_attention(layer: nn.Module) -> AttentionFunction:

@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
-from flexmask.model.structure import active_dropouts, find_decoder, text_config
+from flexmask.model.structure import WITHOUT_ATTENTION, active_dropouts, find_decoder, text_config
 
 _NO_WINDOW = "without sliding window"
 _NO_AUXILIARY = "its auxiliary loss sees each token once, in N-pass once a sample"
@@ -62,14 +64,25 @@ FAMILIES = {
     "exaone4": _NO_WINDOW,
     "helium": "",
     "stablelm": "",
+    "qwen3_next": _NO_AUXILIARY,
+    "qwen3_5_text": "",
+    "qwen3_5_moe_text": _NO_AUXILIARY,
+    "olmo_hybrid": "",
+    "lfm2": "",
+    "lfm2_moe": _NO_AUXILIARY,
+    "jamba": _NO_AUXILIARY,
+    "falcon_h1": "",
+    "nemotron_h": _NO_AUXILIARY,
+    "bamba": "",
+    "granitemoehybrid": _NO_AUXILIARY,
 }
 VERSIONS = ("5.12.0", "5.23.0")  # of transformers, with which all of them have been verified
+# model_type -> the transformers it needs beyond the oldest that flexmask takes, and why.
+NEEDS = {"nemotron_h": ("5.17.0", "older ones mix up the chunks of its scan without mamba_ssm")}
 
 _WINDOWS = "it has sliding windows, which come with a later version"
 _LATENT = "its multi-head latent attention comes with a later version"
-_CONVOLUTIONAL = "it has convolutional layers, which come with a later version"
 _NO_INTERFACE = "it computes its attention outside the attention interface"
-_RECURRENT = "it has recurrent layers, which come with a later version"
 
 # model_type -> why single-pass training would not be exact, for families that people ask for.
 REASONS = {
@@ -79,9 +92,6 @@ REASONS = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), _LATENT),
     "deepseek_v32": "an indexer chooses the keys of each query by their order in the row",
     "llama4_text": "it has attention chunks and a temperature by place in the row",
-    **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTIONAL),
-    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _RECURRENT),
-    **dict.fromkeys(("jamba", "falcon_h1", "nemotron_h"), _RECURRENT),
     "nemotron": "transformers 5.12 computes its attention outside the attention interface",
     **dict.fromkeys(("bloom", "falcon", "gptj"), _NO_INTERFACE),
 }
@@ -115,6 +125,12 @@ def check_family(config: PreTrainedConfig) -> None:
         raise UnsupportedModelError(
             f"model_type {kind!r} cannot be patched: {reason}; docs/models.md lists those that can"
         )
+    needed, reason = NEEDS.get(kind, ("0", ""))
+    if Version(transformers.__version__) < Version(needed):
+        raise UnsupportedModelError(
+            f"model_type {kind!r} cannot be patched with transformers {transformers.__version__}: "
+            f"{reason}; install {needed} or newer"
+        )
 
 
 def max_exact_length(config: PreTrainedConfig) -> int | None:
@@ -138,7 +154,7 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
         if is_rate and isinstance(value, (int, float)) and value > 0:
             yield f"{name} must be 0, got {value}; N-pass would draw other noise, load it with 0"
     layer_types = set(getattr(config, "layer_types", None) or ())
-    if others := layer_types - {"full_attention"}:
+    if others := layer_types - {"full_attention", "attention", "hybrid", *WITHOUT_ATTENTION}:
         yield f"all layers must have full attention, got {', '.join(sorted(others))}"
     window = getattr(config, "sliding_window", None)
     if window and not layer_types and getattr(config, "use_sliding_window", True):

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.loss import TreeLoss
 from flexmask.mask import TreeMask
+from flexmask.model.mixers import MixerForward
 from flexmask.model.structure import find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
 
@@ -28,7 +29,8 @@ class ModelPatch:
     """What is known of one patched model; its outermost module and its decoder stack hold it.
 
     Attributes:
-        layers: of its attention modules.
+        layers: of its attention modules, and of its recurrent and convolutional ones.
+        mask_names: the names under which its decoder stack takes masks; empty if it takes one.
         backend: the attention backend for trees.
         max_length: longest sample for which its rotary embedding is that of N-pass, None if any.
         loss: its loss function, None for a model without a head.
@@ -36,7 +38,8 @@ class ModelPatch:
         is_disabled: whether tree batches are refused for now.
     """
 
-    layers: list[LayerPatch]
+    layers: list[LayerPatch | MixerForward]
+    mask_names: tuple[str, ...]
     backend: str
     max_length: int | None
     loss: TreeLoss | None
@@ -63,12 +66,12 @@ def check_result(
 ) -> None:
     """After a module ran: raise UnsupportedModelError if part of a tree batch was ignored."""
     patch: ModelPatch = getattr(module, STATE)
-    if kwargs.get("subtree_end") is not None or is_tree(kwargs.get("attention_mask")):
+    if kwargs.get("subtree_end") is not None or _holds_tree(kwargs.get("attention_mask")):
         num_called = sum(layer.was_called for layer in patch.layers)
         if num_called != len(patch.layers):
             raise UnsupportedModelError(
-                f"{type(module).__name__} ran its attention on the tree in {num_called} of "
-                f"{len(patch.layers)} layers; the others ignored the mask, and the result is wrong"
+                f"{type(module).__name__} ran on the tree in {num_called} of {len(patch.layers)} "
+                "layers; the others ignored the mask, and the result is wrong"
             )
     if kwargs.get("labels") is not None and (patch.loss is None or not patch.loss.was_called):
         _check_fused_loss(module, kwargs)
@@ -123,9 +126,16 @@ def take_tree(
         _check_length(position_ids, patch.max_length)
     if subtree_end.device.type == "cpu" and not torch.compiler.is_compiling():
         TreeMask(subtree_end)  # raises unless these are the subtree ends of a forest
-    kwargs["attention_mask"] = to_mask(subtree_end, position_ids)
+    mask = to_mask(subtree_end, position_ids)
+    kwargs["attention_mask"] = dict.fromkeys(patch.mask_names, mask) if patch.mask_names else mask
     kwargs["use_cache"] = False
     return args, kwargs
+
+
+def _holds_tree(attention_mask: Any) -> bool:
+    if isinstance(attention_mask, dict):
+        return any(is_tree(mask) for mask in attention_mask.values())
+    return is_tree(attention_mask)
 
 
 def _check_shapes(subtree_end: Tensor, position_ids: Tensor, inputs: Any) -> None:

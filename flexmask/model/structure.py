@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
+
+# Types of layers, as configurations name them, that have no attention.
+WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "mlp", "moe")
 
 
 def find_model(model: nn.Module) -> PreTrainedModel:
@@ -43,7 +47,7 @@ def text_config(top: PreTrainedModel) -> PreTrainedConfig:
 
 
 def attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
-    """The modules that call the attention interface, one a layer, in the order of the layers.
+    """The modules that call the attention interface, in the order of the layers that have one.
 
     Raises:
         UnsupportedModelError: the stack is built in some other way.
@@ -55,10 +59,12 @@ def attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
         )
     layers = [m for m in decoder.modules() if type(m).__name__.endswith("Attention")]
     expected = decoder.config.num_hidden_layers
+    if types := getattr(decoder.config, "layer_types", None):
+        expected -= sum(kind in WITHOUT_ATTENTION for kind in types)
     if len(layers) != expected:
         raise UnsupportedModelError(
-            f"{type(decoder).__name__} must have one attention module a layer, {expected}, "
-            f"got {len(layers)}; it cannot be patched"
+            f"{type(decoder).__name__} must have one attention module in each of {expected} "
+            f"layers, got {len(layers)}; it cannot be patched"
         )
     for layer in layers:
         if not isinstance(layer.__dict__.get("config"), PreTrainedConfig):
@@ -67,6 +73,17 @@ def attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
                 "it cannot be patched"
             )
     return layers
+
+
+def mask_names(decoder: PreTrainedModel) -> tuple[str, ...]:
+    """The types of layers by which a stack of several takes its masks, a dict of them.
+
+    Empty for a stack that takes one mask and hands it to all layers, as in transformers 5.12.
+    """
+    names = inspect.unwrap(type(decoder).forward).__code__.co_names
+    if not {"isinstance", "dict"} <= set(names):  # it asks whether its mask is one
+        return ()
+    return ("full_attention", "linear_attention", "conv")
 
 
 def active_dropouts(model: nn.Module) -> Iterator[tuple[str, float]]:

@@ -2,9 +2,9 @@
 
 For each token 6 operations a parameter of a linear layer (2 forward, 4 backward), for each visible
 pair 12 a unit of width of the query heads (two products forward, four backward), for each position
-6 a parameter of the head. Embeddings, norms, softmax, loss and update count nothing. No constant is
-fitted: the predicted speed-up is a quotient of these sums, and `flexmask plan --measure` puts
-measured steps beside it.
+6 a parameter of the head. Embeddings, norms, softmax, convolutions, recurrent scans, loss and
+update count nothing. No constant is fitted: the predicted speed-up is a quotient of these sums, and
+`flexmask plan --measure` puts measured steps beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.families import check_model
-from flexmask.model.structure import find_decoder, text_config
+from flexmask.model.structure import attention_layers, find_decoder, text_config
 from flexmask.samples import Sample
 from flexmask.tree import PrefixTree
 
@@ -87,7 +87,7 @@ class CostModel:
         return cls(
             num_parameters=model.num_parameters(),
             linear=_linear_parameters(decoder, config),
-            attention_width=config.num_hidden_layers * config.num_attention_heads * width,
+            attention_width=len(attention_layers(decoder)) * config.num_attention_heads * width,
             head=0 if head is None else head.weight.numel(),
         )
 
@@ -107,12 +107,14 @@ class CostModel:
 
 
 def _linear_parameters(decoder: PreTrainedModel, config: PreTrainedConfig) -> float:
-    embeddings = {
-        id(module.weight) for module in decoder.modules() if isinstance(module, nn.Embedding)
+    others = {
+        id(module.weight)
+        for module in decoder.modules()
+        if isinstance(module, (nn.Embedding, nn.Conv1d))
     }
     total = 0.0
     for name, parameter in decoder.named_parameters():
-        if parameter.ndim < 2 or id(parameter) in embeddings:
+        if parameter.ndim < 2 or id(parameter) in others:
             continue
         is_expert = parameter.ndim == 3 or ".experts." in name
         total += parameter.numel() * (_active_share(config) if is_expert else 1.0)

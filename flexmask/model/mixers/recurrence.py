@@ -1,0 +1,144 @@
+"""Recurrent scans over a tree: every token once, with states handed on where branches leave.
+
+Inner pieces run level by level; the state at a piece's tail is the initial state of every piece
+below it. All leaves run last, in a few batches. Where a run is shorter than others of its batch it
+is padded with tokens that leave the state as it is, so a final state is that of the run.
+
+The scans are those of transformers, on whatever kernels it has chosen: they take an initial state,
+give back the final one, and pass gradients through both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flexmask.model.mixers.plan import Plan, put_back, take
+
+Scan = Callable[..., Any]
+
+
+def run_pieces(
+    plan: Plan,
+    inputs: Sequence[Tensor],
+    scan: Callable[[list[Tensor], Tensor | None, Tensor | None], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """The outputs [T, ...] of a recurrence along all paths of a tree.
+
+    Args:
+        plan: of the tree batch.
+        inputs: of T tokens each, [T, ...].
+        scan: takes inputs [n, l, ...], a mask [n, l] that is False where padding has to leave the
+            state alone (None without padding) and initial states [n, ...] (None for zeros); returns
+            outputs [n, l, ...] and final states [n, ...].
+    """
+    above = plan.forest.piece_parents
+    states: dict[int, Tensor] = {}
+    outputs = []
+    for tokens, is_token, members in plan.pieces.groups:
+        initial = None
+        if above[members[0]] >= 0:
+            initial = torch.stack([states[above[member]] for member in members])
+        output, final = scan([take(x, tokens) for x in inputs], is_token, initial)
+        outputs.append(output)
+        states.update(zip(members, final.unbind(0), strict=True))
+    return put_back(outputs, plan.pieces)
+
+
+def tree_gated_delta_rule(
+    plan: Plan,
+    scan: Scan,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    g: Tensor,
+    beta: Tensor,
+    use_qk_l2norm_in_kernel: bool = False,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The gated delta rule over a tree; all arguments [B, L, H, ...], as `scan` takes them.
+
+    A token with beta = 0 writes nothing and one with g = 0 forgets nothing: that is padding.
+    """
+
+    def run(
+        inputs: list[Tensor], is_token: Tensor | None, initial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v, *gates = inputs
+        g, beta = (_zero_padding(gate, is_token) for gate in gates)
+        return scan(
+            q,
+            k,
+            v,
+            g=g,
+            beta=beta,
+            chunk_size=_chunk_size(q, 64),
+            initial_state=initial,
+            output_final_state=True,
+            use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel,
+        )
+
+    output = run_pieces(plan, [x.flatten(0, 1) for x in (query, key, value, g, beta)], run)
+    return output.unflatten(0, tuple(query.shape[:2])), None
+
+
+def tree_chunk_scan(
+    plan: Plan,
+    scan: Scan,
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    **_: Any,
+) -> Tensor:
+    """The state space duality of Mamba-2 over a tree; arguments [B, L, ...], as `scan` takes them.
+
+    A token with dt = 0 neither writes nor decays: that is padding. So the step sizes are worked out
+    here (`scan` would lift them to the lower limit again), in fp32 as its kernel does.
+    """
+    dt = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
+    if dt_softplus:
+        dt = F.softplus(dt)
+    dt = dt.clamp(*dt_limit)
+
+    def run(
+        inputs: list[Tensor], is_token: Tensor | None, initial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        x, steps, b, c = inputs
+        return scan(
+            x,
+            _zero_padding(steps, is_token),
+            A,
+            b,
+            c,
+            chunk_size=_chunk_size(x, chunk_size),
+            D=D,
+            initial_states=initial,
+            return_final_states=True,
+        )
+
+    output = run_pieces(plan, [x.flatten(0, 1) for x in (hidden_states, dt, B, C)], run)
+    return output.unflatten(0, tuple(hidden_states.shape[:2]))
+
+
+def _zero_padding(gate: Tensor, is_token: Tensor | None) -> Tensor:
+    """`gate` [n, l, H] with 0 where a run has ended."""
+    return gate if is_token is None else gate.masked_fill(~is_token[..., None], 0)
+
+
+def _chunk_size(rows: Tensor, largest: int) -> int:
+    """The chunk for rows [n, l, ...]: on a CPU, scans pad short rows to a whole chunk."""
+    if rows.device.type != "cpu":
+        return largest
+    return min(largest, max(16, 1 << (rows.shape[1] - 1).bit_length()))

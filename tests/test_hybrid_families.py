@@ -1,0 +1,179 @@
+"""Families with recurrent or convolutional layers: exact in fp64, however a model is run."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from model_cases import (
+    HYBRIDS,
+    doubled,
+    fp64_model,
+    gradients,
+    largest_error,
+    npass,
+    npass_case,
+    packed,
+    single_pass,
+    supported,
+)
+from strategies import random_samples
+from transformers import CONFIG_MAPPING
+
+from flexmask import FlexmaskError, build_tree, disabled, pack, patch, unpatch
+from flexmask.model.families import check_family
+from flexmask.model.mixers import MIXERS, MixerForward
+from flexmask.packing import stack_rows
+
+IDS = torch.arange(12).view(2, 6) % 50
+KINDS = ("lfm2", "qwen3_5_text", "bamba", "jamba")  # one family for each kind of layer
+
+
+@pytest.fixture(params=KINDS)
+def family(request):
+    return request.param
+
+
+def mixers(model):
+    patches = (module.__dict__.get("_flexmask") for module in model.modules())
+    return [state for state in patches if isinstance(state, MixerForward)]
+
+
+def test_every_family_with_such_layers_is_tested():
+    assert set(HYBRIDS) == set(MIXERS)
+
+
+@pytest.mark.parametrize("family", supported(HYBRIDS))
+def test_in_fp64_logits_and_gradients_agree_to_ten_digits(family):
+    model = fp64_model(family, max_position_embeddings=256)
+    samples = random_samples(3, num_samples=4, stem=30, tail=40)  # several chunks of a scan
+    with doubled():
+        theirs = npass(copy.deepcopy(model), samples)
+        ours = single_pass(patch(model, backend="reference"), samples)
+    assert max(largest_error(ours, theirs)) < 1e-10
+
+
+@pytest.mark.parametrize("family", supported(HYBRIDS))
+def test_rows_of_several_trees_with_padding_equal_separate_sequences(family):
+    model = fp64_model(family)
+    trees = [random_samples(seed, num_samples=seed + 2) for seed in range(3)]
+    rows = [*pack([build_tree(trees[0]), build_tree(trees[1])]), *pack([build_tree(trees[2])])]
+    with doubled():
+        theirs = [logits for samples in trees for logits in npass(model, samples)[0]]
+        output = patch(model, backend="reference")(**stack_rows(rows))
+    logits = [output.logits[b, : len(row)] for b, row in enumerate(rows)]
+    ours = [part for row, values in zip(rows, logits, strict=True) for part in row.gather(values)]
+    for part, expected in zip(ours, theirs, strict=True):
+        assert (part - expected).abs().max() < 1e-10
+
+
+def test_inputs_embeds_take_the_place_of_input_ids(family):
+    model, samples, _ = npass_case(family)
+    _, batch = packed(samples)
+    model = patch(copy.deepcopy(model))
+    expected = model(**batch).logits
+    embeds = model.get_input_embeddings()(batch.pop("input_ids"))
+    assert torch.equal(model(inputs_embeds=embeds, **batch).logits, expected)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_survives_other_forwards_before_the_backward(family, reentrant):
+    model = patch(copy.deepcopy(npass_case(family)[0]))
+    samples = npass_case(family)[1]
+    expected = single_pass(model, samples)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    model.zero_grad()
+    row, batch = packed(samples)
+    output = model(**batch)
+    model(IDS)
+    model(**packed(random_samples(3))[1])
+    output.loss.backward()
+    ours = (row.gather(output.logits[0].detach()), output.loss.item(), gradients(model))
+    assert max(largest_error(ours, expected)) < 1e-6
+
+
+def test_lora_equals_npass(family):
+    from peft import LoraConfig, get_peft_model
+
+    samples = random_samples(1)
+    config = LoraConfig(
+        r=2,
+        init_lora_weights=False,
+        target_modules="all-linear",
+        exclude_modules=["out_proj"],  # peft itself refuses those of Mamba
+    )
+    lora = get_peft_model(fp64_model(family), config).double()
+    with doubled():
+        theirs = npass(lora, samples)
+        ours = single_pass(patch(lora, backend="reference"), samples)
+    assert any("mamba" in name or "linear_attn" in name or "conv" in name for name in ours[2])
+    assert max(largest_error(ours, theirs)) < 1e-10
+
+
+def test_autocast_runs_in_its_own_type(family):
+    model, samples, _ = npass_case(family)
+    _, batch = packed(samples)
+    model = patch(copy.deepcopy(model))
+    expected = model(**batch).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**batch)
+    output.loss.backward()
+    assert (output.logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_ordinary_batches_run_as_before(family):
+    model = copy.deepcopy(npass_case(family)[0]).eval()
+    padding = torch.ones_like(IDS)
+    padding[0, :2] = 0
+    before = [model(IDS).logits, model(IDS, attention_mask=padding).logits]
+    text = model.generate(IDS, max_new_tokens=5, do_sample=False)
+    patch(model)
+    for _ in range(2):
+        for expected, batch in zip(before, ({}, {"attention_mask": padding}), strict=True):
+            assert torch.equal(model(IDS, **batch).logits, expected)
+        assert torch.equal(model.generate(IDS, max_new_tokens=5, do_sample=False), text)
+        with disabled(model):
+            assert torch.equal(model(IDS).logits, before[0])
+        unpatch(model)
+    assert not any("_flexmask" in vars(module) for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_of_a_patched_model_is_patched_by_itself(family, twin_of):
+    model, samples, theirs = npass_case(family)
+    model = patch(copy.deepcopy(model))
+    twin = twin_of(model)
+    assert all(state.mixer not in set(model.modules()) for state in mixers(twin))
+    unpatch(model)
+    assert largest_error(single_pass(twin, samples), theirs)[0] < 1e-5
+
+
+def test_a_layer_that_the_tree_does_not_reach_is_caught(family):
+    model, samples, _ = npass_case(family)
+    model = patch(copy.deepcopy(model))
+    (first, *_), total = mixers(model), sum("_flexmask" in vars(m) for m in model.modules())
+    layer, inner = first.mixer, first.mixer.forward
+    layer.forward = lambda hidden_states, attention_mask=None, **kwargs: inner(hidden_states)
+    num = total - 2  # the model and its decoder stack know of the patch as well
+    with pytest.raises(FlexmaskError, match=f"in {num - 1} of {num} layers; the others ignored"):
+        model(**packed(samples)[1])
+
+
+def test_a_forward_that_another_library_wraps_later_is_left_to_it(family):
+    model = patch(copy.deepcopy(npass_case(family)[0]))
+    (first, *_) = mixers(model)
+    first.mixer.forward = wrapper = lambda *args, inner=first.mixer.forward, **kw: inner(
+        *args, **kw
+    )
+    assert torch.isfinite(model(**packed(random_samples(1))[1]).loss)
+    unpatch(model)
+    assert first.mixer.forward is wrapper
+    assert torch.isfinite(model(IDS).logits).all()
+
+
+def test_a_family_that_this_transformers_gets_wrong_is_refused(monkeypatch):
+    monkeypatch.setattr("transformers.__version__", "5.12.0")
+    with pytest.raises(FlexmaskError, match=r"'nemotron_h' cannot be .* 5.12.0: .*install 5.17.0"):
+        check_family(CONFIG_MAPPING["nemotron_h"]())
