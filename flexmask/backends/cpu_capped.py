@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 
-
 class Block(NamedTuple):
     """The operands of a call: q [H_kv, G, R, D], k and v [H_kv, K, D], `seen` bool [R, K]."""
 

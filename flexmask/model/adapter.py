@@ -19,9 +19,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flexmask.backends.choice import BACKENDS
 from flexmask.errors import UnsupportedModelError
 from flexmask.loss import TreeLoss
-from flexmask.model.families import check_model, max_exact_length
+from flexmask.model.checks import check_model, max_exact_length
 from flexmask.model.hooks import ModelPatch, check_batch, check_result, take_tree
+from flexmask.model.reach import Reach, layer_reaches
 from flexmask.model.structure import attention_layers, find_decoder, find_model, text_config
+from flexmask.model.temperature import temperature_of
 from flexmask.model.tree_attention import NAME, STATE, AttentionFunction, LayerPatch
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -49,7 +51,10 @@ def patch(model: Model, *, backend: str = "auto") -> Model:
     decoder = find_decoder(top)
     layers = attention_layers(decoder)
     state = ModelPatch(
-        layers=[_patch_layer(layer, backend) for layer in layers],
+        layers=[
+            _patch_layer(layer, backend, reach)
+            for layer, reach in zip(layers, layer_reaches(decoder), strict=True)
+        ],
         backend=backend,
         max_length=max_exact_length(text_config(top)),
         loss=None if top is decoder else _patch_loss(top),
@@ -101,10 +106,10 @@ def _state_of(model: nn.Module) -> ModelPatch | None:
     return find_decoder(find_model(model)).__dict__.get(STATE)
 
 
-def _patch_layer(layer: nn.Module, backend: str) -> LayerPatch:
+def _patch_layer(layer: nn.Module, backend: str, reach: Reach) -> LayerPatch:
     """Give an attention module a configuration that names our attention."""
     config: PreTrainedConfig = layer.__dict__["config"]
-    state = LayerPatch(config, _eager_attention(layer), backend)
+    state = LayerPatch(config, _eager_attention(layer), backend, reach, temperature_of(layer))
     own: PreTrainedConfig = copy.copy(config)
     own._attn_implementation = {"": NAME}  # of this configuration, not of any inside it
     setattr(layer, "config", own)  # noqa: B010 - mypy takes every attribute for a module
