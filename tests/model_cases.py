@@ -9,10 +9,11 @@ import torch
 import transformers
 from packaging.version import Version
 from strategies import random_samples
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from flexmask import build_tree, pack
-from flexmask.model.families import NEEDS
+from flexmask.model.families import SINCE
+from flexmask.model.reach import BY_LAYER_TYPE, ONE_WINDOW
 from flexmask.npass import npass_batches
 
 TINY = {
@@ -63,13 +64,40 @@ HYBRIDS = {
     }
     | {"moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16},
 }
-# What a family's config needs to be one that trees are exact on.
+WINDOW = 4  # positions; below a branch's length in every sample
+WINDOWED = {"sliding_window": WINDOW}
+MIXED = {**WINDOWED, "layer_types": ["sliding_attention", "full_attention"]}
+LATENT = {  # heads of 12 for scores and of 8 for values
+    "q_lora_rank": 12,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+}
+EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2, "n_shared_experts": 1}
+SHARED = {  # layers that share keys and values, and have inputs of their own
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 6,
+    "vocab_size_per_layer_input": 50,
+    **WINDOWED,
+}
+# What a family's config needs: to be one that trees are exact on, and to have all that it can have.
 SETTINGS = {
-    "mistral": {"sliding_window": None},
-    "phi3": {"sliding_window": None},
+    **dict.fromkeys(ONE_WINDOW, WINDOWED),
+    **dict.fromkeys(BY_LAYER_TYPE, MIXED),
+    "qwen2": {**MIXED, "use_sliding_window": True},
+    "qwen2_moe": {**MIXED, "use_sliding_window": True},
+    "qwen3": {**MIXED, "use_sliding_window": True},
+    "qwen3_moe": {**WINDOWED, "use_sliding_window": True},
+    "smollm3": {**MIXED, "use_sliding_window": True},
     "seed_oss": {"attention_dropout": 0.0, "residual_dropout": 0.0},
-    "starcoder2": {"sliding_window": None, "residual_dropout": 0.0, "embedding_dropout": 0.0},
+    "starcoder2": {**WINDOWED, "residual_dropout": 0.0, "embedding_dropout": 0.0},
     "ministral3": {  # a temperature that changes within the samples
+        **WINDOWED,
         "rope_parameters": {
             "rope_type": "yarn",
             "rope_theta": 1e4,
@@ -80,31 +108,75 @@ SETTINGS = {
     },
     **HYBRIDS,
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    "phimoe": {"sliding_window": None, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
-    **{
-        family: {"layer_types": ["full_attention"] * 2}
-        for family in ("olmo3", "exaone4", "ministral", "afmoe", "cwm")
+    "phimoe": {**WINDOWED, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
+    "gemma2": {**MIXED, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {**MIXED, "query_pre_attn_scalar": 8},
+    "gemma3n_text": {**SHARED, "laurel_rank": 4, "activation_sparsity_pattern": [0.5, 0, 0, 0]},
+    "gemma4_text": {**SHARED, "global_head_dim": 16},
+    "gemma4_unified_text": {**SHARED, "global_head_dim": 16},
+    "vaultgemma": {**MIXED, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
+    "gpt_oss": {**MIXED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "llama4_text": {
+        "layer_types": ["chunked_attention", "full_attention"],
+        "no_rope_layers": [1, 0],
+        "attention_chunk_size": 7,
+        "floor_scale": 4,
+        "attn_scale": 0.5,
+        "attn_temperature_tuning": True,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 4,
     },
+    "deepseek_v2": {**LATENT, **EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "deepseek_v3": {
+        **LATENT,
+        **EXPERTS,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "first_k_dense_replace": 1,
+    },
+    "glm4_moe_lite": {**LATENT, **EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "minicpm3": {**LATENT, "dim_model_base": 32, "scale_emb": 1.0},
+    "youtu": LATENT,
+    "axk1": {**LATENT, **EXPERTS, "n_routed_experts": 8, "n_group": 2, "topk_group": 1},
+    "jetmoe": {"num_local_experts": 4, "kv_channels": 8},
+    "laguna": {**MIXED, **EXPERTS, "num_experts": 4},
+    "hy_v3": {**EXPERTS, "num_experts": 4},
+    "solar_open": {**EXPERTS, "n_routed_experts": 4},
+    "dots1": {**MIXED, **EXPERTS, "n_routed_experts": 4},
+    "exaone_moe": {**MIXED, **EXPERTS, "num_experts": 4},
+    "mellum": {**MIXED, **EXPERTS, "num_experts": 4},
+    "cohere2_moe": {**MIXED, "num_experts": 4, "num_experts_per_tok": 2},
+    "granitemoe_swa": {**MIXED, "num_local_experts": 4},
+    "opt": {"dropout": 0.0, "attention_dropout": 0.0, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "biogpt": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "layerdrop": 0.0},
+    "gpt_bigcode": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
 
 
 def supported(families):
     """Those of `families` that the installed transformers gets right."""
     installed = Version(transformers.__version__)
-    return [name for name in families if Version(NEEDS.get(name, ("0",))[0]) <= installed]
+    return [name for name in families if Version(SINCE.get(name, "0")) <= installed]
 
 
 def tiny_model(family, seed=0, **settings):
-    """A random fp32 model of `family` in training mode, with sdpa."""
+    """A random fp32 model of `family` in training mode, with sdpa unless that leaves a part out."""
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[family](**TINY | SETTINGS.get(family, {}) | settings)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    has_sdpa = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
+    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    implementation = "sdpa" if has_sdpa and not is_capped else "eager"
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    head = model.get_output_embeddings()
     with torch.no_grad():  # larger weights than the usual 0.02, so that attention matters
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "embed" not in name:
-                parameter.normal_(0, parameter.shape[-1] ** -0.5)
-            elif parameter.ndim > 1:
-                parameter.normal_()
+            is_lookup = "embed" in name and (head is None or parameter is not head.weight)
+            if parameter.ndim > 1:
+                parameter.normal_(0, 1.0 if is_lookup else parameter.shape[-1] ** -0.5)
+        for module in model.modules():  # the scale of the scores, which such a family learns
+            if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
+                module.q_norm.weight.mul_(module.head_dim**-0.5)
     return model.train()
 
 

@@ -113,16 +113,6 @@ def test_auto_takes_cpu_on_cpu_and_says_why():
     assert "backward" in choose_backend("cpu").reason
 
 
-def test_auto_takes_reference_for_a_softcap_on_cpu():
-    q, k, v, _ = random_inputs(MASK)
-    assert choose_backend("cpu", softcap=1.0) == (
-        "reference",
-        choose_backend("cpu", softcap=1.0)[1],
-    )
-    ours = attention(q, k, v, MASK, softcap=1.0)
-    assert torch.equal(ours, attention(q, k, v, MASK, softcap=1.0, backend="reference"))
-
-
 def test_auto_takes_flex_on_cuda_until_triton_has_run_on_one():
     assert choose_backend("cuda").name == "flex"
     assert "has not run on a GPU" in choose_backend("cuda").reason

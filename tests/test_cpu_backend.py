@@ -26,7 +26,6 @@ from flexmask.backends import cpu
 from flexmask.backends.api import dispatch
 from flexmask.backends.calls import MAX_ROWS, Pairs, plan_calls
 from flexmask.backends.reach import position_floor
-from flexmask.errors import UnsupportedModelError
 
 PADDING = mask_from_depths([0] * 9)
 CATERPILLAR = mask_from_depths([d for depth in range(20) for d in (depth, depth + 1)])
@@ -67,22 +66,24 @@ def test_calls_cover_each_visible_pair_once(mask, reach, is_tiny):
     reach=reaches(),
     is_tiny=st.booleans(),
     has_sinks=st.booleans(),
+    softcap=st.sampled_from([None, None, 1.5]),
     kv_heads=st.sampled_from([1, 2, 4]),
     value_width=st.sampled_from([4, 8, 12]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 1000),
 )
 def test_output_and_gradients_equal_reference(
-    mask, reach, is_tiny, has_sinks, kv_heads, value_width, dtype, seed
+    mask, reach, is_tiny, has_sinks, softcap, kv_heads, value_width, dtype, seed
 ):
     inputs = random_inputs(mask, kv_heads=kv_heads, value_width=value_width, dtype=dtype, seed=seed)
     sinks = torch.linspace(-1, 2, 4, dtype=dtype) if has_sinks else None
+    options = {"sinks": sinks, "softcap": softcap, **reach}
     if is_tiny:
         with tiny_calls():
-            ours = run(mask, *inputs, sinks=sinks, backend="cpu", **reach)
+            ours = run(mask, *inputs, backend="cpu", **options)
     else:
-        ours = run(mask, *inputs, sinks=sinks, backend="cpu", **reach)
-    assert worst_ratio(ours, run_reference(mask, *inputs, sinks=sinks, **reach)) < 1
+        ours = run(mask, *inputs, backend="cpu", **options)
+    assert worst_ratio(ours, run_reference(mask, *inputs, **options)) < 1
 
 
 LONG = {
@@ -96,31 +97,40 @@ LONG = {
 
 @pytest.mark.parametrize("name", LONG)
 @pytest.mark.parametrize(
-    "reach", [{}, {"window": 100}, {"chunk": 150}], ids=["all", "window", "chunk"]
+    "options",
+    [{}, {"window": 100}, {"chunk": 150}, {"softcap": 2.0}, {"softcap": 2.0, "window": 100}],
+    ids=["all", "window", "chunk", "softcap", "softcap-window"],
 )
-def test_long_rows_equal_reference(name, reach):
+def test_long_rows_equal_reference(name, options):
     inputs = random_inputs(LONG[name], dtype=torch.float32)
-    ours = run(LONG[name], *inputs, backend="cpu", **reach)
-    assert worst_ratio(ours, run_reference(LONG[name], *inputs, **reach)) < 1
+    ours = run(LONG[name], *inputs, backend="cpu", **options)
+    assert worst_ratio(ours, run_reference(LONG[name], *inputs, **options)) < 1
 
 
-def eager_attention(q, k, v, mask, *, sinks=None, scale=None):
+def eager_attention(q, k, v, mask, *, sinks=None, softcap=None):
     """What a user would write: every step in the dtype of the inputs."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~mask.to_dense().unsqueeze(1), -math.inf)
     return torch.softmax(scores, -1) @ v
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("dtype", "softcap"),
+    [(torch.bfloat16, None), (torch.float16, None), (torch.bfloat16, 2.0)],
+    ids=["bf16", "fp16", "bf16-softcap"],
+)
 @pytest.mark.parametrize("name", LONG)
-def test_error_within_twice_eager_error(name, dtype):
+def test_error_within_twice_eager_error(name, softcap, dtype):
     mask = LONG[name]
     inputs = random_inputs(mask, dtype=dtype)
-    ours = run(mask, *inputs, backend="cpu")
-    eager = run(mask, *inputs, function=eager_attention)
-    for result, theirs, reference in zip(ours, eager, run_reference(mask, *inputs), strict=True):
+    ours = run(mask, *inputs, backend="cpu", softcap=softcap)
+    eager = run(mask, *inputs, function=eager_attention, softcap=softcap)
+    references = run_reference(mask, *inputs, softcap=softcap)
+    for result, theirs, reference in zip(ours, eager, references, strict=True):
         rounding = torch.finfo(dtype).eps * reference.abs().max()
         bound = 2 * (theirs.double() - reference).abs().max() + rounding
         assert (result.double() - reference).abs().max() <= bound
@@ -196,17 +206,19 @@ DEEP = {
 }
 
 
-@pytest.mark.parametrize("window", [None, 300], ids=["all", "window"])
+@pytest.mark.parametrize(
+    ("window", "softcap"), [(None, None), (300, None), (None, 2.0)], ids=["all", "window", "capped"]
+)
 @pytest.mark.parametrize("shape", DEEP)
-def test_no_tensor_grows_with_the_square_of_the_row(shape, window):
+def test_no_tensor_grows_with_the_square_of_the_row(shape, window, softcap):
     length, width = 8000, 4
     mask = mask_from_depths(DEEP[shape](length))
     q, k, v, dout = random_inputs(mask, heads=2, kv_heads=1, width=width, value_width=width)
     floor = position_floor(mask.position_ids, window)
     arguments = (mask.subtree_end, mask.position_ids, floor, None)
     with LargestTensor() as largest:  # inside the operators, which hide their steps otherwise
-        out, lse = cpu._forward._init_fn(q, k, v, *arguments, 0.5)
-        cpu._backward._init_fn(dout, q, k, v, *arguments, out, lse, 0.5)
+        out, lse = cpu._forward._init_fn(q, k, v, *arguments, 0.5, softcap)
+        cpu._backward._init_fn(dout, q, k, v, *arguments, out, lse, 0.5, softcap)
     assert largest.num_elements <= max(2 * width * length, 4 * MAX_ROWS * MAX_ROWS)
 
 
@@ -231,21 +243,19 @@ def test_compiles_as_one_graph_with_gradients():
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_operators_keep_their_promises(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "softcap"),
+    [(torch.float32, None), (torch.bfloat16, None), (torch.float32, 2.0)],
+    ids=["fp32", "bf16", "capped"],
+)
+def test_operators_keep_their_promises(dtype, softcap):
     mask = stack([mask_from_depths([0, 1, 2, 1, 2, 0, 0]), mask_from_depths([0, 1, 1])])
     q, k, v, dout = random_inputs(mask, dtype=dtype)
     sinks = torch.zeros(4, dtype=dtype, requires_grad=True)
     floor = position_floor(mask.position_ids, window=3)
     arguments = (mask.subtree_end, mask.position_ids, floor, sinks)
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(cpu._forward, (*leaves, *arguments, 0.5))
+    torch.library.opcheck(cpu._forward, (*leaves, *arguments, 0.5, softcap))
     with torch.no_grad():
-        out, lse = cpu._forward(*leaves, *arguments, 0.5)
-        torch.library.opcheck(cpu._backward, (dout, *leaves, *arguments, out, lse, 0.5))
-
-
-def test_softcap_is_refused():
-    q, k, v, _ = random_inputs(PADDING)
-    with pytest.raises(UnsupportedModelError, match=r"has no softcap.*use backend='reference'"):
-        attention(q, k, v, PADDING, softcap=30.0, backend="cpu")
+        out, lse = cpu._forward(*leaves, *arguments, 0.5, softcap)
+        torch.library.opcheck(cpu._backward, (dout, *leaves, *arguments, out, lse, 0.5, softcap))

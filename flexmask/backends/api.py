@@ -111,7 +111,7 @@ def dispatch(
     if scale is None:
         scale = q.shape[-1] ** -0.5
     floor = None if position_ids is None else position_floor(position_ids, window, chunk)
-    return _implementation(choose_backend(q.device, backend, softcap=softcap).name)(
+    return _implementation(choose_backend(q.device, backend).name)(
         q,
         k,
         v,

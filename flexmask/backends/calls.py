@@ -14,7 +14,7 @@ A mask has at most MAX_ROWS rows and the plan O(L) calls: nothing is of size L x
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -84,6 +84,29 @@ def plan_calls(
     if floor.max() <= positions.min():
         return _plan(end.tobytes(), None, None)  # every query sees all of its path
     return _plan(end.tobytes(), positions.tobytes(), floor.tobytes())
+
+
+def cut_calls(calls: Iterable[Call]) -> Iterator[Call]:
+    """The same pairs in blocks of at most MAX_ROWS rows and keys, to hold their scores in memory.
+
+    Causal squares are small enough, and a diagonal has one score a row. A row may see no key of a
+    block, but sees one of the first block that it is in: its own, as in every call.
+    """
+    for call in calls:
+        if call.pairs not in (Pairs.ALL, Pairs.MASKED):
+            yield call
+            continue
+        for start in range(call.start, call.stop, MAX_ROWS):
+            rows = (start, min(start + MAX_ROWS, call.stop))
+            for number, keys in enumerate(_split(call.keys, MAX_ROWS)):
+                yield Call(*rows, keys, call.pairs, call.is_first and number == 0)
+
+
+def _split(keys: Keys, size: int) -> list[Keys]:
+    if isinstance(keys, Tensor):
+        return list(keys.split(size))
+    starts = range(keys.start, keys.stop, size)
+    return [slice(start, min(start + size, keys.stop)) for start in starts]
 
 
 @lru_cache(maxsize=_PLANS_KEPT)  # all layers of a model, forward and backward, share one plan

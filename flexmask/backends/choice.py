@@ -21,9 +21,7 @@ class BackendChoice(NamedTuple):
     reason: str
 
 
-def choose_backend(
-    device: torch.device | str, backend: str = "auto", *, softcap: float | None = None
-) -> BackendChoice:
+def choose_backend(device: torch.device | str, backend: str = "auto") -> BackendChoice:
     """The backend that `attention(..., backend=backend)` uses for tensors on `device`.
 
     A backend that is asked for by name is taken or refused, never replaced.
@@ -31,7 +29,6 @@ def choose_backend(
     Args:
         device: where q, k and v are.
         backend: "auto" or a name in BACKENDS.
-        softcap: as in `attention`; the `cpu` backend has none.
 
     Raises:
         MaskError: an unknown name, or a backend that does not run on `device`.
@@ -42,7 +39,7 @@ def choose_backend(
     """
     kind = torch.device(device).type
     if backend == "auto":
-        return _automatic(kind, softcap)
+        return _automatic(kind)
     if backend not in BACKENDS:
         raise MaskError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "triton":
@@ -65,13 +62,11 @@ def choose_backend(
     return BackendChoice(backend, "asked for by name")
 
 
-def _automatic(kind: str, softcap: float | None) -> BackendChoice:
+def _automatic(kind: str) -> BackendChoice:
     if kind == "cuda":
         return BackendChoice("flex", "compiled FlexAttention; 'triton' has not run on a GPU yet")
-    if kind == "cpu" and softcap is None:
-        return BackendChoice("cpu", "flash kernels on slices, with a backward")
     if kind == "cpu":
-        return BackendChoice("reference", "softcap on the CPU: no flash kernel has one")
+        return BackendChoice("cpu", "flash kernels on slices, with a backward")
     return BackendChoice("reference", f"the only backend for {kind} tensors")
 
 

@@ -1,8 +1,8 @@
 """Training on CPUs: exact tree attention from ordinary flash kernels, with nothing of size L x L.
 
-The visible pairs of a row are covered by flash calls (see `calls`), each normalised over its own
-keys only. Two partial results of a query are merged as in ring attention (Liu et al., arXiv
-2310.01889). With lse = log sum_k exp(s_k) of each part:
+The visible pairs of a row are covered by flash calls (see `calls`, and `cpu_capped` for a softcap),
+each normalised over its own keys only. Two partial results of a query are merged as in ring
+attention (Liu et al., arXiv 2310.01889). With lse = log sum_k exp(s_k) of each part:
 
     w   = sigmoid(lse_2 - lse_1)
     out = (1 - w) out_1 + w out_2
@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flexmask.backends.cpu_row import Row, row_backward, row_forward
-from flexmask.errors import UnsupportedModelError
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -51,26 +50,18 @@ def cpu_attention(
         position_ids: int [B, L] or [1, L]; only looked at with a floor.
         position_floor: like `position_ids`, the lowest position that a query sees; None for all.
         scale: factor of the scores.
-        softcap: refused.
+        softcap: bound of the scores, or None; with one, about half as fast.
         sinks: [H] or None.
 
     Returns:
         [B, H, L, D_v] in the dtype of q.
-
-    Raises:
-        UnsupportedModelError: a softcap.
     """
-    if softcap is not None:
-        raise UnsupportedModelError(
-            "backend 'cpu' has no softcap, because the flash kernels beneath it have none; "
-            "use backend='reference' for short rows or 'flex' on CUDA"
-        )
     D, D_v = q.shape[-1], v.shape[-1]
     if D_v < D:
         v = pad(v, (0, D - D_v))
     elif D_v > D:
         q, k = pad(q, (0, D_v - D)), pad(k, (0, D_v - D))
-    out, _ = _forward(q, k, v, subtree_end, position_ids, position_floor, sinks, scale)
+    out, _ = _forward(q, k, v, subtree_end, position_ids, position_floor, sinks, scale, softcap)
     return out[..., :D_v]
 
 
@@ -84,11 +75,12 @@ def _forward(
     position_floor: Tensor | None,
     sinks: Tensor | None,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention as out [B, H, L, D] and logsumexp [B, H, L], the latter in fp32 or fp64."""
     out, lse = _empty_results(q)
     for b in range(q.shape[0]):
-        row = _row(b, q, k, v, subtree_end, position_ids, position_floor, sinks, scale)
+        row = _row(b, q, k, v, subtree_end, position_ids, position_floor, sinks, scale, softcap)
         precise = _precise_like(out[b])
         row_forward(row, _grouped(precise, row), _grouped(lse[b], row))
         if precise.dtype != out.dtype:
@@ -109,12 +101,13 @@ def _backward(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     grads = _empty_gradients(q, k, v)
     dout = _unit_stride(dout)
     for b in range(q.shape[0]):
-        row = _row(b, q, k, v, subtree_end, position_ids, position_floor, sinks, scale)
+        row = _row(b, q, k, v, subtree_end, position_ids, position_floor, sinks, scale, softcap)
         dq, dk, dv = precise = [_precise_like(x[b]) for x in grads]
         dout_b, out_b, lse_b, dq = (_grouped(x, row) for x in (dout[b], out[b], lse[b], dq))
         row_backward(row, dout_b, out_b, lse_b, dq, dk.zero_(), dv.zero_())
@@ -125,17 +118,17 @@ def _backward(
 
 
 @_forward.register_fake
-def _(q, k, v, subtree_end, position_ids, position_floor, sinks, scale):
+def _(q, k, v, subtree_end, position_ids, position_floor, sinks, scale, softcap):
     return _empty_results(q)
 
 
 @_backward.register_fake
-def _(dout, q, k, v, subtree_end, position_ids, position_floor, sinks, out, lse, scale):
+def _(dout, q, k, v, end, positions, floor, sinks, out, lse, scale, softcap):
     return _empty_gradients(q, k, v)
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.scale = inputs
+    *tensors, ctx.scale, ctx.softcap = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
@@ -143,12 +136,12 @@ def _save(ctx, inputs, output) -> None:
 def _differentiate(ctx, dout: Tensor, _: Tensor | None):
     saved = ctx.saved_tensors  # once: under checkpointing they can be unpacked no second time
     *_, sinks, out, lse = saved
-    dq, dk, dv = _backward(dout, *saved, ctx.scale)
+    dq, dk, dv = _backward(dout, *saved, ctx.scale, ctx.softcap)
     dsinks = None
     if sinks is not None and ctx.needs_input_grad[6]:
         weight = torch.exp(sinks.to(lse.dtype).view(1, -1, 1) - lse)
         dsinks = -(weight * (dout.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
-    return dq, dk, dv, None, None, None, dsinks, None
+    return dq, dk, dv, None, None, None, dsinks, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -164,6 +157,7 @@ def _row(
     position_floor: Tensor | None,
     sinks: Tensor | None,
     scale: float,
+    softcap: float | None,
 ) -> Row:
     """Row b, with the heads of q and the sinks as [H_kv, G]."""
     q, k, v = (_unit_stride(x[b]) for x in (q, k, v))
@@ -174,7 +168,7 @@ def _row(
     )
     if sinks is not None:
         sinks = sinks.to(_lse_dtype(q)).unflatten(0, heads).unsqueeze(-1)
-    return Row(q.unflatten(0, heads), k, v, end, positions, floor, sinks, scale)
+    return Row(q.unflatten(0, heads), k, v, end, positions, floor, sinks, scale, softcap)
 
 
 def _grouped(x: Tensor, row: Row) -> Tensor:

@@ -1,17 +1,20 @@
 """Attention of one packed row on the CPU, forward and backward, call by call.
 
 Heads are kept as [H_kv, G], the batch and the head dimension of the kernel: the G heads of a group
-read the same keys and values through a stride of 0.
+read the same keys and values through a stride of 0. Without a softcap, each call is one of a flash
+kernel; with one, the calls are cut into blocks and computed in plain PyTorch (see `cpu_capped`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flexmask.backends.calls import Call, Keys, Pairs, plan_calls
+from flexmask.backends.calls import Call, Keys, Pairs, cut_calls, plan_calls
+from flexmask.backends.cpu_capped import Block, capped_backward, capped_forward
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -32,11 +35,12 @@ class Row(NamedTuple):
     position_floor: Tensor | None
     sinks: Tensor | None
     scale: float
+    softcap: float | None
 
 
 def row_forward(row: Row, out: Tensor, lse: Tensor) -> None:
     """Fill out [H_kv, G, L, D] and its logsumexp [H_kv, G, L], both in fp32 or fp64."""
-    for call in plan_calls(row.subtree_end, row.position_ids, row.position_floor):
+    for call in _calls(row):
         part, part_lse = _attend(row, call)
         out_rows, lse_rows = out[:, :, call.rows], lse[:, :, call.rows]
         if call.is_first:
@@ -71,7 +75,7 @@ def row_backward(
         dk: sums of the gradients of the keys, zeros at first.
         dv: sums of the gradients of the values, zeros at first.
     """
-    for call in plan_calls(row.subtree_end, row.position_ids, row.position_floor):
+    for call in _calls(row):
         results = (x[:, :, call.rows] for x in (dout, out, lse))
         part, *key_parts = _attend_backward(row, call, *results)
         if call.is_first:
@@ -82,11 +86,18 @@ def row_backward(
             total[:, call.keys] += _sum_group(key_part, total.dtype)
 
 
+def _calls(row: Row) -> Iterable[Call]:
+    calls = plan_calls(row.subtree_end, row.position_ids, row.position_floor)
+    return calls if row.softcap is None else cut_calls(calls)
+
+
 def _attend(row: Row, call: Call) -> tuple[Tensor, Tensor]:
     """Out [H_kv, G, R, D] and logsumexp [H_kv, G, R] of a call, normalised over its keys only."""
     q, k, v = _operands(row, call)
     if call.pairs is Pairs.SELF:
-        return v, row.scale * (_precise(q) * _precise(k)).sum(-1)
+        return v, _self_scores(row, _precise(q), _precise(k))
+    if row.softcap is not None:
+        return capped_forward(_block(row, call, row.softcap))
     return _flash(
         q,
         k,
@@ -105,7 +116,9 @@ def _attend_backward(
     q, k, v = _operands(row, call)
     if call.pairs is Pairs.SELF:
         dout, q, k, v, out = map(_precise, (dout, q, k, v, out))
-        return _self_backward(dout, q, k, v, out, lse, row.scale)
+        return _self_backward(row, dout, q, k, v, out, lse)
+    if row.softcap is not None:
+        return capped_backward(_block(row, call, row.softcap), dout, out, lse)
     return _flash_backward(
         dout,
         q,
@@ -120,25 +133,51 @@ def _attend_backward(
     )
 
 
+def _self_scores(row: Row, q: Tensor, k: Tensor) -> Tensor:
+    """The scores of tokens with themselves."""
+    scores = row.scale * (q * k).sum(-1)
+    return scores if row.softcap is None else row.softcap * torch.tanh(scores / row.softcap)
+
+
 def _self_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    row: Row, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of tokens that see themselves only (and a sink, if there is one)."""
-    weight = torch.exp(scale * (q * k).sum(-1) - lse).unsqueeze(-1)
-    dscore = scale * weight * (dout * (v - out)).sum(-1, keepdim=True)
+    scores = _self_scores(row, q, k).unsqueeze(-1)
+    weight = torch.exp(scores - lse.unsqueeze(-1))
+    dscore = row.scale * weight * (dout * (v - out)).sum(-1, keepdim=True)
+    if row.softcap is not None:
+        dscore *= 1 - (scores / row.softcap).square()
     return dscore * k, dscore * q, weight * dout
+
+
+def _block(row: Row, call: Call, softcap: float) -> Block:
+    """The operands of a call whose scores are held in memory."""
+    seen = None
+    if call.pairs is Pairs.MASKED:
+        seen = _seen(row, call)
+    elif call.pairs is Pairs.CAUSAL:
+        seen = torch.ones(2 * (call.stop - call.start,), dtype=torch.bool).tril_()
+    k, v = (_take(x, call.keys) for x in row[1:3])
+    return Block(row.q[:, :, call.rows], k, v, seen, row.scale, softcap)
 
 
 def _additive_mask(row: Row, call: Call) -> Tensor | None:
     """0 where a query of the call sees a key, -inf elsewhere: [R, K]; None if not MASKED."""
     if call.pairs is not Pairs.MASKED:
         return None
+    seen = _seen(row, call)
+    return torch.zeros(seen.shape, dtype=row.q.dtype).masked_fill_(~seen, float("-inf"))
+
+
+def _seen(row: Row, call: Call) -> Tensor:
+    """Which queries of a call see which of its keys, bool [R, K]."""
     index = torch.arange(row.subtree_end.shape[0])
     query = index[call.rows].unsqueeze(-1)
     seen = (index[call.keys] <= query) & (query < row.subtree_end[call.keys])
     if row.position_ids is not None and row.position_floor is not None:
         seen &= row.position_ids[call.keys] >= row.position_floor[call.rows].unsqueeze(-1)
-    return torch.zeros(seen.shape, dtype=row.q.dtype).masked_fill_(~seen, float("-inf"))
+    return seen
 
 
 def _operands(row: Row, call: Call) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,9 +19,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flexmask.backends.choice import BACKENDS
 from flexmask.errors import UnsupportedModelError
 from flexmask.loss import TreeLoss
-from flexmask.model.families import check_model, max_exact_length
+from flexmask.model.checks import check_model, max_exact_length
 from flexmask.model.hooks import ModelPatch, check_batch, check_result, take_tree
 from flexmask.model.mixers import MIXERS, MixerForward, find_mixers
+from flexmask.model.reach import Reach, layer_reaches
 from flexmask.model.structure import (
     attention_layers,
     find_decoder,
@@ -29,6 +30,7 @@ from flexmask.model.structure import (
     mask_names,
     text_config,
 )
+from flexmask.model.temperature import temperature_of
 from flexmask.model.tree_attention import NAME, STATE, AttentionFunction, LayerPatch
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -58,7 +60,10 @@ def patch(model: Model, *, backend: str = "auto") -> Model:
     mixers = find_mixers(decoder)
     state = ModelPatch(
         layers=[
-            *(_patch_layer(layer, backend) for layer in layers),
+            *(
+                _patch_layer(layer, backend, reach)
+                for layer, reach in zip(layers, layer_reaches(decoder), strict=True)
+            ),
             *(_patch_mixer(mixer, text_config(top)) for mixer in mixers),
         ],
         mask_names=mask_names(decoder) if mixers else (),
@@ -115,10 +120,10 @@ def _state_of(model: nn.Module) -> ModelPatch | None:
     return find_decoder(find_model(model)).__dict__.get(STATE)
 
 
-def _patch_layer(layer: nn.Module, backend: str) -> LayerPatch:
+def _patch_layer(layer: nn.Module, backend: str, reach: Reach) -> LayerPatch:
     """Give an attention module a configuration that names our attention."""
     config: PreTrainedConfig = layer.__dict__["config"]
-    state = LayerPatch(config, _eager_attention(layer), backend)
+    state = LayerPatch(config, _eager_attention(layer), backend, reach, temperature_of(layer))
     own: PreTrainedConfig = copy.copy(config)
     own._attn_implementation = {"": NAME}  # of this configuration, not of any inside it
     setattr(layer, "config", own)  # noqa: B010 - mypy takes every attribute for a module

@@ -19,15 +19,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flexmask.backends.api import dispatch
 from flexmask.errors import UnsupportedModelError
+from flexmask.model.reach import Reach
+from flexmask.model.temperature import Temperature
 
 NAME = "flexmask"
 STATE = "_flexmask"  # attribute of the patched modules that holds what a patch knows of them
 
-# Arguments of the attention interface that change what is computed, and are not exact yet.
+# Arguments of the attention interface that change what is computed, in ways that we do not know.
 _NOT_COVERED = (
-    *("sliding_window", "chunk_size", "softcap", "s_aux"),
-    *("position_bias", "attention_bias", "head_mask", "cache"),
+    *("position_bias", "attention_bias", "head_mask", "cache", "indices"),
+    *("chunk_size", "block_sequence_ids"),
 )
+_NOT_PASSED = object()
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -40,12 +43,16 @@ class LayerPatch:
         config: the model's own configuration, which names the implementation of ordinary batches.
         eager: the attention that the name "eager" stands for in the module's family.
         backend: the attention backend for trees.
+        reach: how far back its queries see.
+        temperature: the factor by position that is in its queries, or None; see `temperature`.
         was_called: whether a tree mask has come by since the forward pass began.
     """
 
     config: PreTrainedConfig
     eager: AttentionFunction
     backend: str
+    reach: Reach
+    temperature: Temperature | None = None
     was_called: bool = False
 
 
@@ -104,6 +111,10 @@ def _attend(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    sliding_window: Any = _NOT_PASSED,
+    is_causal: bool | None = None,
     **options: Any,
 ) -> Tensor:
     """Attention over a tree: query [B, H, L, D] and so on in, [B, L, H, D_v] out."""
@@ -113,7 +124,14 @@ def _attend(
         )
     for name in _NOT_COVERED:
         if options.get(name) is not None:
-            raise UnsupportedModelError(f"attention with {name} is not exact on a tree yet")
+            raise UnsupportedModelError(f"attention with {name} is not exact on a tree")
+    if is_causal is False:
+        raise UnsupportedModelError("attention to later tokens is not exact on a tree")
+    if sliding_window is not _NOT_PASSED and sliding_window != layer.reach.window:
+        raise UnsupportedModelError(
+            f"a layer calls its attention with sliding_window={sliding_window}, but the window of "
+            f"its configuration is {layer.reach.window}; it cannot be told which one N-pass has"
+        )
     if key.shape[2] != mask.shape[-1]:
         raise UnsupportedModelError(
             f"a tree of {mask.shape[-1]} tokens met {key.shape[2]} keys; put nothing before it"
@@ -122,16 +140,23 @@ def _attend(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
     mask = mask.to(query.device)
+    subtree_end, position_ids = mask[:, 0, 0], mask[:, 0, 1]
+    if layer.temperature is not None:
+        query = layer.temperature.correct(query, position_ids)
     output = dispatch(
         query.to(dtype),
         key.to(dtype),
         value.to(dtype),
-        mask[:, 0, 0],
-        mask[:, 0, 1],
+        subtree_end,
+        position_ids,
         scale=scaling,
+        softcap=softcap,
+        sinks=s_aux,
+        window=layer.reach.window,
+        chunk=layer.reach.chunk,
         backend=layer.backend,
     )
-    return output.transpose(1, 2)
+    return output.transpose(1, 2).contiguous()  # some families view it
 
 
 def _refuse_unpatched(*_: Any, **__: Any) -> NoReturn:

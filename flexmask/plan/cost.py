@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
-from flexmask.model.families import check_model
+from flexmask.model.checks import check_model
 from flexmask.model.structure import attention_layers, find_decoder, text_config
 from flexmask.samples import Sample
 from flexmask.tree import PrefixTree

@@ -1,0 +1,92 @@
+"""What a model must be, beside its family, for trees to be exact on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flexmask.errors import UnsupportedModelError
+from flexmask.model.families import check_family
+from flexmask.model.reach import layer_reaches
+from flexmask.model.structure import active_dropouts, find_decoder, text_config
+
+# Rotary embeddings that depend on a token's own position only.
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
+
+CAPPED = ("gemma2", "vaultgemma")  # hand their softcap to the attention
+
+# Names of rates of noise, and those in heads that a causal language model does not have.
+_NOISE = re.compile("drop|jitter")
+_UNUSED_HEAD = re.compile("classifier|summary")
+
+
+def check_model(model: nn.Module, top: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError, with the reason, unless trees are exact on a model.
+
+    Args:
+        model: the model with its wrappers.
+        top: the Hugging Face model inside them.
+    """
+    config = text_config(top)
+    check_family(config)
+    for reason in (*_config_reasons(config), *_model_reasons(model, top)):
+        raise UnsupportedModelError(f"model_type {config.model_type!r} cannot be patched: {reason}")
+    layer_reaches(find_decoder(top))
+
+
+def max_exact_length(config: PreTrainedConfig) -> int | None:
+    """The longest sample for which the rotary embedding depends on each token alone, or None.
+
+    The types "dynamic" and "longrope" change the frequencies of a whole batch when its longest
+    sequence passes a limit, so that a token's embedding depends on what comes after it.
+    """
+    limits = []
+    for rope in _ropes(config):
+        if rope["rope_type"] == "longrope":
+            limits.append(rope["original_max_position_embeddings"])
+        elif rope["rope_type"] == "dynamic":
+            limits.append(config.max_position_embeddings - 1)
+    return min(limits, default=None)
+
+
+def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
+    for name, value in vars(config).items():
+        is_rate = _NOISE.search(name) and not _UNUSED_HEAD.match(name)
+        if is_rate and isinstance(value, (int, float)) and value > 0:
+            yield f"{name} must be 0, got {value}; N-pass would draw other noise, load it with 0"
+    bidirectional = getattr(config, "use_bidirectional_attention", None)
+    if bidirectional and bidirectional != "vision":  # that of gemma4: between images' tokens only
+        yield f"use_bidirectional_attention must be off, got {bidirectional!r}"
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    if softcap and config.model_type in CAPPED and config._attn_implementation == "sdpa":
+        yield (
+            f"its own attention, 'sdpa', leaves out attn_logit_softcapping = {softcap}; load it "
+            "with attn_implementation='eager', or set the softcap to None"
+        )
+    for rope in _ropes(config):
+        if rope["rope_type"] not in (*_STATIC_ROPE, "dynamic", "longrope"):
+            yield f"its rotary embedding of type {rope['rope_type']!r} has not been verified"
+
+
+def _model_reasons(model: nn.Module, top: PreTrainedModel) -> Iterator[str]:
+    if top.get_output_embeddings() is None and find_decoder(top) is not top:
+        yield f"{type(top).__name__} has another head than a language model's"
+    for name, p in active_dropouts(model):
+        yield f"dropout must be 0, got {p} in {name}; N-pass would drop others"
+    for adapter in getattr(model, "peft_config", {}).values():
+        if adapter.is_prompt_learning:
+            yield f"{adapter.peft_type.value} puts virtual tokens before the row; use LoRA"
+
+
+def _ropes(config: PreTrainedConfig) -> Iterator[dict[str, Any]]:
+    """The rotary embeddings of a config, of which some have one for each type of layer."""
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict):
+        return
+    for rope in (parameters, *parameters.values()):
+        if isinstance(rope, dict) and "rope_type" in rope:
+            yield rope

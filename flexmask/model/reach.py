@@ -1,0 +1,79 @@
+"""How far back each attention layer of a model sees, by its configuration.
+
+The mask of a tree batch passes through the mask code of transformers unchanged, so the window or
+chunk that this code would have drawn for a layer has to be told to our attention. Families choose
+it in one of two ways, and the tests hold each to what its own code does.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flexmask.errors import UnsupportedModelError
+from flexmask.model.structure import attention_layers
+
+
+class Reach(NamedTuple):
+    """What a query of one layer sees of its ancestors: `window` and `chunk` of `attention`."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+
+FULL = Reach()
+
+# Families in which `sliding_window`, where it is not None, holds for every layer.
+ONE_WINDOW = ("mistral", "ministral3", "mixtral", "phi3", "phimoe", "qwen3_moe", "starcoder2")
+
+# Families in which `layer_types` says which layers have a window or a chunk.
+BY_LAYER_TYPE = (
+    *("qwen2", "qwen2_moe", "qwen3", "ministral", "smollm3", "olmo3", "afmoe", "cwm", "exaone4"),
+    *("gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "vaultgemma"),
+    *("gpt_oss", "cohere2", "cohere2_moe", "llama4_text", "dots1", "exaone_moe", "laguna"),
+    *("mellum", "granite_swa", "granitemoe_swa", "modernbert-decoder", "flint", "lfm3", "beam"),
+)
+
+_FULL = ("full_attention", "attention", "hybrid")
+_SIZES = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+
+
+def layer_reaches(decoder: PreTrainedModel) -> list[Reach]:
+    """The reach of each attention layer of a decoder stack, in the order of `attention_layers`.
+
+    Raises:
+        UnsupportedModelError: a window that the family is not known to have, or of no size.
+    """
+    layers = attention_layers(decoder)
+    return [
+        _reach(decoder.config, getattr(layer, "layer_idx", index))
+        for index, layer in enumerate(layers)
+    ]
+
+
+def _reach(config: PreTrainedConfig, index: int) -> Reach:
+    family, window = config.model_type, getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    if family not in ONE_WINDOW and layer_types:
+        kind = layer_types[index]
+    elif window is None or (
+        family not in ONE_WINDOW and not getattr(config, "use_sliding_window", True)
+    ):
+        kind = "full_attention"
+    else:
+        kind = "sliding_attention"
+    if kind in _FULL:
+        return FULL
+    if family not in (*ONE_WINDOW, *BY_LAYER_TYPE) or kind not in _SIZES:
+        raise UnsupportedModelError(
+            f"model_type {family!r} cannot be patched: layers of type {kind!r} have not been "
+            "verified in it"
+        )
+    size = getattr(config, _SIZES[kind], None)
+    if size is None or size < 1:
+        raise UnsupportedModelError(
+            f"model_type {family!r} cannot be patched: layers of type {kind!r} need a "
+            f"{_SIZES[kind]} of at least 1, got {size}"
+        )
+    return Reach(**{"window" if kind == "sliding_attention" else "chunk": size})
