@@ -174,6 +174,6 @@ def test_a_forward_that_another_library_wraps_later_is_left_to_it(family):
 
 
 def test_a_family_that_this_transformers_gets_wrong_is_refused(monkeypatch):
-    monkeypatch.setattr("transformers.__version__", "5.12.0")
+    monkeypatch.setattr("flexmask.model.families.INSTALLED", "5.12.0")
     with pytest.raises(FlexmaskError, match=r"'nemotron_h' cannot be .* 5.12.0: .*install 5.17.0"):
         check_family(CONFIG_MAPPING["nemotron_h"]())

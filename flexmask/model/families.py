@@ -77,6 +77,7 @@ FAMILIES = {
     "granitemoehybrid": _NO_AUXILIARY,
 }
 VERSIONS = ("5.12.0", "5.23.0")  # of transformers, with which all of them have been verified
+INSTALLED = transformers.__version__
 # model_type -> the transformers it needs beyond the oldest that flexmask takes, and why.
 NEEDS = {"nemotron_h": ("5.17.0", "older ones mix up the chunks of its scan without mamba_ssm")}
 
@@ -126,9 +127,9 @@ def check_family(config: PreTrainedConfig) -> None:
             f"model_type {kind!r} cannot be patched: {reason}; docs/models.md lists those that can"
         )
     needed, reason = NEEDS.get(kind, ("0", ""))
-    if Version(transformers.__version__) < Version(needed):
+    if Version(INSTALLED) < Version(needed):
         raise UnsupportedModelError(
-            f"model_type {kind!r} cannot be patched with transformers {transformers.__version__}: "
+            f"model_type {kind!r} cannot be patched with transformers {INSTALLED}: "
             f"{reason}; install {needed} or newer"
         )
 
