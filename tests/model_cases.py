@@ -6,13 +6,12 @@ from functools import cache
 
 import pytest
 import torch
-import transformers
 from packaging.version import Version
 from strategies import random_samples
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from flexmask import build_tree, pack
-from flexmask.model.families import SINCE
+from flexmask.model.families import INSTALLED, SINCE
 from flexmask.model.reach import BY_LAYER_TYPE, ONE_WINDOW
 from flexmask.npass import npass_batches
 
@@ -156,8 +155,7 @@ SETTINGS = {
 
 def supported(families):
     """Those of `families` that the installed transformers gets right."""
-    installed = Version(transformers.__version__)
-    return [name for name in families if Version(SINCE.get(name, "0")) <= installed]
+    return [name for name in families if Version(SINCE.get(name, "0")) <= Version(INSTALLED)]
 
 
 def tiny_model(family, seed=0, **settings):

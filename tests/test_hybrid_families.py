@@ -18,10 +18,8 @@ from model_cases import (
     supported,
 )
 from strategies import random_samples
-from transformers import CONFIG_MAPPING
 
 from flexmask import FlexmaskError, build_tree, disabled, pack, patch, unpatch
-from flexmask.model.families import check_family
 from flexmask.model.mixers import MIXERS, MixerForward
 from flexmask.packing import stack_rows
 
@@ -171,9 +169,3 @@ def test_a_forward_that_another_library_wraps_later_is_left_to_it(family):
     unpatch(model)
     assert first.mixer.forward is wrapper
     assert torch.isfinite(model(IDS).logits).all()
-
-
-def test_a_family_that_this_transformers_gets_wrong_is_refused(monkeypatch):
-    monkeypatch.setattr("transformers.__version__", "5.12.0")
-    with pytest.raises(FlexmaskError, match=r"'nemotron_h' cannot be .* 5.12.0: .*install 5.17.0"):
-        check_family(CONFIG_MAPPING["nemotron_h"]())

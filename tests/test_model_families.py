@@ -10,7 +10,8 @@ from model_cases import TINY, bounds, largest_error, npass_case, packed, single_
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from flexmask import FlexmaskError, patch
-from flexmask.model.families import FAMILIES, REASONS, VERSIONS, check_family
+from flexmask.model.families import FAMILIES, REASONS, check_family
+from flexmask.model.mixers import MIXERS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"
 
@@ -72,14 +73,18 @@ def table():
         "A family is verified by a test: on a tiny random fp32 model, the packed logits of a tree",
         "equal those of every sample through the unpatched model to 1e-5, the loss to 1e-6 and the",
         "gradients of all parameters to 1e-5, and a wrong mask fails by more than a hundred times.",
-        "What is not listed is refused by `patch`, by name.",
+        "What is not listed is refused by `patch`, by name. For layers that are recurrent or",
+        "convolutional, the way is how they follow the tree ([hybrids.md](hybrids.md)); with",
+        "transformers before 5.17 it is unrolled paths for all of them. They are held to 1e-10 in",
+        "fp64 too; those with the delta rule in fp32 to 1e-5 or twice what N-pass itself errs there.",
         "",
-        "| model_type | status | condition or reason | transformers |",
-        "|---|---|---|---|",
+        "| model_type | status | condition or reason | way | transformers |",
+        "|---|---|---|---|---|",
     ]
-    versions = ", ".join(VERSIONS)
-    lines += [f"| {name} | exact | {note or '-'} | {versions} |" for name, note in FAMILIES.items()]
-    lines += [f"| {name} | refused | {reason} | - |" for name, reason in REASONS.items()]
+    for name, note in FAMILIES.items():
+        way = MIXERS[name].way if name in MIXERS else "-"
+        lines += [f"| {name} | exact | {note or '-'} | {way} | {versions} |"]
+    lines += [f"| {name} | refused | {reason} | - | - |" for name, reason in REASONS.items()]
     lines += [
         "",
         "Refused for every family, with the setting's name and value:",

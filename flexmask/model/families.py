@@ -123,6 +123,7 @@ SINCE = {
     **dict.fromkeys(("flint", "lfm3", "beam", "internlm3"), "5.23.0"),
 }
 VERSIONS = ("5.12.0", "5.17.0", "5.23.0")  # of transformers, with which they have been verified
+INSTALLED = transformers.__version__
 
 _INDEXER = "an indexer chooses the keys of each query by their order in the row"
 _NO_INTERFACE = "it computes its attention outside the attention interface"
@@ -142,9 +143,9 @@ def check_family(config: PreTrainedConfig) -> None:
     """Raise UnsupportedModelError, with the reason, unless the family is verified."""
     kind = config.model_type
     since = SINCE.get(kind)
-    if since and Version(transformers.__version__) < Version(since):
+    if since and Version(INSTALLED) < Version(since):
         raise UnsupportedModelError(
-            f"model_type {kind!r} cannot be patched with transformers {transformers.__version__}: "
+            f"model_type {kind!r} cannot be patched with transformers {INSTALLED}: "
             f"it needs {since} or newer"
         )
     if kind not in FAMILIES:
