@@ -73,10 +73,10 @@ def test_a_single_turn_has_a_negative_control_too():
     assert report.control.mask == "the first half hidden"
 
 
-def causal_attention(q, k, v, subtree_end, position_ids, **options):
+def causal_attention(q, k, v, subtree_end, position_ids, position_floor, **options):
     """A backend that ignores the mask."""
     every = torch.full_like(subtree_end, subtree_end.shape[-1])
-    return reference_attention(q, k, v, every, position_ids, **options)
+    return reference_attention(q, k, v, every, position_ids, position_floor, **options)
 
 
 def test_finds_attention_that_ignores_the_mask(monkeypatch):
