@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import DataError
+from flexmask.model.checks import exact_attention
 
 
 def random_model(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -14,7 +15,7 @@ def random_model(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> 
     Raises:
         DataError: no such model can be built.
     """
-    settings = {} if dtype is None else {"dtype": dtype}
+    settings = exact_attention(config) | ({} if dtype is None else {"dtype": dtype})
     try:
         return AutoModelForCausalLM.from_config(config, **settings)
     except Exception as error:  # a config is foreign: models raise what they like

@@ -191,15 +191,25 @@ def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
 
 def load_model(config: TrainConfig) -> PreTrainedModel:
     """The model to train, with weights from disk or, with `from_config`, drawn at random."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from flexmask.random_model import random_model
 
     if config.from_config:
         settings = load_pretrained(AutoConfig.from_pretrained, config.model, "model config")
         return random_model(settings)
+    return load_weights(config.model, config.dtype)
+
+
+def load_weights(source: str, dtype: str) -> PreTrainedModel:
+    """The causal language model of a folder or hub id, with attention that leaves nothing out."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from flexmask.model.checks import exact_attention
+
+    settings = exact_attention(load_pretrained(AutoConfig.from_pretrained, source, "model"))
     return load_pretrained(
-        AutoModelForCausalLM.from_pretrained, config.model, "model", dtype=config.dtype
+        AutoModelForCausalLM.from_pretrained, source, "model", dtype=dtype, **settings
     )
 
 

@@ -110,7 +110,11 @@ SETTINGS = {
     "phimoe": {**WINDOWED, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
     "gemma2": {**MIXED, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
     "gemma3_text": {**MIXED, "query_pre_attn_scalar": 8},
-    "gemma3n_text": {**SHARED, "laurel_rank": 4, "activation_sparsity_pattern": [0.5, 0, 0, 0]},
+    "gemma3n_text": {
+        **SHARED,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+    },
     "gemma4_text": {**SHARED, "global_head_dim": 16},
     "gemma4_unified_text": {**SHARED, "global_head_dim": 16},
     "vaultgemma": {**MIXED, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},

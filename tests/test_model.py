@@ -65,8 +65,11 @@ def test_num_items_in_batch_is_the_divisor(model, samples):
     assert halved.item() == pytest.approx(mean.item() / 2)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_ordinary_batches_run_as_before(model, implementation):
+@pytest.mark.parametrize(
+    ("family", "implementation"), [("llama", "sdpa"), ("llama", "eager"), ("llama4_text", "sdpa")]
+)
+def test_ordinary_batches_run_as_before(family, implementation):
+    model = tiny_model(family)
     model.set_attn_implementation(implementation)
     model.eval()
     padding = torch.ones_like(IDS)
@@ -90,9 +93,11 @@ def test_trees_run_over_any_previous_implementation(model, samples, implementati
     assert max(logits, grads) < 1e-5
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "llama4_text"])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_changes_nothing(model, samples, backend, reentrant):
+def test_checkpointing_changes_nothing(family, samples, backend, reentrant):
+    model = tiny_model(family)
     theirs = npass(model, samples)
     patch(model, backend=backend)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -153,7 +158,9 @@ def test_autocast_runs_in_its_own_type(model, samples):
     assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-def test_a_compiled_model_equals_the_eager_one(model, samples):
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
+def test_a_compiled_model_equals_the_eager_one(family, samples):
+    model = tiny_model(family)
     _, batch = packed(samples)
     patch(model)
     expected = model(**batch)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from flexmask import FlexmaskError, patch
+from flexmask.random_model import random_model
 
 IDS = torch.arange(12).view(2, 6)
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
@@ -19,6 +20,7 @@ LONGROPE = {
     "short_factor": [1.0] * 4,
     "long_factor": [2.0] * 4,
 }
+WINDOWED = ["sliding_attention", "full_attention"]
 LIMITS = {"max_position_embeddings": 64, "original_max_position_embeddings": 64}
 
 
@@ -39,13 +41,11 @@ def batch():
         ("gpt2", {"resid_pdrop": 0.1}, "resid_pdrop must be 0, got 0.1"),
         ("starcoder2", {"embedding_dropout": 0.2}, "embedding_dropout must be 0, got 0.2"),
         ("phimoe", {"router_jitter_noise": 0.01}, "router_jitter_noise must be 0, got 0.01"),
-        ("mistral", {"sliding_window": 8}, "sliding_window must be None, got 8|got sliding_att"),
-        ("phi3", {"sliding_window": 8}, "sliding_window must be None, got 8|got sliding_attention"),
-        (
-            "qwen2",
-            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
-            "all layers must have full attention, got sliding_attention",
-        ),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "attention must be off, got True"),
+        ("gemma2", {"layer_types": ["full_attention", "conv"]}, "'conv' have not been verified"),
+        ("granite", {"layer_types": WINDOWED}, "'sliding_attention' have not been verified in it"),
+        ("granite", {"sliding_window": 8}, "'sliding_attention' have not been verified in it"),
+        ("gemma2", {"sliding_window": 0}, "need a sliding_window of at least 1, got 0"),
     ],
 )
 def test_settings_that_are_not_exact_are_refused_with_the_reason(family, settings, message):
@@ -56,7 +56,16 @@ def test_settings_that_are_not_exact_are_refused_with_the_reason(family, setting
 
 
 def test_a_window_that_is_switched_off_is_no_window():
-    patch(tiny_model("qwen2", use_sliding_window=False, sliding_window=8))
+    types = ["full_attention"] * 2
+    patch(tiny_model("qwen2", use_sliding_window=False, sliding_window=8, layer_types=types))
+
+
+def test_an_attention_of_its_own_that_leaves_out_the_softcap_is_refused():
+    model = tiny_model("gemma2")
+    model.config._attn_implementation = "sdpa"  # which newer transformers do not allow
+    with pytest.raises(FlexmaskError, match=r"'sdpa', leaves out attn_logit_softcapping = 2.0"):
+        patch(model)
+    assert random_model(model.config).config._attn_implementation == "eager"
 
 
 def test_rejects_what_is_no_model():
@@ -181,13 +190,30 @@ def test_a_model_that_drops_subtree_end_is_caught(model, batch):
         model(**batch)
 
 
-def test_attention_with_an_option_that_is_not_covered_is_refused(model, batch):
-    patch(model)
+@pytest.mark.parametrize("name", ["position_bias", "attention_bias", "head_mask", "indices"])
+def test_attention_with_an_option_that_is_not_covered_is_refused(model, batch, name):
+    pass_on(patch(model), **{name: IDS})
+    with pytest.raises(FlexmaskError, match=f"attention with {name} is not exact"):
+        model(**batch)
+
+
+def test_attention_to_later_tokens_is_refused(model, batch):
+    pass_on(patch(model), is_causal=False)
+    with pytest.raises(FlexmaskError, match="attention to later tokens is not exact"):
+        model(**batch)
+
+
+def test_a_window_that_contradicts_the_configuration_is_refused(model, batch):
+    pass_on(patch(model), sliding_window=4)
+    with pytest.raises(FlexmaskError, match=r"sliding_window=4, but .* configuration is None"):
+        model(**batch)
+
+
+def pass_on(model, **options):
+    """Let the first layer hand `options` to its attention."""
     layer = model.model.layers[0].self_attn
     inner = layer.forward
-    layer.forward = lambda **kwargs: inner(**kwargs, sliding_window=4)
-    with pytest.raises(FlexmaskError, match="attention with sliding_window is not exact"):
-        model(**batch)
+    layer.forward = lambda **kwargs: inner(**kwargs, **options)
 
 
 def test_a_loss_that_never_sees_the_weights_is_caught(model, batch):

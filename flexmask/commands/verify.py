@@ -127,11 +127,11 @@ def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrained
     """
     import torch
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from flexmask.plan.measure import move_to
     from flexmask.random_model import random_model
-    from flexmask.train import load_pretrained
+    from flexmask.train import load_pretrained, load_weights
     from flexmask.verify.proof import WIDER
 
     transformers.set_seed(options.seed)
@@ -140,9 +140,7 @@ def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrained
         dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
         model = random_model(config, dtype)
     else:
-        model = load_pretrained(
-            AutoModelForCausalLM.from_pretrained, options.model, "model", dtype=options.dtype
-        )
+        model = load_weights(options.model, options.dtype)
     if model.dtype not in WIDER:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WIDER)
         raise DataError(f"{options.model}: dtype must be one of {names}, got {model.dtype}")

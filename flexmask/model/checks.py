@@ -17,7 +17,7 @@ from flexmask.model.structure import active_dropouts, find_decoder, text_config
 # Rotary embeddings that depend on a token's own position only.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 
-CAPPED = ("gemma2", "vaultgemma")  # hand their softcap to the attention
+_CAPPED = ("gemma2", "vaultgemma")  # hand their softcap to the attention, where sdpa drops it
 
 # Names of rates of noise, and those in heads that a causal language model does not have.
 _NOISE = re.compile("drop|jitter")
@@ -53,6 +53,13 @@ def max_exact_length(config: PreTrainedConfig) -> int | None:
     return min(limits, default=None)
 
 
+def exact_attention(config: PreTrainedConfig) -> dict[str, str]:
+    """What to load a model with, so that its own attention leaves out nothing; mostly nothing."""
+    text = config.get_text_config(decoder=True)
+    is_capped = text.model_type in _CAPPED and text.attn_logit_softcapping is not None
+    return {"attn_implementation": "eager"} if is_capped else {}
+
+
 def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
     for name, value in vars(config).items():
         is_rate = _NOISE.search(name) and not _UNUSED_HEAD.match(name)
@@ -61,11 +68,10 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
     bidirectional = getattr(config, "use_bidirectional_attention", None)
     if bidirectional and bidirectional != "vision":  # that of gemma4: between images' tokens only
         yield f"use_bidirectional_attention must be off, got {bidirectional!r}"
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    if softcap and config.model_type in CAPPED and config._attn_implementation == "sdpa":
+    if exact_attention(config) and config._attn_implementation == "sdpa":
         yield (
-            f"its own attention, 'sdpa', leaves out attn_logit_softcapping = {softcap}; load it "
-            "with attn_implementation='eager', or set the softcap to None"
+            "its own attention, 'sdpa', leaves out attn_logit_softcapping = "
+            f"{config.attn_logit_softcapping}; load it with attn_implementation='eager'"
         )
     for rope in _ropes(config):
         if rope["rope_type"] not in (*_STATIC_ROPE, "dynamic", "longrope"):

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.checks import check_model
+from flexmask.model.reach import FULL, layer_reaches
 from flexmask.model.structure import attention_layers, find_decoder, text_config
 from flexmask.samples import Sample
 from flexmask.tree import PrefixTree
@@ -61,14 +62,17 @@ class CostModel:
     Attributes:
         num_parameters: all of them.
         linear: parameters of linear layers that one token meets; of experts, the active share.
-        attention_width: heads times their width, added up over the layers.
+        attention_width: heads times their width, the mean of keys and values, added up over the
+            layers.
         head: parameters of the output head, 0 without one.
+        num_bounded: attention layers with a window or chunk; they are counted without it.
     """
 
     num_parameters: int
     linear: float
-    attention_width: int
+    attention_width: float
     head: int
+    num_bounded: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> CostModel:
@@ -81,14 +85,12 @@ class CostModel:
         check_model(model, model)
         config, decoder = text_config(model), find_decoder(model)
         head = model.get_output_embeddings()
-        width = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
         return cls(
             num_parameters=model.num_parameters(),
             linear=_linear_parameters(decoder, config),
-            attention_width=len(attention_layers(decoder)) * config.num_attention_heads * width,
+            attention_width=sum(_width(layer, config) for layer in attention_layers(decoder)),
             head=0 if head is None else head.weight.numel(),
+            num_bounded=sum(reach != FULL for reach in layer_reaches(decoder)),
         )
 
     @property
@@ -104,6 +106,15 @@ class CostModel:
     def speed_up(self, before: Work, after: Work) -> float:
         """How many times faster `after` is than `before`, at the same operations a second."""
         return self.flops(before) / self.flops(after)
+
+
+def _width(layer: nn.Module, config: PreTrainedConfig) -> float:
+    """The heads of an attention module times the mean width of their keys and values."""
+    plain = config.hidden_size // config.num_attention_heads
+    given = (getattr(layer, name, None) for name in ("qk_head_dim", "head_dim"))
+    keys = next((width for width in given if width), None) or plain
+    values = getattr(layer, "v_head_dim", None) or keys
+    return config.num_attention_heads * (keys + values) / 2
 
 
 def _linear_parameters(decoder: PreTrainedModel, config: PreTrainedConfig) -> float:

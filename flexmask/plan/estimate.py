@@ -28,6 +28,8 @@ class Estimate:
         speed_up: their quotient; N-pass and packed N-pass have the same operations.
         speed_up_by_tiles: the same with attention by visited tile, as kernels that work on whole
             tiles of 128 x 128 pay for it.
+        num_bounded_layers: attention layers with a window or chunk. Their operations are counted
+            without it, so that both ways are cheaper than predicted.
         state_bytes: weights, gradients and AdamW's moments.
         saved_bytes_per_token: what autograd keeps for a token; None where shapes do not tell.
         activation_bytes: by way, for its largest row: what autograd keeps, logits and their
@@ -41,6 +43,7 @@ class Estimate:
     single_pass_flops: float
     speed_up: float
     speed_up_by_tiles: float
+    num_bounded_layers: int
     state_bytes: int
     saved_bytes_per_token: float | None
     activation_bytes: Mapping[str, int] | None
@@ -84,6 +87,7 @@ def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estima
         single_pass_flops=cost.flops(plan.single_pass),
         speed_up=cost.speed_up(plan.npass, plan.single_pass),
         speed_up_by_tiles=cost.speed_up(*tiled),
+        num_bounded_layers=cost.num_bounded,
         state_bytes=state_bytes(model),
         saved_bytes_per_token=saved,
         activation_bytes=activations,

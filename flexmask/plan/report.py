@@ -36,6 +36,11 @@ def estimate_text(estimate: Estimate) -> str:
         f"({estimate.speed_up_by_tiles:.2f} by visited tiles)",
         f"  weights, gradients, AdamW        {_size(estimate.state_bytes)}",
     ]
+    if estimate.num_bounded_layers:
+        lines.append(
+            f"  windows or chunks                {estimate.num_bounded_layers} layers have one, "
+            "and are counted as if they had none"
+        )
     if estimate.activation_bytes is None:
         lines.append("  activations                      not known: they depend on the data")
     else:
