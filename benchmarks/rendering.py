@@ -26,7 +26,8 @@ is made of random letters, since a tokenizer remembers words that it has met. Be
 must be the same token for token."""
 
 _WORDS = (60, 300, 120)  # of user, thinking and answer
-_ROUNDS = 7
+_ROUNDS = 5
+_MANY_TURNS = 128  # from here on two rounds are enough
 
 
 def measure(*, quick: bool) -> Measurement:
@@ -68,7 +69,10 @@ def _measure_one(
     took = alternate(
         {
             "once": Task(lambda: build_tree(render_samples(messages, tokenizer))),
-            "naive": Task(lambda: build_tree(naive_samples(messages, tokenizer))),
+            "naive": Task(
+                lambda: build_tree(naive_samples(messages, tokenizer)),
+                rounds=2 if num_turns >= _MANY_TURNS else None,
+            ),
             "tree": Task(lambda: build_tree(samples)),
         },
         rounds=rounds,

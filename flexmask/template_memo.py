@@ -110,6 +110,9 @@ class TurnRenderer:
         numbers, lists = _inputs_of(site, outside)
         ids = self._ids(items)
         keys = self._keys[number](len(items), ids, numbers, list(map(self._ids, lists)), began)
+        if not site.changing:
+            yield from self._steady_passes(site, memory, list(keys), outside, caller, items)
+            return
         for i, key in enumerate(keys):
             known = memory.get(key)
             if known is None:
@@ -118,8 +121,28 @@ class TurnRenderer:
             for name, attribute, value in written:
                 outside[name][attribute] = value
             yield text
-            if written and site.changing:
+            if written:
                 memory = self._memory_of(site, number, outside, began)
+
+    def _steady_passes(
+        self,
+        site: LoopSite,
+        memory: dict[Any, _Outcome],
+        keys: list[Any],
+        outside: dict[str, Any],
+        caller: Callable[..., str],
+        items: list[Any],
+    ) -> list[str]:
+        """What the passes write of which none reads what another has set."""
+        for i, key in enumerate(keys):
+            if key not in memory:
+                memory[key] = self._run_pass(site, outside, caller, items, i)
+        outcomes = [memory[key] for key in keys]
+        if site.set_only:
+            last = {(n, a): value for _, written in outcomes for n, a, value in written}
+            for (name, attribute), value in last.items():
+                outside[name][attribute] = value
+        return [text for text, _ in outcomes]
 
     def _run_pass(
         self,
