@@ -20,7 +20,8 @@ from model_cases import (
 from strategies import random_samples
 
 from flexmask import FlexmaskError, build_tree, disabled, pack, patch, unpatch
-from flexmask.model.mixers import MIXERS, MixerForward
+from flexmask.model.mixers.forward import MixerForward
+from flexmask.model.mixers.kinds import MIXERS
 from flexmask.packing import stack_rows
 
 IDS = torch.arange(12).view(2, 6) % 50
@@ -169,3 +170,10 @@ def test_a_forward_that_another_library_wraps_later_is_left_to_it(family):
     unpatch(model)
     assert first.mixer.forward is wrapper
     assert torch.isfinite(model(IDS).logits).all()
+
+
+def test_a_convolution_in_a_family_that_is_not_known_to_have_one_is_refused(monkeypatch):
+    model = copy.deepcopy(npass_case("lfm2")[0])
+    monkeypatch.setattr("flexmask.model.checks.MIXERS", {})
+    with pytest.raises(FlexmaskError, match="'lfm2' cannot be patched: its Lfm2ShortConv looks"):
+        patch(model)

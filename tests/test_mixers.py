@@ -11,8 +11,8 @@ from strategies import forests
 from flexmask import FlexmaskError, PrefixTree, compile_mask, patch
 from flexmask.layout import concatenate, lay_out
 from flexmask.mask.dense import ancestry
-from flexmask.model.mixers import MixerForward
 from flexmask.model.mixers.forest import find_forest
+from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.mixers.plan import MAX_PADDING, Plan, plan_of
 from flexmask.model.tree_attention import STATE, to_mask
 

@@ -14,7 +14,7 @@ from flexmask import FlexmaskError, patch
 from flexmask.backends.api import dispatch
 from flexmask.model import families, tree_attention
 from flexmask.model.families import FAMILIES, REASONS, SINCE, VERSIONS, check_family
-from flexmask.model.mixers import MIXERS
+from flexmask.model.mixers.kinds import MIXERS
 from flexmask.model.reach import BY_LAYER_TYPE, ONE_WINDOW
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"

@@ -21,7 +21,8 @@ from flexmask.errors import UnsupportedModelError
 from flexmask.loss import TreeLoss
 from flexmask.model.checks import check_model, max_exact_length
 from flexmask.model.hooks import ModelPatch, check_batch, check_result, take_tree
-from flexmask.model.mixers import MIXERS, MixerForward, find_mixers
+from flexmask.model.mixers.forward import MixerForward
+from flexmask.model.mixers.kinds import MIXERS, find_mixers
 from flexmask.model.reach import Reach, layer_reaches
 from flexmask.model.structure import (
     attention_layers,

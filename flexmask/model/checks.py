@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.families import check_family
+from flexmask.model.mixers.kinds import MIXERS, find_mixers
 from flexmask.model.reach import layer_reaches
 from flexmask.model.structure import active_dropouts, find_decoder, text_config
 
@@ -81,6 +82,10 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
 def _model_reasons(model: nn.Module, top: PreTrainedModel) -> Iterator[str]:
     if top.get_output_embeddings() is None and find_decoder(top) is not top:
         yield f"{type(top).__name__} has another head than a language model's"
+    decoder = find_decoder(top)
+    if decoder.config.model_type not in MIXERS:
+        for mixer in find_mixers(decoder):
+            yield f"its {type(mixer).__name__} looks along the sequence, and has not been verified"
     for name, p in active_dropouts(model):
         yield f"dropout must be 0, got {p} in {name}; N-pass would drop others"
     for adapter in getattr(model, "peft_config", {}).values():

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.loss import TreeLoss
 from flexmask.mask import TreeMask
-from flexmask.model.mixers import MixerForward
+from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.structure import find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
 

@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
+from flexmask.model.mixers.kinds import MIXERS
 
-# Types of layers, as configurations name them, that have no attention.
+# Types of layers, as configurations of families in MIXERS name them, that have no attention.
 WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "mlp", "moe")
 
 
@@ -59,7 +60,8 @@ def attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
         )
     layers = [m for m in decoder.modules() if type(m).__name__.endswith("Attention")]
     expected = decoder.config.num_hidden_layers
-    if types := getattr(decoder.config, "layer_types", None):
+    types = getattr(decoder.config, "layer_types", None)
+    if types and decoder.config.model_type in MIXERS:
         expected -= sum(kind in WITHOUT_ATTENTION for kind in types)
     if len(layers) != expected:
         raise UnsupportedModelError(
