@@ -42,10 +42,14 @@ def batch():
         ("starcoder2", {"embedding_dropout": 0.2}, "embedding_dropout must be 0, got 0.2"),
         ("phimoe", {"router_jitter_noise": 0.01}, "router_jitter_noise must be 0, got 0.01"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention must be off, got True"),
-        ("gemma2", {"layer_types": ["full_attention", "conv"]}, "'conv' have not been verified"),
+        (
+            "gemma2",
+            {"layer_types": ["full_attention", "chunked_attention"]},
+            "need attention_chunk_size to be at least 1, got None",
+        ),
         ("granite", {"layer_types": WINDOWED}, "'sliding_attention' have not been verified in it"),
         ("granite", {"sliding_window": 8}, "'sliding_attention' have not been verified in it"),
-        ("gemma2", {"sliding_window": 0}, "need a sliding_window of at least 1, got 0"),
+        ("gemma2", {"sliding_window": 0}, "need sliding_window to be at least 1, got 0"),
     ],
 )
 def test_settings_that_are_not_exact_are_refused_with_the_reason(family, settings, message):

@@ -73,7 +73,7 @@ def _reach(config: PreTrainedConfig, index: int) -> Reach:
     size = getattr(config, _SIZES[kind], None)
     if size is None or size < 1:
         raise UnsupportedModelError(
-            f"model_type {family!r} cannot be patched: layers of type {kind!r} need a "
-            f"{_SIZES[kind]} of at least 1, got {size}"
+            f"model_type {family!r} cannot be patched: layers of type {kind!r} need "
+            f"{_SIZES[kind]} to be at least 1, got {size}"
         )
     return Reach(**{"window" if kind == "sliding_attention" else "chunk": size})
