@@ -1,5 +1,6 @@
 """FlexAttention's block tables, and its forward pass on the CPU (it has no backward there)."""
 
+import copy
 from unittest import mock
 
 import pytest
@@ -14,9 +15,10 @@ from backend_cases import (
     worst_ratio,
 )
 from hypothesis import given
+from model_cases import npass_case, packed
 from torch._dynamo.utils import counters
 
-from flexmask import PrefixTree, attention, compile_mask
+from flexmask import PrefixTree, attention, compile_mask, patch
 from flexmask.backends import flex_tables
 from flexmask.backends.api import dispatch
 from flexmask.backends.reach import position_floor
@@ -145,3 +147,13 @@ def test_refuses_what_it_cannot_do_on_the_cpu():
         attention(q.detach(), k, v, mask, sinks=torch.zeros(4), backend="flex")
     with pytest.raises(UnsupportedModelError, match=r"got fp64; use backend='reference'"):
         attention(q.double(), k.double(), v.double(), mask, backend="flex")
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama4_text"])
+def test_models_with_windows_chunks_and_softcaps_equal_separate_sequences(family):
+    model, samples, theirs = npass_case(family)
+    row, batch = packed(samples)
+    with torch.no_grad():
+        logits = row.gather(patch(copy.deepcopy(model), backend="flex")(**batch).logits[0])
+    errors = [(a - b).abs().max().item() for a, b in zip(logits, theirs[0], strict=True)]
+    assert max(errors) < 1e-5

@@ -5,6 +5,7 @@ in an ordinary run: there `test_kernels_pass_in_the_interpreter` runs this file 
 own, and everything else here is skipped.
 """
 
+import copy
 import os
 import subprocess
 import sys
@@ -27,9 +28,10 @@ from backend_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_cases import largest_error, npass_case, single_pass
 from torch.utils.checkpoint import checkpoint
 
-from flexmask import TreeMask, attention
+from flexmask import TreeMask, attention, patch
 from flexmask.backends.api import dispatch
 from flexmask.backends.reach import position_floor
 
@@ -382,3 +384,14 @@ def test_an_unreadable_cache_is_ignored(tmp_path, monkeypatch):
     (tmp_path / "configs.json").write_text('{"forward": 3}')
     q, _, v, _ = random_inputs(SMALL, width=16, value_width=16, dtype=torch.float32)
     assert choose_config("forward", q, v) == Config(16, 16, 1, 1)
+
+
+@interpreted
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "llama4_text", "deepseek_v3"])
+def test_models_with_all_options_equal_separate_sequences(family):
+    model, samples, theirs = npass_case(family)
+    ours = single_pass(patch(copy.deepcopy(model), backend="triton"), samples)
+    logits, loss, grads = largest_error(ours, theirs)
+    assert logits < 1e-5
+    assert loss < 1e-6
+    assert grads < 1e-5

@@ -28,6 +28,7 @@ from flexmask.model.structure import (
     attention_layers,
     find_decoder,
     find_model,
+    is_wrapped,
     mask_names,
     text_config,
 )
@@ -69,6 +70,7 @@ def patch(model: Model, *, backend: str = "auto") -> Model:
         ],
         mask_names=mask_names(decoder) if mixers else (),
         backend=backend,
+        is_wrapped=is_wrapped(top, decoder),
         max_length=max_exact_length(text_config(top)),
         loss=None if top is decoder else _patch_loss(top),
     )

@@ -6,6 +6,7 @@ stack turns `subtree_end` into the mask that our attention knows, wherever it is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.structure import find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
 
+# Names of inputs that stand for something else than text, or tell where that is.
+_NOT_TEXT = re.compile("pixel|image|video|audio|input_features|token_type")
+
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -32,6 +36,8 @@ class ModelPatch:
         layers: of its attention modules, and of its recurrent and convolutional ones.
         mask_names: the names under which its decoder stack takes masks; empty if it takes one.
         backend: the attention backend for trees.
+        is_wrapped: whether a model of several kinds of input lies around the decoder stack, and
+            hands it masks of its own making.
         max_length: longest sample for which its rotary embedding is that of N-pass, None if any.
         loss: its loss function, None for a model without a head.
         handles: of its hooks.
@@ -41,6 +47,7 @@ class ModelPatch:
     layers: list[LayerPatch | MixerForward]
     mask_names: tuple[str, ...]
     backend: str
+    is_wrapped: bool
     max_length: int | None
     loss: TreeLoss | None
     handles: list[RemovableHandle] = field(default_factory=list)
@@ -53,6 +60,8 @@ def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     is_tree_batch = kwargs.get("subtree_end") is not None
     if is_tree_batch and patch.is_disabled:
         raise DataError("flexmask is disabled for this model; run tree batches outside `disabled`")
+    if is_tree_batch:
+        _check_inputs(kwargs)
     for layer in patch.layers:
         layer.was_called = False
     if kwargs.get("loss_weights") is not None and kwargs.get("labels") is None:
@@ -73,8 +82,10 @@ def check_result(
                 f"{type(module).__name__} ran on the tree in {num_called} of {len(patch.layers)} "
                 "layers; the others ignored the mask, and the result is wrong"
             )
-    if kwargs.get("labels") is not None and (patch.loss is None or not patch.loss.was_called):
-        _check_fused_loss(module, kwargs)
+    if kwargs.get("labels") is None or (patch.loss is not None and patch.loss.was_called):
+        return
+    if patch.loss is None or find_model(module).get_output_embeddings() is not None:
+        _check_fused_loss(module, kwargs)  # a decoder stack in a model with a head computes none
 
 
 def _check_fused_loss(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
@@ -121,7 +132,8 @@ def take_tree(
             "take both from TreeCollator or PackedRow.to_batch"
         )
     _check_shapes(subtree_end, position_ids, ids if embeds is None else embeds)
-    _check_options(kwargs)
+    if not (patch.is_wrapped and isinstance(kwargs.get("attention_mask"), dict)):
+        _check_inputs(kwargs)
     if patch.max_length is not None:
         _check_length(position_ids, patch.max_length)
     if subtree_end.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -151,13 +163,16 @@ def _check_shapes(subtree_end: Tensor, position_ids: Tensor, inputs: Any) -> Non
         )
 
 
-def _check_options(kwargs: Mapping[str, Any]) -> None:
+def _check_inputs(kwargs: Mapping[str, Any]) -> None:
     if kwargs.get("attention_mask") is not None:
         raise DataError("a tree batch takes no attention_mask; subtree_end is the whole mask")
     if kwargs.get("past_key_values") is not None:
         raise DataError("a tree batch takes no past_key_values; run it in one piece")
     if kwargs.get("output_attentions"):
         raise DataError("a tree batch has no attention weights; leave out output_attentions")
+    for name, value in kwargs.items():
+        if value is not None and _NOT_TEXT.search(name):
+            raise DataError(f"a tree batch is of text only, got {name}; leave it out")
 
 
 def _check_length(position_ids: Tensor, max_length: int) -> None:

@@ -42,6 +42,13 @@ def find_decoder(top: PreTrainedModel) -> PreTrainedModel:
     return stacks[-1]
 
 
+def is_wrapped(top: PreTrainedModel, decoder: PreTrainedModel) -> bool:
+    """Whether another model, such as one for images too, lies between `top` and its decoder."""
+    models = [m for m in top.modules() if isinstance(m, PreTrainedModel)]
+    around = [m for m in models if any(part is decoder for part in m.modules())]
+    return len(around) > 2
+
+
 def text_config(top: PreTrainedModel) -> PreTrainedConfig:
     """The configuration of the decoder stack of `top`."""
     return top.config.get_text_config(decoder=True)

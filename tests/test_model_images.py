@@ -1,0 +1,62 @@
+"""Models of images and text: text in them is exact, anything else is refused."""
+
+import pytest
+import torch
+from model_cases import SETTINGS, TINY, packed
+from strategies import random_samples
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+from flexmask import FlexmaskError, patch
+
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+VISION |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+IMAGES = {"image_token_index": 49, "boi_token_index": 47, "eoi_token_index": 48}
+WITH_IMAGES = {
+    "gemma3": ("gemma3_text", {"vision_config": VISION, "mm_tokens_per_image": 4} | IMAGES),
+    "gemma4": (
+        "gemma4_text",
+        {"vision_config": None, "audio_config": None}
+        | {"image_token_id": 49, "video_token_id": 48, "audio_token_id": 47},
+    ),
+    "llama4": ("llama4_text", {"vision_config": VISION} | IMAGES),
+    "mistral3": (
+        "mistral",
+        {
+            "vision_config": VISION | {"model_type": "pixtral", "head_dim": 8},
+            "image_token_index": 49,
+        },
+    ),
+}
+
+
+def model_with_images(family):
+    """A random model of several kinds of input, in training mode."""
+    text, settings = WITH_IMAGES[family]
+    torch.manual_seed(0)
+    tower = TINY | SETTINGS[text] | {"model_type": text}
+    config = CONFIG_MAPPING[family](text_config=tower, **settings)
+    return AutoModelForImageTextToText.from_config(config).train()
+
+
+@pytest.mark.parametrize("family", WITH_IMAGES)
+def test_text_in_a_model_of_images_equals_separate_sequences(family):
+    model = model_with_images(family)
+    samples = random_samples(1, vocabulary=45)  # without the tokens that stand for images
+    marks = {"gemma3": "token_type_ids", "gemma4": "mm_token_type_ids"}
+    with torch.no_grad():
+        theirs = []
+        for sample in samples:
+            ids = torch.from_numpy(sample.input_ids)[None]
+            kinds = {marks[family]: torch.zeros_like(ids)} if family in marks else {}
+            theirs.append(model(input_ids=ids, **kinds).logits[0])
+        row, batch = packed(samples)
+        ours = row.gather(patch(model)(**batch).logits[0])
+    assert max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "token_type_ids"])
+def test_images_are_refused(name):
+    _, batch = packed(random_samples(1, vocabulary=45))
+    model = patch(model_with_images("gemma3"))
+    with pytest.raises(FlexmaskError, match=f"is of text only, got {name}"):
+        model(**batch, **{name: torch.zeros(1, 3, 28, 28)})
