@@ -87,9 +87,8 @@ class TreeCollator:
             raise DataError("TreeCollator needs a tokenizer to render conversations, got None")
         chat = item if isinstance(item, Conversation) else parse_conversation(item)
         samples = render_samples(
-            chat.messages,
+            chat,
             self.tokenizer,
-            tools=chat.tools,
             chat_template_kwargs=self.chat_template_kwargs,
         )
         return weigh_samples(samples, self.weighting)

@@ -8,8 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import random_samples, sample_lists
+from transformers import AutoTokenizer
 
 from flexmask import FlexmaskError, PrefixTree, Sample, TreeCollator, build_tree, pack
+from flexmask.data_files import read_conversations
+from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.packing import stack_rows
 from flexmask.weighting import weigh_samples
 
@@ -191,3 +194,12 @@ def test_packing_is_deterministic():
 def test_the_collator_needs_a_tokenizer_for_conversations():
     with pytest.raises(FlexmaskError, match="needs a tokenizer"):
         TreeCollator()([{"messages": []}])
+
+
+def test_the_collator_says_where_a_conversation_that_cannot_be_written_stands(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(DATA_PATH.read_text().splitlines()[0])
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
+    tokenizer.chat_template = "{{ raise_exception('no roles like these') }}"
+    with pytest.raises(FlexmaskError, match=r"chats.jsonl:1: .*no roles like these"):
+        TreeCollator(tokenizer)(list(read_conversations(path)))
