@@ -25,9 +25,11 @@ from flexmask.errors import UnsupportedModelError
 from flexmask.mask.dense import ancestry
 from flexmask.messages import Conversation, parse_conversation
 from flexmask.plan.cost import CostModel, Work, npass_work, single_pass_work
+from flexmask.plan.estimate import estimate
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.memory import saved_bytes, saved_bytes_per_token
 from flexmask.plan.mistraining import count_mistrained
+from flexmask.plan.report import estimate_text
 from flexmask.plan.survey import make_plan
 from flexmask.random_model import meta_model
 from flexmask.tree import PrefixTree
@@ -327,6 +329,18 @@ def test_cost_model_counts_the_experts_that_a_token_meets():
         if p.ndim == 2 and ".experts." not in n and "embed" not in n
     )
     assert CostModel.of(model).linear == others + experts / 4
+
+
+def test_cost_model_counts_the_widths_of_latent_attention():
+    model = tiny_model("deepseek_v3")
+    heads, keys, values = 4, 12, 8
+    assert CostModel.of(model).attention_width == 2 * heads * (keys + values) / 2
+
+
+def test_an_estimate_says_that_windows_are_not_counted(plan):
+    guess = estimate(plan, tiny_model("gemma2").config, torch.float32)
+    assert "in 1 layers, counted as if they had none" in estimate_text(guess)
+    assert "windows" not in estimate_text(estimate(plan, tiny_model("llama").config, torch.float32))
 
 
 def test_predicted_activations_are_what_autograd_keeps():

@@ -38,8 +38,8 @@ def estimate_text(estimate: Estimate) -> str:
     ]
     if estimate.num_bounded_layers:
         lines.append(
-            f"  windows or chunks                {estimate.num_bounded_layers} layers have one, "
-            "and are counted as if they had none"
+            f"  windows or chunks                in {estimate.num_bounded_layers} layers, "
+            "counted as if they had none"
         )
     if estimate.activation_bytes is None:
         lines.append("  activations                      not known: they depend on the data")
