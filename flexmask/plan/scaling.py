@@ -23,7 +23,7 @@ from flexmask.plan.memory import logits_bytes_per_token, saved_bytes_per_token, 
 from flexmask.random_model import meta_model
 
 BLOCK = 128  # FlexAttention's default
-_TRITON_TILE = (128, 64)  # of the project's kernels for heads 128 wide
+_TRITON_TILE = (128, 64)  # of the project's kernels for heads 128 wide, on sm_90 and newer
 _INT32 = 4
 
 
