@@ -30,7 +30,8 @@ def draw_losses(
         axes.plot(
             steps, losses, label=name, linewidth=6 if wide else 1.5, alpha=0.35 if wide else 1
         )
-    axes.legend(frameon=False)
+    if curves:  # a run may be too short for a loss to be logged
+        axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
 

@@ -67,7 +67,7 @@ def run_prepare(options: argparse.Namespace) -> int:
         f"{options.output}: {manifest['conversations']:,} conversations, "
         f"{manifest['samples']:,} samples, {manifest['tokens']:,} tokens in a single pass "
         f"({manifest['sample_tokens']:,} in N-pass, {ratio:.2f} times as many), "
-        f"{len(manifest['shards']):,} shards"
+        f"{len(manifest['shards']):,} {'shard' if len(manifest['shards']) == 1 else 'shards'}"
     )
     if manifest["bad_lines"]:
         listed = Path(options.output) / LEFT_OUT
