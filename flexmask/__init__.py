@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from flexmask.backends import attention as attention
     from flexmask.collator import TreeCollator as TreeCollator
     from flexmask.errors import FlexmaskError as FlexmaskError
-    from flexmask.fitting import FittedTrees as FittedTrees
     from flexmask.mask import TreeMask as TreeMask
     from flexmask.mask import compile_mask as compile_mask
     from flexmask.model import disabled as disabled
     from flexmask.model import patch as patch
     from flexmask.model import unpatch as unpatch
-    from flexmask.packing import PackedRow as PackedRow
-    from flexmask.packing import pack as pack
-    from flexmask.sampler import TreeBatchSampler as TreeBatchSampler
+    from flexmask.rows.fitting import FittedTrees as FittedTrees
+    from flexmask.rows.packing import PackedRow as PackedRow
+    from flexmask.rows.packing import pack as pack
+    from flexmask.rows.sampler import TreeBatchSampler as TreeBatchSampler
     from flexmask.samples import Sample as Sample
     from flexmask.samples import render_samples as render_samples
     from flexmask.tree import PrefixTree as PrefixTree
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "FittedTrees": "flexmask.fitting",
+    "FittedTrees": "flexmask.rows.fitting",
     "FlexmaskError": "flexmask.errors",
-    "PackedRow": "flexmask.packing",
+    "PackedRow": "flexmask.rows.packing",
     "PrefixTree": "flexmask.tree",
     "Sample": "flexmask.samples",
     "Segment": "flexmask.tree",
-    "TreeBatchSampler": "flexmask.sampler",
+    "TreeBatchSampler": "flexmask.rows.sampler",
     "TreeCollator": "flexmask.collator",
     "TreeMask": "flexmask.mask",
     "attention": "flexmask.backends",
     "build_tree": "flexmask.tree",
     "compile_mask": "flexmask.mask",
     "disabled": "flexmask.model",
-    "pack": "flexmask.packing",
+    "pack": "flexmask.rows.packing",
     "patch": "flexmask.model",
     "render_samples": "flexmask.samples",
     "unpatch": "flexmask.model",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError
 from flexmask.messages import Conversation, parse_conversation
-from flexmask.packing import PackedRow, pack, stack_rows
+from flexmask.rows.packing import PackedRow, pack, stack_rows
 from flexmask.samples import Sample, render_samples
 from flexmask.splitting import Overflow, check_budget
 from flexmask.tree import PrefixTree, build_tree

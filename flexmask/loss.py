@@ -14,7 +14,7 @@ from flexmask.layout import IGNORE_INDEX
 from flexmask.logprobs import score_tokens
 
 if TYPE_CHECKING:
-    from flexmask.packing import PackedRow
+    from flexmask.rows.packing import PackedRow
 
 _UNSHIFTED = (
     "a tree batch needs shift_labels beside labels: the next token of a sample is not always the "

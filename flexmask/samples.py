@@ -11,9 +11,9 @@ import numpy as np
 from flexmask.errors import DataError, TemplateError
 from flexmask.message_fields import read_tools
 from flexmask.messages import Conversation, parse_conversation
-from flexmask.template_checks import MarkedMessage, check_context, check_turn, mark_message
-from flexmask.templates import ChatTemplate, Message
-from flexmask.text_pieces import encode_texts
+from flexmask.rendering.checks import MarkedMessage, check_context, check_turn, mark_message
+from flexmask.rendering.templates import ChatTemplate, Message
+from flexmask.rendering.text_pieces import encode_texts
 
 _MANY_TURNS = 4  # from here on, remembering what was rendered pays for itself
 

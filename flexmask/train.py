@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from flexmask.collator import TreeCollator
 from flexmask.dataset import TreeDataset, load_trees
 from flexmask.errors import DataError, UnsupportedModelError
-from flexmask.fitting import FittedTrees
 from flexmask.prepared import PreparedDataset, is_prepared, open_prepared
-from flexmask.sampler import TreeBatchSampler
+from flexmask.rows.fitting import FittedTrees
+from flexmask.rows.sampler import TreeBatchSampler
 from flexmask.splitting import Overflow
 from flexmask.weighting import Weighting
 from flexmask.whole_file import whole_file

@@ -11,7 +11,7 @@ from transformers.trainer_utils import has_length
 from flexmask.checkpoints import ResumableTrainer
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.layout import IGNORE_INDEX
-from flexmask.sampler import TreeBatchSampler
+from flexmask.rows.sampler import TreeBatchSampler
 from flexmask.samples import Sample
 from flexmask.tree import build_tree
 

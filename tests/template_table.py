@@ -15,8 +15,8 @@ from chat_cases import CASES, chat_case
 from chat_tokenizer import chat_tokenizer, template_files
 
 from flexmask.errors import TemplateError
+from flexmask.rendering.templates import _announce
 from flexmask.samples import Sample, render_samples
-from flexmask.templates import _announce
 
 PATH = Path(__file__).parent.parent / "docs" / "templates.md"
 TRL = f"TRL {version('trl')}"

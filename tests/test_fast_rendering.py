@@ -14,10 +14,10 @@ from benchmarks.naive_rendering import naive_samples
 from flexmask import render_samples
 from flexmask.demo import TOKENIZER_PATH
 from flexmask.errors import FlexmaskError
-from flexmask.template_loops import rewrite_loops
-from flexmask.template_memo import TurnRenderer, _compiled
-from flexmask.templates import ChatTemplate
-from flexmask.text_pieces import encode_texts, why_whole
+from flexmask.rendering.loops import rewrite_loops
+from flexmask.rendering.memo import TurnRenderer, _compiled
+from flexmask.rendering.templates import ChatTemplate
+from flexmask.rendering.text_pieces import encode_texts, why_whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")
 

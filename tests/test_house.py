@@ -17,10 +17,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A module imports only what stands to its left (in an earlier line, or earlier in its own).
 LEFT_TO_RIGHT = (
     *("errors", "whole_file", "message_fields", "messages", "file_formats", "data_files"),
-    *("template_reads", "template_loops", "template_memo", "templates", "template_checks"),
-    *("text_pieces", "samples", "weighting"),
-    *("tree", "layout", "npass", "splitting", "filling", "packing", "shards", "fingerprint"),
-    *("fitting", "epoch_plan", "sampler"),
+    *("rendering", "samples", "weighting"),
+    *("tree", "layout", "npass", "splitting", "rows", "shards", "fingerprint"),
     *("mask", "backends", "logprobs", "loss", "model"),
     *("collator", "dataset", "prepared", "figures", "random_model", "plan", "checkpoints"),
     *("trainer", "train", "show", "verify", "prepare", "demo", "commands", "cli", "__main__"),

@@ -22,7 +22,7 @@ from strategies import random_samples
 from flexmask import FlexmaskError, build_tree, disabled, pack, patch, unpatch
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.mixers.kinds import MIXERS
-from flexmask.packing import stack_rows
+from flexmask.rows.packing import stack_rows
 
 IDS = torch.arange(12).view(2, 6) % 50
 KINDS = ("lfm2", "qwen3_5_text", "bamba", "jamba")  # one family for each kind of layer

@@ -10,7 +10,7 @@ from model_cases import gradients, largest_error, npass, packed, single_pass, ti
 from strategies import random_samples, sample_lists
 
 from flexmask import FlexmaskError, Sample, disabled, patch, unpatch
-from flexmask.packing import stack_rows
+from flexmask.rows.packing import stack_rows
 
 IDS = torch.arange(12).view(2, 6) % 50
 

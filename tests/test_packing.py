@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from flexmask import FlexmaskError, PrefixTree, Sample, TreeCollator, build_tree, pack
 from flexmask.data_files import read_conversations
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.packing import stack_rows
+from flexmask.rows.packing import stack_rows
 from flexmask.weighting import weigh_samples
 
 IGNORE = -100

@@ -24,10 +24,10 @@ from flexmask.dataset import load_trees
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
 from flexmask.fingerprint import tokenizer_fingerprint
-from flexmask.fitting import FittedTrees
 from flexmask.prepare import making, run
 from flexmask.prepare.run import prepare
 from flexmask.prepared import open_prepared
+from flexmask.rows.fitting import FittedTrees
 from flexmask.shards import Shard
 
 LINES = DATA_PATH.read_text().splitlines(keepends=True)[:40]

@@ -10,7 +10,7 @@ from chat_tokenizer import chat_tokenizer
 from flexmask import Sample, render_samples
 from flexmask.errors import DataError, TemplateError
 from flexmask.messages import parse_conversation
-from flexmask.templates import _announce
+from flexmask.rendering.templates import _announce
 
 
 def texts(sample, tokenizer):

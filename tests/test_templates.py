@@ -11,8 +11,8 @@ from template_table import PATH, TRL, outcome, settings_of, template_table
 from flexmask.data_files import read_conversations
 from flexmask.errors import FlexmaskError, TemplateError
 from flexmask.messages import Conversation
+from flexmask.rendering.templates import ChatTemplate
 from flexmask.samples import Sample, render_samples
-from flexmask.templates import ChatTemplate
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")  # announcements
 

@@ -40,8 +40,8 @@ def run_prepare(options: argparse.Namespace) -> int:
 
     from flexmask.prepare.run import prepare
     from flexmask.prepared import LEFT_OUT
-    from flexmask.template_memo import num_listed
-    from flexmask.text_pieces import why_whole
+    from flexmask.rendering.memo import num_listed
+    from flexmask.rendering.text_pieces import why_whole
     from flexmask.train import TrainConfig, load_tokenizer
 
     variables = _read_kwargs(options.chat_template_kwargs)

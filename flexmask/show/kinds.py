@@ -19,7 +19,7 @@ import numpy as np
 
 from flexmask.errors import TemplateError
 from flexmask.messages import Conversation
-from flexmask.templates import THINKING_TAGS, ChatTemplate, Message
+from flexmask.rendering.templates import THINKING_TAGS, ChatTemplate, Message
 from flexmask.tree import Leaf, PrefixTree, Segment
 
 KINDS = ("context", "thinking", "response", "tool")

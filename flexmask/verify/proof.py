@@ -22,7 +22,7 @@ from flexmask.errors import FlexmaskError
 from flexmask.model import patch, unpatch
 from flexmask.model.structure import active_dropouts, text_config
 from flexmask.npass import npass_batches
-from flexmask.packing import PackedRow
+from flexmask.rows.packing import PackedRow
 from flexmask.samples import Sample
 from flexmask.tree import build_tree
 from flexmask.verify.differences import Difference, TurnNumbers, group_norms, relative_difference

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flexmask.layout import IGNORE_INDEX
 from flexmask.loss import target_logprobs
 from flexmask.npass import npass_batches
-from flexmask.packing import PackedRow
+from flexmask.rows.packing import PackedRow
 from flexmask.samples import Sample
 
 Gradients = dict[str, Tensor]

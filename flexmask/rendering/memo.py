@@ -1,7 +1,7 @@
 """A chat template that writes each message once for every way in which it can come out.
 
 Rendering the prompt of turn 64 runs the template's loop over all messages before it, most of which
-come out as they did for turn 63. `TurnRenderer` remembers them; `template_loops.py` says why that
+come out as they did for turn 63. `TurnRenderer` remembers them; `loops.py` says why that
 is exact. A loop of which that cannot be said runs as ever.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from jinja2.utils import Namespace
 
-from flexmask.template_loops import RUN_LOOP, LoopSite, rewrite_loops
+from flexmask.rendering.loops import RUN_LOOP, LoopSite, rewrite_loops
 
 _PROBE = "{{ flexmask_seen() }}"
 _LONGEST_KEY = 4  # elements of a list that was made by the template, to count by its elements

@@ -30,7 +30,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from flexmask.errors import TemplateError
-from flexmask.template_memo import TurnRenderer, num_listed
+from flexmask.rendering.memo import TurnRenderer, num_listed
 
 Message = dict[str, Any]
 

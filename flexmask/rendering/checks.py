@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from flexmask.errors import TemplateError
-from flexmask.templates import ChatTemplate, Message
+from flexmask.rendering.templates import ChatTemplate, Message
 
 _TEXTS = {"reasoning_content": "thinking", "content": "content"}
 

@@ -8,7 +8,7 @@ tree and makes the body a macro:
     {% for message in messages %}BODY{% endfor %}
     {% call(message, loop) flexmask_loop(site, messages, [what BODY reads]) %}BODY{% endcall %}
 
-`flexmask_loop` (`template_memo.py`) then runs BODY only for values that it has not met before.
+`flexmask_loop` (`memo.py`) then runs BODY only for values that it has not met before.
 Expressions such as `loop.index0 > ns.last_query_index` and `messages[loop.index0 - 1]` count by
 their value and not by their parts: the value is what one turn has in common with the next. For the
 same reason, what stands behind `{% if ns.searching and ...` counts only where that is true. A loop
@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from jinja2 import nodes
 
-from flexmask.template_reads import LOOP_ATTRIBUTES, Inputs, as_python
+from flexmask.rendering.reads import LOOP_ATTRIBUTES, Inputs, as_python
 
 RUN_LOOP = "flexmask_loop"
 NodeT = TypeVar("NodeT", bound=nodes.Node)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmask.errors import DataError
-from flexmask.filling import fewer_rows
 from flexmask.layout import (
     IGNORE_INDEX,
     Layout,
@@ -22,6 +21,7 @@ from flexmask.layout import (
     predicted_from,
     shifted_targets,
 )
+from flexmask.rows.filling import fewer_rows
 from flexmask.splitting import Overflow, SplitCount, check_budget, split_overflow
 from flexmask.tree import PrefixTree
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexmask.filling import from_large, spread_out
+from flexmask.rows.filling import from_large, spread_out
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from flexmask.epoch_plan import EpochPlan, plan_steps
 from flexmask.errors import DataError, FlexmaskError
-from flexmask.filling import (
+from flexmask.rows.epoch_plan import EpochPlan, plan_steps
+from flexmask.rows.filling import (
     best_fit,
     fewest_rows,
     fill_rows,
@@ -17,7 +17,7 @@ from flexmask.filling import (
     spread_out,
     use_all_rows,
 )
-from flexmask.fitting import sizes_of
+from flexmask.rows.fitting import sizes_of
 
 PAIRS_PER_TOKEN = 24_576
 """Visible pairs that cost as much as the linear layers do for one token, where no model is known.
