@@ -8,7 +8,13 @@ import pytest
 import torch
 from packaging.version import Version
 from strategies import random_samples
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 from flexmask import build_tree, pack
 from flexmask.model.families import INSTALLED, SINCE
@@ -84,6 +90,18 @@ SHARED = {  # layers that share keys and values, and have inputs of their own
     "vocab_size_per_layer_input": 50,
     **WINDOWED,
 }
+# Families that come only inside a model of images and text, and with that what its tower needs.
+IN_IMAGE_MODELS = {
+    "qwen2_vl_text": ("qwen2_vl", {"embed_dim": 16, "hidden_size": 32}),
+    "qwen2_5_vl_text": ("qwen2_5_vl", {"hidden_size": 16, "out_hidden_size": 32}),
+    "qwen3_vl_text": ("qwen3_vl", {"hidden_size": 16, "out_hidden_size": 32}),
+    "qwen3_vl_moe_text": ("qwen3_vl_moe", {"hidden_size": 16, "out_hidden_size": 32}),
+    "glm4v_text": ("glm4v", {"hidden_size": 16, "out_hidden_size": 32}),
+    "glm4v_moe_text": ("glm4v_moe", {"hidden_size": 16, "out_hidden_size": 32}),
+}
+TOWER = {"depth": 1, "num_heads": 2, "intermediate_size": 16}
+_AXES = {"mrope_section": [2, 1, 1]}  # of rotary frequencies: time, height and width
+AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, **_AXES}}
 # What a family's config needs: to be one that trees are exact on, and to have all that it can have.
 SETTINGS = {
     **dict.fromkeys(ONE_WINDOW, WINDOWED),
@@ -106,6 +124,12 @@ SETTINGS = {
         },
     },
     **HYBRIDS,
+    "qwen2_vl_text": {**MIXED, **AXES, "use_sliding_window": True},
+    "qwen2_5_vl_text": {**MIXED, **AXES, "use_sliding_window": True},
+    "qwen3_vl_text": AXES,
+    "qwen3_vl_moe_text": AXES | _EXPERTS,
+    "glm4v_text": AXES,
+    "glm4v_moe_text": {**AXES, **EXPERTS, "n_routed_experts": 4, "head_dim": 16},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "phimoe": {**WINDOWED, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
     "gemma2": {**MIXED, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
@@ -149,6 +173,7 @@ SETTINGS = {
     "dots1": {**MIXED, **EXPERTS, "n_routed_experts": 4},
     "exaone_moe": {**MIXED, **EXPERTS, "num_experts": 4},
     "mellum": {**MIXED, **EXPERTS, "num_experts": 4},
+    "mimo_v2_flash": {**MIXED, **EXPERTS, "n_routed_experts": 4},
     "cohere2_moe": {**MIXED, "num_experts": 4, "num_experts_per_tok": 2},
     "granitemoe_swa": {**MIXED, "num_local_experts": 4},
     "opt": {"dropout": 0.0, "attention_dropout": 0.0, "ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -166,10 +191,15 @@ def tiny_model(family, seed=0, **settings):
     """A random fp32 model of `family` in training mode, with sdpa unless that leaves a part out."""
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[family](**TINY | SETTINGS.get(family, {}) | settings)
-    has_sdpa = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
+    auto, kinds = AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING
+    if family in IN_IMAGE_MODELS:
+        around, tower = IN_IMAGE_MODELS[family]
+        config = CONFIG_MAPPING[around](text_config=config, vision_config=TOWER | tower)
+        auto, kinds = AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    has_sdpa = kinds[type(config)]._supports_sdpa
     is_capped = getattr(config, "attn_logit_softcapping", None) is not None
     implementation = "sdpa" if has_sdpa and not is_capped else "eager"
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    model = auto.from_config(config, attn_implementation=implementation)
     head = model.get_output_embeddings()
     with torch.no_grad():  # larger weights than the usual 0.02, so that attention matters
         for name, parameter in model.named_parameters():

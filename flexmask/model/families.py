@@ -16,6 +16,7 @@ from flexmask.errors import UnsupportedModelError
 _NO_AUXILIARY = "its auxiliary loss sees each token once, in N-pass once a sample"
 _SOFTCAP = "softcap; not with sdpa, which leaves it out"
 _ONE_WAY = "text, with attention to earlier tokens only"
+_NO_IMAGES = "text in its model of images"
 _LATENT = "multi-head latent attention"
 
 # model_type -> what is worth knowing about the family.
@@ -97,12 +98,21 @@ FAMILIES = {
     "lfm3": "",
     "beam": "",
     "diffllama": "",
+    "iquestcoder": "",
+    "kolibri1": "",
+    "mimo_v2_flash": "attention sinks",
     "aria_text": "",
     "internlm3": "",
     "hyperclovax": "",
     "opt": "",
     "biogpt": "",
     "gpt_bigcode": "",
+    "qwen2_vl_text": _NO_IMAGES,
+    "qwen2_5_vl_text": _NO_IMAGES,
+    "qwen3_vl_text": _NO_IMAGES,
+    "qwen3_vl_moe_text": f"{_NO_IMAGES}; {_NO_AUXILIARY}",
+    "glm4v_text": _NO_IMAGES,
+    "glm4v_moe_text": f"{_NO_IMAGES}; {_NO_AUXILIARY}",
     "qwen3_next": _NO_AUXILIARY,
     "qwen3_5_text": "",
     "qwen3_5_moe_text": _NO_AUXILIARY,
@@ -119,8 +129,11 @@ FAMILIES = {
 SINCE = {
     "nemotron_h": "5.17.0",  # older ones mix up the chunks of its scan without mamba_ssm
     **dict.fromkeys(("granite_swa", "granitemoe_swa", "minicpm3", "axk1"), "5.17.0"),
+    **dict.fromkeys(("qwen3_vl_text", "qwen3_vl_moe_text"), "5.17.0"),
+    **dict.fromkeys(("glm4v_text", "glm4v_moe_text", "mimo_v2_flash"), "5.17.0"),
     **dict.fromkeys(("nemotron", "diffllama", "modernbert-decoder"), "5.17.0"),
     **dict.fromkeys(("flint", "lfm3", "beam", "internlm3"), "5.23.0"),
+    **dict.fromkeys(("iquestcoder", "kolibri1"), "5.23.0"),
 }
 VERSIONS = ("5.12.0", "5.17.0", "5.23.0")  # of transformers, with which they have been verified
 INSTALLED = transformers.__version__
@@ -132,6 +145,7 @@ _NO_INTERFACE = "it computes its attention outside the attention interface"
 REASONS = {
     "deepseek_v32": _INDEXER,
     "glm_moe_dsa": _INDEXER,
+    **dict.fromkeys(("hy_v4", "axk2", "dots3_note_text", "qwen4_exp_text"), _INDEXER),
     **dict.fromkeys(("bloom", "falcon", "gptj", "gpt_neo", "codegen", "mpt"), _NO_INTERFACE),
     "xglm": _NO_INTERFACE,
     "doge": "it makes a mask of its own from the values",

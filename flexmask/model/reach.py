@@ -33,6 +33,7 @@ BY_LAYER_TYPE = (
     *("gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "vaultgemma"),
     *("gpt_oss", "cohere2", "cohere2_moe", "llama4_text", "dots1", "exaone_moe", "laguna"),
     *("mellum", "granite_swa", "granitemoe_swa", "modernbert-decoder", "flint", "lfm3", "beam"),
+    *("kolibri1", "mimo_v2_flash", "qwen2_vl_text", "qwen2_5_vl_text"),
 )
 
 _FULL = ("full_attention", "attention", "hybrid")
