@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flexmask.collator import TreeCollator
 from flexmask.dataset import TreeDataset, load_trees
 from flexmask.errors import DataError, UnsupportedModelError
+from flexmask.loading import load_pretrained, load_tokenizer, load_weights, random_model
 from flexmask.prepared import PreparedDataset, is_prepared, open_prepared
 from flexmask.rows.fitting import FittedTrees
 from flexmask.rows.sampler import TreeBatchSampler
@@ -19,7 +20,8 @@ from flexmask.weighting import Weighting
 from flexmask.whole_file import whole_file
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from torch import nn
+    from transformers import PreTrainedModel, TrainingArguments
 
 Trees = TreeDataset | PreparedDataset
 
@@ -84,7 +86,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
 
     checkpoint = check_output(config)
     check_training_arguments(training, config)
-    tokenizer = load_tokenizer(config)
+    tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template)
     collator = TreeCollator(
         tokenizer,
         max_tokens=config.max_tokens,
@@ -103,6 +105,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     if config.use_peft:
         model = add_lora(model, config, bool(training.gradient_checkpointing))
     patch(model, backend=config.backend)
+    freeze_unreached(model, training)
     trainer = TreeTrainer(
         model=model,
         args=training,
@@ -175,53 +178,14 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
         )
 
 
-def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the chat template that was asked for."""
-    from transformers import AutoTokenizer
-
-    source = config.tokenizer or config.model
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
-    if config.chat_template is not None:
-        path = Path(config.chat_template)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; --chat_template names a Jinja file")
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
-    return tokenizer
-
-
 def load_model(config: TrainConfig) -> PreTrainedModel:
     """The model to train, with weights from disk or, with `from_config`, drawn at random."""
     from transformers import AutoConfig
-
-    from flexmask.random_model import random_model
 
     if config.from_config:
         settings = load_pretrained(AutoConfig.from_pretrained, config.model, "model config")
         return random_model(settings)
     return load_weights(config.model, config.dtype)
-
-
-def load_weights(source: str, dtype: str) -> PreTrainedModel:
-    """The causal language model of a folder or hub id, with attention that leaves nothing out."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from flexmask.model.checks import exact_attention
-
-    settings = exact_attention(load_pretrained(AutoConfig.from_pretrained, source, "model"))
-    return load_pretrained(
-        AutoModelForCausalLM.from_pretrained, source, "model", dtype=dtype, **settings
-    )
-
-
-def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings: Any) -> Any:
-    """What `load(source)` gives, or a DataError of one line that names `source`."""
-    if source.startswith(("/", ".", "~")) and not Path(source).exists():
-        raise DataError(f"{source}: no such folder; name a {what}'s folder or hub id")
-    try:
-        return load(source, **settings)
-    except (OSError, ValueError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "unknown reason")
-        raise DataError(f"{source}: cannot be loaded as a {what}: {reason.strip()}") from error
 
 
 def load_datasets(
@@ -323,6 +287,18 @@ def add_lora(model: PreTrainedModel, config: TrainConfig, checkpointing: bool) -
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:
+    """Train what text reaches of a patched model for images too, and say so."""
+    from flexmask.model.structure import find_model, unreached_parameters
+
+    unreached = [w for w in unreached_parameters(find_model(model)) if w.requires_grad]
+    for weight in unreached:
+        weight.requires_grad_(False)
+    if unreached and training.process_index == 0:
+        count = sum(weight.numel() for weight in unreached)
+        print(f"frozen: {count:,} parameters that text does not reach", file=sys.stderr)
 
 
 def draw_training(log: list[dict[str, float]], path: Path) -> None:

@@ -20,7 +20,7 @@ LEFT_TO_RIGHT = (
     *("rendering", "samples", "weighting"),
     *("tree", "layout", "npass", "splitting", "rows", "shards", "fingerprint"),
     *("mask", "backends", "logprobs", "loss", "model"),
-    *("collator", "dataset", "prepared", "figures", "random_model", "plan", "checkpoints"),
+    *("collator", "dataset", "prepared", "figures", "loading", "plan", "checkpoints"),
     *("trainer", "train", "show", "verify", "prepare", "demo", "commands", "cli", "__main__"),
 )
 

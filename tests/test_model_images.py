@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 from flexmask import FlexmaskError, patch
 from flexmask.model.families import INSTALLED
+from flexmask.model.structure import unreached_parameters
 
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 VISION |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -72,6 +73,17 @@ def test_text_in_a_model_of_images_equals_separate_sequences(family):
         row, batch = packed(samples)
         ours = row.gather(patch(model)(**batch).logits[0])
     assert max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("family", WITH_IMAGES)
+def test_text_reaches_all_parameters_but_those_said_to_be_unreached(family):
+    model = model_with_images(family)
+    _, batch = packed(random_samples(1, vocabulary=45))
+    patch(model)(**batch).loss.backward()
+    unreached = set(unreached_parameters(model))
+    assert unreached or family == "gemma4"  # built without towers
+    for name, weight in model.named_parameters():
+        assert (weight.grad is None) == (weight in unreached), name
 
 
 @pytest.mark.parametrize("name", ["pixel_values", "token_type_ids"])

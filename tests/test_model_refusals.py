@@ -9,7 +9,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from flexmask import FlexmaskError, patch
-from flexmask.random_model import random_model
+from flexmask.loading import random_model
 
 IDS = torch.arange(12).view(2, 6)
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}

@@ -22,6 +22,7 @@ from flexmask.cli import main
 from flexmask.data_files import read_conversations
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import UnsupportedModelError
+from flexmask.loading import meta_model
 from flexmask.mask.dense import ancestry
 from flexmask.messages import Conversation, parse_conversation
 from flexmask.plan.cost import CostModel, Work, npass_work, single_pass_work
@@ -31,7 +32,6 @@ from flexmask.plan.memory import saved_bytes, saved_bytes_per_token
 from flexmask.plan.mistraining import count_mistrained
 from flexmask.plan.report import estimate_text
 from flexmask.plan.survey import make_plan
-from flexmask.random_model import meta_model
 from flexmask.tree import PrefixTree
 
 NUM_CONVERSATIONS = 20

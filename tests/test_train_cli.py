@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from flexmask.cli import main
@@ -88,6 +89,23 @@ def test_lora_trains_adapters_only(model_dir, data, tmp_path):
     assert train(model_dir, data, output, "--use_peft", "--lora_r", 2) == 0
     assert (output / "adapter_model.safetensors").exists()
     assert not (output / "model.safetensors").exists()
+
+
+def test_a_model_for_images_trains_what_text_reaches(model_dir, data, tmp_path, capsys):
+    folder, output = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(model_dir, folder)
+    settings = json.loads((model_dir / "config.json").read_text())
+    axes = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]}
+    text = settings | {"model_type": "qwen2_5_vl_text", "hidden_size": 64, "rope_parameters": axes}
+    tower = {"depth": 1, "num_heads": 2, "hidden_size": 16, "out_hidden_size": 64}
+    config = {"model_type": "qwen2_5_vl", "text_config": text, "vision_config": tower}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert train(folder, data, output, "--use_peft") == 0
+    assert "parameters that text does not reach" in capsys.readouterr().err
+    trained = load_file(output / "adapter_model.safetensors")
+    changed = {name for name, weight in trained.items() if "lora_B" in name and weight.any()}
+    assert changed
+    assert not any("visual" in name for name in changed)
 
 
 @pytest.mark.parametrize("weighting", ["turn", "conversation"])
@@ -180,7 +198,7 @@ def test_options_of_a_budget_that_do_not_go_together(
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory, model_dir, data):
     """What became of runs that were killed, or met a full disk."""
-    from flexmask.random_model import random_model
+    from flexmask.loading import random_model
 
     files = tmp_path_factory.mktemp("ends")
     torch.manual_seed(0)

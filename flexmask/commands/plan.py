@@ -56,15 +56,12 @@ def run_plan(options: argparse.Namespace) -> int:
         FlexmaskError: an input that cannot be used.
     """
     _check(options)
+    from flexmask.loading import load_tokenizer
     from flexmask.plan.measure import check_vocabulary
     from flexmask.plan.survey import make_plan
-    from flexmask.train import TrainConfig, load_tokenizer
     from flexmask.whole_file import write_json
 
     config = None if options.model is None else _load_config(options)
-    settings = TrainConfig(
-        options.tokenizer, options.data, output="", chat_template=options.chat_template
-    )
     kept: list[Sequence[Sample]] = []
 
     def keep(samples: Sequence[Sample]) -> None:
@@ -74,7 +71,7 @@ def run_plan(options: argparse.Namespace) -> int:
 
     plan = make_plan(
         options.data,
-        load_tokenizer(settings),
+        load_tokenizer(options.tokenizer, options.chat_template),
         max_tokens=options.max_tokens,
         on_bad_line=options.on_bad_line,
         progress=_progress(options.data),
@@ -142,9 +139,8 @@ def _load_config(options: argparse.Namespace) -> PreTrainedConfig:
 
     from transformers import AutoConfig
 
+    from flexmask.loading import load_pretrained, meta_model
     from flexmask.plan.cost import CostModel
-    from flexmask.random_model import meta_model
-    from flexmask.train import load_pretrained
 
     config = load_pretrained(AutoConfig.from_pretrained, options.model, "model config")
     CostModel.of(meta_model(copy.deepcopy(config), _dtype(options.dtype, config)))

@@ -38,17 +38,14 @@ def run_prepare(options: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
+    from flexmask.loading import load_tokenizer
     from flexmask.prepare.run import prepare
     from flexmask.prepared import LEFT_OUT
     from flexmask.rendering.memo import num_listed
     from flexmask.rendering.text_pieces import why_whole
-    from flexmask.train import TrainConfig, load_tokenizer
 
     variables = _read_kwargs(options.chat_template_kwargs)
-    settings = TrainConfig(
-        options.tokenizer, data="", output=options.output, chat_template=options.chat_template
-    )
-    tokenizer = load_tokenizer(settings)
+    tokenizer = load_tokenizer(options.tokenizer, options.chat_template)
     tqdm.monitor_interval = 0  # no thread of tqdm's when processes are forked
     with tqdm(desc=f"preparing {options.output}", unit=" conversations") as bar:
         manifest = prepare(

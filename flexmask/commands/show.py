@@ -41,14 +41,12 @@ def run_show(options: argparse.Namespace) -> int:
     """
     _check(options)
     from flexmask.demo import DATA_PATH, TOKENIZER_PATH
+    from flexmask.loading import load_tokenizer
     from flexmask.show.conversation import check_drawable, draw_shown, read_shown, shown_text
     from flexmask.show.row_figures import COLORS
-    from flexmask.train import TrainConfig, load_tokenizer
 
-    source = options.tokenizer or str(TOKENIZER_PATH)
-    settings = TrainConfig(source, data="", output="", chat_template=options.chat_template)
     data = options.data or DATA_PATH
-    tokenizer = load_tokenizer(settings)
+    tokenizer = load_tokenizer(options.tokenizer or str(TOKENIZER_PATH), options.chat_template)
     shown = read_shown(data, options.index, tokenizer, max_tokens=options.max_tokens)
     compare = options.compare is not None
     if options.output is not None or compare:

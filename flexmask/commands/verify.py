@@ -64,20 +64,14 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> VerifyReport:
     from flexmask.backends.choice import choose_backend
-    from flexmask.train import TrainConfig, load_tokenizer
+    from flexmask.loading import load_tokenizer
     from flexmask.verify.proof import verify_model
     from flexmask.verify.report import Finding, VerifyReport
 
-    settings = TrainConfig(
-        options.model,
-        options.data,
-        output="",
-        tokenizer=options.tokenizer,
-        chat_template=options.chat_template,
-    )
     device = _device(options.device)
     choice = choose_backend(device, options.backend)
-    chats, refused = _read_chats(options, load_tokenizer(settings))
+    tokenizer = load_tokenizer(options.tokenizer or options.model, options.chat_template)
+    chats, refused = _read_chats(options, tokenizer)
     num_turns = sum(len(chat.samples) for chat in chats)
     if refused:
         more = f" (and {len(refused) - _SHOWN} more)" if len(refused) > _SHOWN else ""
@@ -129,9 +123,8 @@ def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrained
     import transformers
     from transformers import AutoConfig
 
+    from flexmask.loading import load_pretrained, load_weights, random_model
     from flexmask.plan.measure import move_to
-    from flexmask.random_model import random_model
-    from flexmask.train import load_pretrained, load_weights
     from flexmask.verify.proof import WIDER
 
     transformers.set_seed(options.seed)

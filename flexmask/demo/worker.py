@@ -64,8 +64,8 @@ class _Worker:
         import torch
         from transformers import AutoConfig, set_seed
 
+        from flexmask.loading import random_model
         from flexmask.model import patch
-        from flexmask.random_model import random_model
 
         set_seed(settings.seed)
         config = AutoConfig.from_pretrained(settings.config)

@@ -49,6 +49,18 @@ def is_wrapped(top: PreTrainedModel, decoder: PreTrainedModel) -> bool:
     return len(around) > 2
 
 
+def unreached_parameters(top: PreTrainedModel) -> Iterator[nn.Parameter]:
+    """The parameters of a model for images too that text does not reach, such as its vision tower.
+
+    A step on text gives them no gradient, which DistributedDataParallel takes for an error.
+    """
+    decoder = find_decoder(top)
+    if is_wrapped(top, decoder):
+        head = top.get_output_embeddings()
+        reached = {*decoder.parameters(), *(head.parameters() if head is not None else ())}
+        yield from (weight for weight in top.parameters() if weight not in reached)
+
+
 def text_config(top: PreTrainedModel) -> PreTrainedConfig:
     """The configuration of the decoder stack of `top`."""
     return top.config.get_text_config(decoder=True)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from flexmask.loading import meta_model
 from flexmask.plan.cost import CostModel, Work
 from flexmask.plan.memory import logits_bytes_per_token, saved_bytes_per_token, state_bytes
 from flexmask.plan.survey import TILE, Plan
-from flexmask.random_model import meta_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import DataError
 from flexmask.layout import IGNORE_INDEX
+from flexmask.loading import random_model
 from flexmask.model import patch, unpatch
 from flexmask.npass import npass_batches
 from flexmask.plan.cost import CostModel, Work, npass_work, single_pass_work
 from flexmask.plan.memory import saved_bytes
-from flexmask.random_model import random_model
 from flexmask.rows.packing import PackedRow
 from flexmask.samples import Sample
 from flexmask.tree import build_tree

@@ -17,10 +17,10 @@ from torch.nn.attention.flex_attention import noop_mask
 from transformers import PreTrainedConfig
 
 from flexmask.errors import UnsupportedModelError
+from flexmask.loading import meta_model
 from flexmask.mask.block_mask import build_block_mask
 from flexmask.mask.tiles import tile_ranges
 from flexmask.plan.memory import logits_bytes_per_token, saved_bytes_per_token, state_bytes
-from flexmask.random_model import meta_model
 
 BLOCK = 128  # FlexAttention's default
 _TRITON_TILE = (128, 64)  # of the project's kernels for heads 128 wide, on sm_90 and newer

@@ -1,0 +1,93 @@
+"""A tokenizer from disk, and a language model: from disk, with random weights, or with none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexmask.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, with the template of a Jinja file in place of its own.
+
+    Raises:
+        DataError: there is no such tokenizer, or no such file.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
+    if chat_template is not None:
+        path = Path(chat_template)
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; --chat_template names a Jinja file")
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def load_weights(source: str, dtype: str) -> PreTrainedModel:
+    """The language model of a folder or hub id, with attention that leaves nothing out.
+
+    Raises:
+        DataError: there is no such model.
+    """
+    from transformers import AutoConfig
+
+    from flexmask.model.checks import exact_attention
+
+    config = load_pretrained(AutoConfig.from_pretrained, source, "model")
+    load = _auto_class(config).from_pretrained
+    return load_pretrained(load, source, "model", dtype=dtype, **exact_attention(config))
+
+
+def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings: Any) -> Any:
+    """What `load(source)` gives, or a DataError of one line that names `source`."""
+    if source.startswith(("/", ".", "~")) and not Path(source).exists():
+        raise DataError(f"{source}: no such folder; name a {what}'s folder or hub id")
+    try:
+        return load(source, **settings)
+    except (OSError, ValueError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), "unknown reason")
+        raise DataError(f"{source}: cannot be loaded as a {what}: {reason.strip()}") from error
+
+
+def random_model(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The language model that `config` describes; in its own dtype where None.
+
+    Raises:
+        DataError: no such model can be built.
+    """
+    from flexmask.model.checks import exact_attention
+
+    settings = exact_attention(config) | ({} if dtype is None else {"dtype": dtype})
+    try:
+        return _auto_class(config).from_config(config, **settings)
+    except Exception as error:  # a config is foreign: models raise what they like
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(
+            f"model_type {config.model_type!r}: no model can be built from this config: {reason}"
+        ) from error
+
+
+def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The same with shapes and no weights, on the meta device."""
+    import torch
+
+    with torch.device("meta"):
+        return random_model(config, dtype)
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """What builds the model: some language models come only inside one of images and text."""
+    import transformers
+
+    kind = type(config)
+    alone = kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if kind in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not alone:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
