@@ -44,12 +44,24 @@ _DELTA = _TWO_KINDS | {
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 8}
 _MAMBA2 |= {"mamba_chunk_size": 8}  # so that samples take several
+_KIMI = _TWO_KINDS | {"linear_num_heads": 2, "linear_head_dim": 16}
+_KIMI |= {"kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+_KIMI |= {"num_key_value_heads": 4, "mlp_layer_types": ["dense", "sparse"]}
+_KIMI |= {
+    "n_group": 1,
+    "topk_group": 1,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
 # Small layers of each kind, in families that have several.
 HYBRIDS = {
     "qwen3_next": _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 16},
     "qwen3_5_text": _DELTA,
     "qwen3_5_moe_text": _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 16},
     "olmo_hybrid": _DELTA | {"linear_num_key_heads": 4},
+    "kimi_linear": _KIMI,
+    "bailing_hybrid": _KIMI,
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": _EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4}

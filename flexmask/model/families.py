@@ -117,6 +117,8 @@ FAMILIES = {
     "qwen3_5_text": "",
     "qwen3_5_moe_text": _NO_AUXILIARY,
     "olmo_hybrid": "",
+    "kimi_linear": _LATENT,
+    "bailing_hybrid": _LATENT,
     "lfm2": "",
     "lfm2_moe": _NO_AUXILIARY,
     "jamba": _NO_AUXILIARY,
@@ -130,10 +132,10 @@ SINCE = {
     "nemotron_h": "5.17.0",  # older ones mix up the chunks of its scan without mamba_ssm
     **dict.fromkeys(("granite_swa", "granitemoe_swa", "minicpm3", "axk1"), "5.17.0"),
     **dict.fromkeys(("qwen3_vl_text", "qwen3_vl_moe_text"), "5.17.0"),
-    **dict.fromkeys(("glm4v_text", "glm4v_moe_text", "mimo_v2_flash"), "5.17.0"),
+    **dict.fromkeys(("glm4v_text", "glm4v_moe_text", "mimo_v2_flash", "kimi_linear"), "5.17.0"),
     **dict.fromkeys(("nemotron", "diffllama", "modernbert-decoder"), "5.17.0"),
     **dict.fromkeys(("flint", "lfm3", "beam", "internlm3"), "5.23.0"),
-    **dict.fromkeys(("iquestcoder", "kolibri1"), "5.23.0"),
+    **dict.fromkeys(("iquestcoder", "kolibri1", "bailing_hybrid"), "5.23.0"),
 }
 VERSIONS = ("5.12.0", "5.17.0", "5.23.0")  # of transformers, with which they have been verified
 INSTALLED = transformers.__version__

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
-from flexmask.model.mixers.kinds import MIXERS
+from flexmask.model.mixers.kinds import MIXERS, find_mixers
 
 # Types of layers, as configurations of families in MIXERS name them, that have no attention.
 WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "mlp", "moe")
@@ -77,7 +77,12 @@ def attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
             f"{type(decoder).__name__} computes its attention outside the attention interface of "
             "transformers; it cannot be patched"
         )
-    layers = [m for m in decoder.modules() if type(m).__name__.endswith("Attention")]
+    mixers = find_mixers(decoder)  # of which some are called attention too
+    layers = [
+        module
+        for module in decoder.modules()
+        if type(module).__name__.endswith("Attention") and module not in mixers
+    ]
     expected = decoder.config.num_hidden_layers
     types = getattr(decoder.config, "layer_types", None)
     if types and decoder.config.model_type in MIXERS:

@@ -30,6 +30,7 @@ from flexmask.model.tree_attention import is_tree
 OVER_A_TREE: dict[str, Callable[..., Any]] = {
     "causal_conv1d_fn": tree_convolution,
     "torch_chunk_gated_delta_rule": tree_gated_delta_rule,
+    "chunk_kimi_delta_attention": tree_gated_delta_rule,
     "mamba2_chunk_scan": tree_chunk_scan,
     "mamba_selective_scan": tree_selective_scan,
 }

@@ -24,6 +24,7 @@ _CONVOLUTION = Mixer(("causal_conv1d_fn",), "convolution over chains")
 _GATED_DELTA = Mixer(
     ("causal_conv1d_fn", "torch_chunk_gated_delta_rule"), "states handed to branches"
 )
+_KIMI_DELTA = Mixer(("causal_conv1d_fn", "chunk_kimi_delta_attention"), "states handed to branches")
 _MAMBA2 = Mixer(("causal_conv1d_fn", "mamba2_chunk_scan"), "states handed to branches")
 _MAMBA = Mixer(
     ("causal_conv1d_fn", "mamba_selective_scan"), "scan on unrolled paths, all else once a token"
@@ -33,6 +34,7 @@ _MAMBA = Mixer(
 MIXERS = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _GATED_DELTA),
     "olmo_hybrid": _GATED_DELTA,
+    **dict.fromkeys(("kimi_linear", "bailing_hybrid"), _KIMI_DELTA),
     **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTION),
     **dict.fromkeys(("falcon_h1", "nemotron_h", "bamba", "granitemoehybrid"), _MAMBA2),
     "jamba": _MAMBA,

@@ -63,6 +63,7 @@ def tree_gated_delta_rule(
 ) -> tuple[Tensor, None]:
     """The gated delta rule over a tree; all arguments [B, L, H, ...], as `scan` takes them.
 
+    The decay `g` is one a head, or one a channel as in Kimi Delta Attention.
     A token with beta = 0 writes nothing and one with g = 0 forgets nothing: that is padding.
     """
 
@@ -133,8 +134,10 @@ def tree_chunk_scan(
 
 
 def _zero_padding(gate: Tensor, is_token: Tensor | None) -> Tensor:
-    """`gate` [n, l, H] with 0 where a run has ended."""
-    return gate if is_token is None else gate.masked_fill(~is_token[..., None], 0)
+    """`gate` [n, l, ...] with 0 where a run has ended."""
+    if is_token is None:
+        return gate
+    return gate.masked_fill(~is_token.view(*is_token.shape, *[1] * (gate.ndim - 2)), 0)
 
 
 def _chunk_size(rows: Tensor, largest: int) -> int:
