@@ -1,6 +1,8 @@
 """FlexAttention's block tables, and its forward pass on the CPU (it has no backward there)."""
 
 import copy
+from collections import Counter
+from functools import wraps
 from unittest import mock
 
 import pytest
@@ -15,12 +17,14 @@ from backend_cases import (
     worst_ratio,
 )
 from hypothesis import given
-from model_cases import npass_case, packed
+from model_cases import npass, packed, tiny_model
+from strategies import random_samples
 from torch._dynamo.utils import counters
 
 from flexmask import PrefixTree, attention, compile_mask, patch
-from flexmask.backends import flex_tables
+from flexmask.backends import api, flex_tables
 from flexmask.backends.api import dispatch
+from flexmask.backends.derived import _cache
 from flexmask.backends.reach import position_floor
 from flexmask.errors import UnsupportedModelError
 
@@ -83,18 +87,18 @@ def test_floored_tables_leave_out_no_visible_tile(mask, reach):
 
 def test_tables_are_built_once_for_a_mask_and_its_views():
     rows = torch.stack([MASKS[0].subtree_end, MASKS[0].position_ids], 2)  # [1, L, 2]
-    first = flex_tables.cached_tables(rows[:, :, 0])
-    assert flex_tables.cached_tables(rows[:, :, 0]) is first
+    first = flex_tables.block_tables(rows[:, :, 0], None, None)
+    assert flex_tables.block_tables(rows[:, :, 0], None, None) is first
     rows[:, :, 0] = torch.arange(1, rows.shape[1] + 1)
-    assert flex_tables.cached_tables(rows[:, :, 0]) is not first
+    assert flex_tables.block_tables(rows[:, :, 0], None, None) is not first
 
 
 def test_tables_are_forgotten_with_their_mask():
     kept = MASKS[0].subtree_end.clone()
-    flex_tables._cache.clear()
-    flex_tables.cached_tables(MASKS[0].subtree_end.clone())
-    flex_tables.cached_tables(kept)
-    assert len(flex_tables._cache) == 1
+    _cache.clear()
+    flex_tables.block_tables(MASKS[0].subtree_end.clone(), None, None)
+    flex_tables.block_tables(kept, None, None)
+    assert len(_cache) == 1
 
 
 def errors(mask, batch=None, **options):
@@ -149,11 +153,47 @@ def test_refuses_what_it_cannot_do_on_the_cpu():
         attention(q.double(), k.double(), v.double(), mask, backend="flex")
 
 
-@pytest.mark.parametrize("family", ["gemma2", "llama4_text"])
-def test_models_with_windows_chunks_and_softcaps_equal_separate_sequences(family):
-    model, samples, theirs = npass_case(family)
+@pytest.fixture
+def builds(monkeypatch):
+    """How often floors and tables were made, by the name of what makes them."""
+    counts = Counter()
+
+    def counted(function):
+        @wraps(function)
+        def wrapper(*args, **kwargs):
+            counts[function.__name__] += 1
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    for name in ("tables_from_ranges", "tables_from_grid"):
+        monkeypatch.setattr(flex_tables, name, counted(getattr(flex_tables, name)))
+    monkeypatch.setattr(api, "position_floor", counted(position_floor))
+    return counts
+
+
+FOUR_LAYERS = {
+    "gemma2": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "llama4_text": {
+        "layer_types": ["chunked_attention", "full_attention"] * 2,
+        "no_rope_layers": [1, 0] * 2,
+    },
+}
+
+
+@pytest.mark.parametrize("family", FOUR_LAYERS)
+def test_models_with_windows_chunks_and_softcaps_build_tables_once_and_equal_separate_sequences(
+    family, builds
+):
+    model = tiny_model(family, num_hidden_layers=4, **FOUR_LAYERS[family])
+    samples = random_samples(1)
+    theirs = npass(copy.deepcopy(model), samples)
     row, batch = packed(samples)
-    with torch.no_grad():
-        logits = row.gather(patch(copy.deepcopy(model), backend="flex")(**batch).logits[0])
+    patch(model, backend="flex")
+    for num_passes in (1, 2):
+        with torch.no_grad():
+            logits = row.gather(model(**batch).logits[0])
+        assert set(builds.values()) == {num_passes}
+    assert len(builds) == 3
     errors = [(a - b).abs().max().item() for a, b in zip(logits, theirs[0], strict=True)]
     assert max(errors) < 1e-5

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from flexmask.backends.choice import choose_backend
+from flexmask.backends.derived import derived
 from flexmask.backends.reach import position_floor
 from flexmask.backends.reference import reference_attention
 from flexmask.errors import MaskError
@@ -110,7 +112,10 @@ def dispatch(
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    floor = None if position_ids is None else position_floor(position_ids, window, chunk)
+    floor = None
+    if position_ids is not None and (window is not None or chunk is not None):
+        make_floor = partial(position_floor, window=window, chunk=chunk)
+        floor = derived(make_floor, position_ids, key=(window, chunk))
     return _implementation(choose_backend(q.device, backend).name)(
         q,
         k,

@@ -75,15 +75,18 @@ def plan_calls(
         position_ids: int [L]; looked at with a floor only.
         position_floor: int [L], the lowest position that a query sees; None for all.
     """
-    end = np.ascontiguousarray(subtree_end.numpy(), np.int32)
+    end = _values(subtree_end)
     if position_floor is None or position_ids is None:
         return _plan(end.tobytes(), None, None)
-    positions, floor = (
-        np.ascontiguousarray(x.numpy(), np.int32) for x in (position_ids, position_floor)
-    )
+    positions, floor = _values(position_ids), _values(position_floor)
     if floor.max() <= positions.min():
         return _plan(end.tobytes(), None, None)  # every query sees all of its path
     return _plan(end.tobytes(), positions.tobytes(), floor.tobytes())
+
+
+def _values(x: Tensor) -> np.ndarray:
+    """A copy as int32 [L]; of memory that is shared with NumPy, `derived` keeps nothing."""
+    return x.to(torch.int32, copy=True).numpy()
 
 
 def cut_calls(calls: Iterable[Call]) -> Iterator[Call]:

@@ -69,8 +69,8 @@ def flex_backend(
         end: Tensor,
         positions: Tensor | None,
         floor: Tensor | None,
+        tables: BlockTables,
     ) -> Tensor:
-        tables = block_tables(end, positions, floor)
         return attend(
             q,
             k,
@@ -85,8 +85,9 @@ def flex_backend(
             kernel_options,
         )
 
+    tables = block_tables(subtree_end, position_ids, position_floor)
     if q.device.type != "cpu":
-        return run(q, k, v, subtree_end, position_ids, position_floor)
+        return run(q, k, v, subtree_end, position_ids, position_floor, tables)
     # On the CPU row by row: torch 2.13 generates C++ that does not compile for a dynamic batch.
     # Detached, because FlexAttention refuses tensors that require gradients even under no_grad.
     B, L = q.shape[0], q.shape[2]
@@ -95,7 +96,7 @@ def flex_backend(
         [None] * B if x is None else x.expand(B, L).split(1)
         for x in (subtree_end, position_ids, position_floor)
     )
-    rows = zip(*tensors, *masks, strict=True)
+    rows = zip(*tensors, *masks, tables.rows(B), strict=True)
     return torch.cat([run(*row) for row in rows])
 
 

@@ -1,7 +1,8 @@
-"""FlexAttention's block tables: cached for eager callers, in-graph for compiled ones.
+"""FlexAttention's block tables: kept for eager callers, in-graph for compiled ones.
 
 A BlockMask is eight index tensors and a mask function. The tensors depend on the mask only, so that
-all layers of a model share them; the function is made anew inside the compiled region.
+all layers of a model that see equally far share them; the function is made anew inside the compiled
+region.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention.flex_attention import noop_mask
 from torch.nn.functional import pad
 
+from flexmask.backends.derived import derived
 from flexmask.mask.block_mask import build_block_mask
 
 BLOCK = 128  # tokens on a side of a tile, FlexAttention's default
@@ -35,54 +36,35 @@ class BlockTables(NamedTuple):
     full_q_num_blocks: Tensor
     full_q_indices: Tensor
 
-
-_Known = dict[tuple[object, ...], BlockTables]
-_cache: dict[int, tuple[StorageWeakRef, _Known]] = {}  # by storage, for as long as it lives
+    def rows(self, batch: int) -> list[BlockTables]:
+        """The tables of each of `batch` rows by itself; they may share those of one."""
+        expanded = (x.expand(batch, *x.shape[1:]) for x in self)
+        return [
+            BlockTables(*(x.clone() for x in row))  # not views: their bases are guarded on
+            for row in zip(*(x.split(1) for x in expanded), strict=True)
+        ]
 
 
 def block_tables(
     subtree_end: Tensor, position_ids: Tensor | None, position_floor: Tensor | None
 ) -> BlockTables:
-    """The tables of a mask, on its device.
+    """The tables of a mask, on its device; eager callers get them once for all layers.
 
     Args:
         subtree_end: int [B, L].
         position_ids: int [B, L]; looked at with a floor only.
         position_floor: int [B, L], the lowest position that a query sees; None for all.
     """
-    if torch.compiler.is_compiling() or position_floor is not None:
+    if torch.compiler.is_compiling():
         return tables_from_grid(subtree_end, position_ids, position_floor)
-    if subtree_end.device.type == "cpu" or subtree_end.is_inference():
-        return tables_from_ranges(subtree_end)
-    return cached_tables(subtree_end)
-
-
-def cached_tables(subtree_end: Tensor) -> BlockTables:
-    """`tables_from_ranges`, which waits for the device, once for each mask and all views of it.
-
-    Masks are told apart by their storage and version: writing to a mask makes it a new one.
-    """
-    storage = subtree_end.untyped_storage()
-    if storage._cdata not in _cache:
-        for dead in [key for key, (reference, _) in _cache.items() if reference.expired()]:
-            del _cache[dead]
-        _cache[storage._cdata] = StorageWeakRef(storage), {}
-    known = _cache[storage._cdata][1]
-    key = (
-        subtree_end._version,
-        subtree_end.dtype,
-        subtree_end.storage_offset(),
-        subtree_end.shape,
-        subtree_end.stride(),
-    )
-    if key not in known:
-        known[key] = tables_from_ranges(subtree_end)
-    return known[key]
+    if position_ids is None or position_floor is None:
+        return derived(tables_from_ranges, subtree_end, key=BLOCK)
+    return derived(tables_from_grid, subtree_end, position_ids, position_floor, key=BLOCK)
 
 
 def tables_from_ranges(subtree_end: Tensor) -> BlockTables:
-    """The tables in O(L) time plus O(visited tiles), on the host."""
-    ends = subtree_end.cpu().numpy()
+    """The tables in O(L) time plus O(visited tiles), on the host: waits for the device."""
+    ends = subtree_end.to("cpu", copy=True).numpy()  # a copy, or `derived` keeps nothing of it
     mask = build_block_mask(ends, BLOCK, noop_mask, subtree_end.device)
     tables = BlockTables(*(getattr(mask, name) for name in BlockTables._fields))
     width = max(2, *(table.shape[-1] for table in tables[1::2]))
