@@ -25,13 +25,13 @@ from flexmask.errors import UnsupportedModelError
 from flexmask.loading import meta_model
 from flexmask.mask.dense import ancestry
 from flexmask.messages import Conversation, parse_conversation
-from flexmask.plan.cost import CostModel, Work, npass_work, single_pass_work
-from flexmask.plan.estimate import estimate
+from flexmask.model.reach import FULL
+from flexmask.plan.cost import CostModel
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.memory import saved_bytes, saved_bytes_per_token
 from flexmask.plan.mistraining import count_mistrained
-from flexmask.plan.report import estimate_text
 from flexmask.plan.survey import make_plan
+from flexmask.plan.work import Work, npass_work, single_pass_work
 from flexmask.tree import PrefixTree
 
 NUM_CONVERSATIONS = 20
@@ -317,7 +317,9 @@ def test_cost_model_is_torchs_own_count_but_for_attention():
         model(ids, labels=ids).loss.backward()
     by_op = counter.get_flop_counts()["Global"]
     linear = sum(n for op, n in by_op.items() if "mm" in str(op))
-    assert cost.flops(Work(40, 0)) == pytest.approx(linear, rel=0.02)
+    assert cost.flops(Work(40, 0, dict.fromkeys(cost.reaches, 0))) == pytest.approx(
+        linear, rel=0.02
+    )
 
 
 def test_cost_model_counts_the_experts_that_a_token_meets():
@@ -334,13 +336,7 @@ def test_cost_model_counts_the_experts_that_a_token_meets():
 def test_cost_model_counts_the_widths_of_latent_attention():
     model = tiny_model("deepseek_v3")
     heads, keys, values = 4, 12, 8
-    assert CostModel.of(model).attention_width == 2 * heads * (keys + values) / 2
-
-
-def test_an_estimate_says_that_windows_are_not_counted(plan):
-    guess = estimate(plan, tiny_model("gemma2").config, torch.float32)
-    assert "in 1 layers, counted as if they had none" in estimate_text(guess)
-    assert "windows" not in estimate_text(estimate(plan, tiny_model("llama").config, torch.float32))
+    assert CostModel.of(model).widths == {FULL: 2 * heads * (keys + values) / 2}
 
 
 def test_predicted_activations_are_what_autograd_keeps():

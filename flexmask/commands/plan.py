@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
+    from flexmask.model.reach import Reach
     from flexmask.samples import Sample
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -61,7 +62,7 @@ def run_plan(options: argparse.Namespace) -> int:
     from flexmask.plan.survey import make_plan
     from flexmask.whole_file import write_json
 
-    config = None if options.model is None else _load_config(options)
+    config, reaches = (None, ()) if options.model is None else _load_config(options)
     kept: list[Sequence[Sample]] = []
 
     def keep(samples: Sequence[Sample]) -> None:
@@ -74,6 +75,7 @@ def run_plan(options: argparse.Namespace) -> int:
         load_tokenizer(options.tokenizer, options.chat_template),
         max_tokens=options.max_tokens,
         on_bad_line=options.on_bad_line,
+        reaches=reaches,
         progress=_progress(options.data),
         watch=keep,
     )
@@ -133,8 +135,11 @@ def _count_lines(path: Path) -> int | None:
         return None
 
 
-def _load_config(options: argparse.Namespace) -> PreTrainedConfig:
-    """The config of a model that can be patched: else it is refused before the data is read."""
+def _load_config(options: argparse.Namespace) -> tuple[PreTrainedConfig, tuple[Reach, ...]]:
+    """The config of a model and its windows and chunks.
+
+    A model that cannot be patched is refused here, before the data is read.
+    """
     import copy
 
     from transformers import AutoConfig
@@ -143,8 +148,8 @@ def _load_config(options: argparse.Namespace) -> PreTrainedConfig:
     from flexmask.plan.cost import CostModel
 
     config = load_pretrained(AutoConfig.from_pretrained, options.model, "model config")
-    CostModel.of(meta_model(copy.deepcopy(config), _dtype(options.dtype, config)))
-    return config
+    cost = CostModel.of(meta_model(copy.deepcopy(config), _dtype(options.dtype, config)))
+    return config, cost.reaches
 
 
 def _add_model(

@@ -9,50 +9,22 @@ update count nothing. No constant is fitted: the predicted speed-up is a quotien
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.checks import check_model
-from flexmask.model.reach import FULL, layer_reaches
+from flexmask.model.reach import FULL, Reach, layer_reaches
 from flexmask.model.structure import attention_layers, find_decoder, text_config
-from flexmask.samples import Sample
-from flexmask.tree import PrefixTree
+from flexmask.plan.work import Work
 
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _NUM_ACTIVE = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token")
-
-
-class Work(NamedTuple):
-    """What goes through a model: tokens, and visible pairs (q, k). The head sees every token."""
-
-    num_tokens: int = 0
-    num_pairs: int = 0
-
-    def plus(self, other: Work) -> Work:
-        """The work of both."""
-        return Work(self.num_tokens + other.num_tokens, self.num_pairs + other.num_pairs)
-
-
-def single_pass_work(tree: PrefixTree) -> Work:
-    """The work of one pass over a tree: every token sees its ancestors and itself."""
-    return Work(tree.num_tokens, tree.num_pairs)
-
-
-def npass_work(lengths: Iterable[int]) -> Work:
-    """The work of N-pass over samples of these lengths, packed end to end or not."""
-    sizes = np.fromiter(lengths, np.int64)
-    return Work(int(sizes.sum()), int((sizes * (sizes + 1) // 2).sum()))
-
-
-def work_of(samples: Iterable[Sample]) -> Work:
-    """The work of N-pass over `samples`."""
-    return npass_work(map(len, samples))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +34,17 @@ class CostModel:
     Attributes:
         num_parameters: all of them.
         linear: parameters of linear layers that one token meets; of experts, the active share.
-        attention_width: heads times their width, the mean of keys and values, added up over the
-            layers.
+        widths: heads times their width, the mean of keys and values, of the attention layers of
+            each reach together.
+        num_layers: attention layers of each reach.
         head: parameters of the output head, 0 without one.
-        num_bounded: attention layers with a window or chunk; they are counted without it.
     """
 
     num_parameters: int
     linear: float
-    attention_width: float
+    widths: Mapping[Reach, float]
+    num_layers: Mapping[Reach, int]
     head: int
-    num_bounded: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> CostModel:
@@ -85,23 +57,41 @@ class CostModel:
         check_model(model, model)
         config, decoder = text_config(model), find_decoder(model)
         head = model.get_output_embeddings()
+        widths: dict[Reach, float] = {}
+        reaches = layer_reaches(decoder)
+        for layer, reach in zip(attention_layers(decoder), reaches, strict=True):
+            widths[reach] = widths.get(reach, 0.0) + _width(layer, config)
         return cls(
             num_parameters=model.num_parameters(),
             linear=_linear_parameters(decoder, config),
-            attention_width=sum(_width(layer, config) for layer in attention_layers(decoder)),
+            widths=widths,
+            num_layers=Counter(reaches),
             head=0 if head is None else head.weight.numel(),
-            num_bounded=sum(reach != FULL for reach in layer_reaches(decoder)),
         )
 
     @property
+    def reaches(self) -> tuple[Reach, ...]:
+        """The windows and chunks of the model, which its work has to be counted for."""
+        return tuple(reach for reach in self.widths if reach != FULL)
+
+    @property
+    def attention_width(self) -> float:
+        """Heads times their width, added up over all attention layers."""
+        return sum(self.widths.values())
+
+    @property
     def pairs_per_token(self) -> float:
-        """Visible pairs that cost as much as the linear layers do for one token."""
+        """Visible pairs that cost as much as the linear layers do for one token.
+
+        Every layer counts as if it saw all of them: for trees of which only that number is known.
+        """
         return 6 * (self.linear + self.head) / (12 * self.attention_width)
 
     def flops(self, work: Work) -> float:
         """Operations of forward and backward."""
         per_token = 6 * (self.linear + self.head)
-        return per_token * work.num_tokens + 12 * self.attention_width * work.num_pairs
+        per_pair = (12 * width * work.pairs(reach) for reach, width in self.widths.items())
+        return per_token * work.num_tokens + sum(per_pair)
 
     def speed_up(self, before: Work, after: Work) -> float:
         """How many times faster `after` is than `before`, at the same operations a second."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,9 +10,31 @@ import torch
 from transformers import PreTrainedConfig
 
 from flexmask.loading import meta_model
-from flexmask.plan.cost import CostModel, Work
+from flexmask.model.reach import Reach
+from flexmask.plan.cost import CostModel
 from flexmask.plan.memory import logits_bytes_per_token, saved_bytes_per_token, state_bytes
-from flexmask.plan.survey import TILE, Plan
+from flexmask.plan.survey import Plan
+from flexmask.plan.work import TILE
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedLayers:
+    """Attention layers of one window or chunk, and what each of them sees.
+
+    Attributes:
+        window, chunk: in positions, or None.
+        layers: how many there are.
+        npass_visible_pairs, single_pass_visible_pairs: of one such layer.
+        npass_tiles, single_pass_tiles: visited tiles of 128 x 128.
+    """
+
+    window: int | None
+    chunk: int | None
+    layers: int
+    npass_visible_pairs: int
+    single_pass_visible_pairs: int
+    npass_tiles: int
+    single_pass_tiles: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +50,7 @@ class Estimate:
         speed_up: their quotient; N-pass and packed N-pass have the same operations.
         speed_up_by_tiles: the same with attention by visited tile, as kernels that work on whole
             tiles of 128 x 128 pay for it.
-        num_bounded_layers: attention layers with a window or chunk. Their operations are counted
-            without it, so that both ways are cheaper than predicted.
+        bounded_layers: what layers with a window or chunk see, by kind.
         state_bytes: weights, gradients and AdamW's moments.
         saved_bytes_per_token: what autograd keeps for a token; None where shapes do not tell.
         activation_bytes: by way, for its largest row: what autograd keeps, logits and their
@@ -43,7 +64,7 @@ class Estimate:
     single_pass_flops: float
     speed_up: float
     speed_up_by_tiles: float
-    num_bounded_layers: int
+    bounded_layers: Sequence[BoundedLayers]
     state_bytes: int
     saved_bytes_per_token: float | None
     activation_bytes: Mapping[str, int] | None
@@ -56,20 +77,14 @@ class Estimate:
 def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estimate:
     """The predictions for `plan` with the model that `config` describes.
 
-    Rows are single conversations, cut to the budget where the plan has one.
+    Rows are single conversations, cut to the budget where the plan has one. The plan has counted
+    the pairs of the model's own `CostModel.reaches`.
 
     Raises:
         UnsupportedModelError: the model cannot be patched.
     """
     model = meta_model(config, dtype)
     cost = CostModel.of(model)
-    tiled = [
-        Work(work.num_tokens, num_tiles * TILE**2)
-        for work, num_tiles in (
-            (plan.npass, plan.npass_tiles),
-            (plan.single_pass, plan.single_pass_tiles),
-        )
-    ]
     saved = saved_bytes_per_token(model)
     activations = None
     if saved is not None:
@@ -86,9 +101,21 @@ def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estima
         npass_flops=cost.flops(plan.npass),
         single_pass_flops=cost.flops(plan.single_pass),
         speed_up=cost.speed_up(plan.npass, plan.single_pass),
-        speed_up_by_tiles=cost.speed_up(*tiled),
-        num_bounded_layers=cost.num_bounded,
+        speed_up_by_tiles=cost.speed_up(plan.npass_tiled, plan.single_pass_tiled),
+        bounded_layers=[_bounded(plan, reach, cost.num_layers[reach]) for reach in cost.reaches],
         state_bytes=state_bytes(model),
         saved_bytes_per_token=saved,
         activation_bytes=activations,
+    )
+
+
+def _bounded(plan: Plan, reach: Reach, num_layers: int) -> BoundedLayers:
+    return BoundedLayers(
+        window=reach.window,
+        chunk=reach.chunk,
+        layers=num_layers,
+        npass_visible_pairs=plan.npass.bounded[reach],
+        single_pass_visible_pairs=plan.single_pass.bounded[reach],
+        npass_tiles=plan.npass_tiled.bounded[reach] // TILE**2,
+        single_pass_tiles=plan.single_pass_tiled.bounded[reach] // TILE**2,
     )

@@ -18,8 +18,9 @@ from flexmask.layout import IGNORE_INDEX
 from flexmask.loading import random_model
 from flexmask.model import patch, unpatch
 from flexmask.npass import npass_batches
-from flexmask.plan.cost import CostModel, Work, npass_work, single_pass_work
+from flexmask.plan.cost import CostModel
 from flexmask.plan.memory import saved_bytes
+from flexmask.plan.work import Work, npass_work, single_pass_work
 from flexmask.rows.packing import PackedRow
 from flexmask.samples import Sample
 from flexmask.tree import build_tree
@@ -99,8 +100,9 @@ def measure_steps(
                 took[way].append(seconds)
     unpatch(model)
     others = WAYS[:-1]
-    before = _sum(npass_work(map(len, samples)) for samples in conversations)
-    after = _sum(single_pass_work(build_tree(samples)) for samples in conversations)
+    reaches = cost.reaches
+    before = _sum(npass_work(map(len, samples), reaches) for samples in conversations)
+    after = _sum(single_pass_work(build_tree(samples), reaches) for samples in conversations)
     ratios = {
         way: [a / b for a, b in zip(took[way], took["single_pass"], strict=True)] for way in others
     }

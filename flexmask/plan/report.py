@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flexmask.plan.histogram import Histogram
-from flexmask.plan.survey import TILE, Overflow, Plan
+from flexmask.plan.survey import Overflow, Plan
+from flexmask.plan.work import TILE
 
 if TYPE_CHECKING:
-    from flexmask.plan.estimate import Estimate
+    from flexmask.plan.estimate import BoundedLayers, Estimate
     from flexmask.plan.measure import Measured
 
 _WAYS = {"npass": "N-pass", "packed_npass": "packed N-pass", "single_pass": "single-pass"}
@@ -36,11 +37,7 @@ def estimate_text(estimate: Estimate) -> str:
         f"({estimate.speed_up_by_tiles:.2f} by visited tiles)",
         f"  weights, gradients, AdamW        {_size(estimate.state_bytes)}",
     ]
-    if estimate.num_bounded_layers:
-        lines.append(
-            f"  windows or chunks                in {estimate.num_bounded_layers} layers, "
-            "counted as if they had none"
-        )
+    lines.extend(map(_bounded, estimate.bounded_layers))
     if estimate.activation_bytes is None:
         lines.append("  activations                      not known: they depend on the data")
     else:
@@ -77,6 +74,16 @@ def measured_text(measured: Measured) -> str:
     names = ("", "seconds", "speed-up", "", "kept by autograd", "")
     below = ("", "", "predicted", "measured", "predicted", "measured")
     return f"{heading}\n{_table([names, below, *rows])}"
+
+
+def _bounded(kind: BoundedLayers) -> str:
+    limits = {"window": kind.window, "chunk": kind.chunk}
+    named = ", ".join(f"{name} of {size:,}" for name, size in limits.items() if size is not None)
+    named += f" in {kind.layers} layer{'s' * (kind.layers > 1)}"
+    return (
+        f"  {named:<33}{kind.npass_visible_pairs:,} visible pairs "
+        f"N-pass, {kind.single_pass_visible_pairs:,} single-pass"
+    )
 
 
 def _overview(plan: Plan) -> str:

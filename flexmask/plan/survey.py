@@ -13,17 +13,22 @@ from typing import Any
 
 from flexmask.data_files import read_conversations
 from flexmask.errors import DataError, FlexmaskError
-from flexmask.layout import lay_out
-from flexmask.mask.tiles import tile_ranges
 from flexmask.messages import Conversation
-from flexmask.plan.cost import Work, npass_work, single_pass_work, work_of
+from flexmask.model.reach import Reach
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.mistraining import Mistraining, count_mistrained
+from flexmask.plan.work import (
+    TILE,
+    Work,
+    npass_tiled,
+    npass_work,
+    single_pass_tiled,
+    single_pass_work,
+)
 from flexmask.samples import Sample, render_samples
 from flexmask.splitting import split_tree
 from flexmask.tree import PrefixTree, build_tree
 
-TILE = 128  # tokens on a side, as FlexAttention has them by default
 _LISTED = 20  # bad lines that are kept to be shown
 
 
@@ -109,9 +114,11 @@ class Plan:
 
     Attributes:
         overflow: what a row budget would do, None without one.
+        reaches: windows and chunks of a model, for which pairs and tiles are counted too.
         conversations, samples, trained_tokens: how many; a sample is a trained assistant message.
         npass, single_pass: tokens and visible pairs; packed N-pass has those of N-pass.
-        npass_tiles, single_pass_tiles: visited tiles of 128 x 128, each sequence or tree a row.
+        npass_tiled, single_pass_tiled: the same with all pairs of the visited tiles of 128 x 128,
+            each sequence or tree in a row of its own.
         turns: samples in a conversation.
         conversation_tokens: tokens of a conversation's tree.
         sample_tokens: tokens of a sample.
@@ -122,13 +129,14 @@ class Plan:
     """
 
     overflow: Overflow | None = None
+    reaches: tuple[Reach, ...] = ()
     conversations: int = 0
     samples: int = 0
     trained_tokens: int = 0
     npass: Work = field(default_factory=Work)
     single_pass: Work = field(default_factory=Work)
-    npass_tiles: int = 0
-    single_pass_tiles: int = 0
+    npass_tiled: Work = field(default_factory=Work)
+    single_pass_tiled: Work = field(default_factory=Work)
     turns: Histogram = field(default_factory=Histogram)
     conversation_tokens: Histogram = field(default_factory=Histogram)
     sample_tokens: Histogram = field(default_factory=Histogram)
@@ -143,14 +151,16 @@ class Plan:
         self.conversations += 1
         self.samples += len(samples)
         self.trained_tokens += sum(sample.num_trained for sample in samples)
-        self.npass = self.npass.plus(work_of(samples))
-        self.single_pass = self.single_pass.plus(single_pass_work(tree))
-        self.single_pass_tiles += tile_ranges(lay_out(tree).subtree_end, TILE, TILE).num_visited
+        lengths = list(map(len, samples))
+        self.npass = self.npass.plus(npass_work(lengths, self.reaches))
+        self.npass_tiled = self.npass_tiled.plus(npass_tiled(lengths, self.reaches))
+        self.single_pass = self.single_pass.plus(single_pass_work(tree, self.reaches))
+        tiled = single_pass_tiled(tree, self.reaches)
+        self.single_pass_tiled = self.single_pass_tiled.plus(tiled)
         self.turns.add(len(samples))
         self.conversation_tokens.add(tree.num_tokens)
         for sample in samples:
             self.sample_tokens.add(len(sample))
-            self.npass_tiles += npass_work([-(-len(sample) // TILE)]).num_pairs
         self.largest.add(tree)
         self.mistrained.add(count_mistrained(conversation, samples, tokenizer))
         if self.overflow is not None:
@@ -170,12 +180,22 @@ class Plan:
     @property
     def tile_density(self) -> float:
         """Visible pairs for each pair in a visited tile, in the single pass."""
-        return self.single_pass.num_pairs / (self.single_pass_tiles * TILE**2)
+        return self.single_pass.num_pairs / self.single_pass_tiled.num_pairs
 
     @property
     def npass_tile_density(self) -> float:
         """The same in N-pass."""
-        return self.npass.num_pairs / (self.npass_tiles * TILE**2)
+        return self.npass.num_pairs / self.npass_tiled.num_pairs
+
+    @property
+    def single_pass_tiles(self) -> int:
+        """Visited tiles of the single pass."""
+        return self.single_pass_tiled.num_pairs // TILE**2
+
+    @property
+    def npass_tiles(self) -> int:
+        """Visited tiles of N-pass."""
+        return self.npass_tiled.num_pairs // TILE**2
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data; the names are documented in docs/cli.md."""
@@ -208,6 +228,7 @@ def make_plan(
     *,
     max_tokens: int | None = None,
     on_bad_line: str = "error",
+    reaches: Iterable[Reach] = (),
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     watch: Callable[[Sequence[Sample]], None] | None = None,
 ) -> Plan:
@@ -218,6 +239,7 @@ def make_plan(
         tokenizer: a Hugging Face tokenizer with a chat template.
         max_tokens: budget of a row, or None.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" counts it.
+        reaches: windows and chunks of a model, to count their pairs.
         progress: wraps the iteration over conversations, such as `tqdm.tqdm`.
         watch: given the samples of each conversation as it goes by.
 
@@ -227,7 +249,7 @@ def make_plan(
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
     file = read_conversations(path, on_bad_line=on_bad_line)
-    plan = Plan(None if max_tokens is None else Overflow(max_tokens))
+    plan = Plan(None if max_tokens is None else Overflow(max_tokens), tuple(reaches))
     for conversation in progress(file):
         _take_bad_lines(plan, file.bad_lines)
         try:

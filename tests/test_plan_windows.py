@@ -1,0 +1,125 @@
+"""What `flexmask plan` counts for layers with windows and chunks, against the dense mask."""
+
+import json
+from unittest import mock
+
+import pytest
+import torch
+from backend_cases import reaches, within_reach
+from chat_cases import chat_case
+from hypothesis import given
+from hypothesis import strategies as st
+from model_cases import WINDOW, tiny_model
+from strategies import segment_trees
+from transformers import AutoTokenizer
+
+from flexmask import PrefixTree, Segment, compile_mask, render_samples
+from flexmask.cli import main
+from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
+from flexmask.model.reach import FULL, Reach
+from flexmask.plan import work
+from flexmask.plan.cost import CostModel
+from flexmask.plan.estimate import estimate
+from flexmask.plan.report import estimate_text
+from flexmask.plan.survey import make_plan
+from flexmask.plan.work import npass_tiled, npass_work, single_pass_tiled, single_pass_work
+from flexmask.tree import build_tree
+
+BLOCK = 4  # tokens on a side of a tile, in place of 128
+
+
+def visible_tiles(dense):
+    """How many tiles of BLOCK x BLOCK hold a visible pair."""
+    blocks = range(0, len(dense), BLOCK)
+    return sum(bool(dense[i : i + BLOCK, j : j + BLOCK].any()) for i in blocks for j in blocks)
+
+
+@given(tree=segment_trees(), reach=reaches().map(lambda options: Reach(**options)))
+def test_pairs_of_a_tree_equal_the_dense_mask(tree, reach):
+    counted = single_pass_work(tree, [reach])
+    mask = compile_mask(tree)
+    assert counted.pairs(reach) == within_reach(mask, **reach._asdict()).sum()
+    assert counted.pairs(FULL) == mask.num_visible
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    reach=reaches().map(lambda options: Reach(**options)),
+)
+def test_pairs_and_tiles_of_npass_equal_the_dense_masks(lengths, reach):
+    masks = [compile_mask(PrefixTree.from_segments([Segment(length)])) for length in lengths]
+    dense = [within_reach(mask, **reach._asdict())[0] for mask in masks]
+    with mock.patch.object(work, "TILE", BLOCK):
+        tiled = npass_tiled(lengths, [reach])
+    assert npass_work(lengths, [reach]).pairs(reach) == sum(int(x.sum()) for x in dense)
+    assert tiled.pairs(reach) == sum(map(visible_tiles, dense)) * BLOCK**2
+    assert tiled.num_tokens == sum(lengths)
+
+
+@given(tree=segment_trees(), reach=reaches().map(lambda options: Reach(**options)))
+def test_tiles_of_a_tree_are_those_that_kernels_visit(tree, reach):
+    mask = compile_mask(tree)
+    dense = within_reach(mask, **reach._asdict())[0]
+    with mock.patch.object(work, "TILE", BLOCK):
+        tiled = single_pass_tiled(tree, [reach])
+    assert tiled.pairs(FULL) == visible_tiles(mask.to_dense()[0]) * BLOCK**2
+    assert visible_tiles(dense) * BLOCK**2 <= tiled.pairs(reach) <= tiled.pairs(FULL)
+    if len(tree.segments) == 1:
+        assert tiled.pairs(reach) == visible_tiles(dense) * BLOCK**2
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama4_text", "mistral", "llama"])
+def test_operations_are_those_of_each_layer_by_itself(family):
+    model = tiny_model(family)
+    cost = CostModel.of(model)
+    messages, _ = chat_case("thinking")
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
+    tree = build_tree(render_samples(messages, tokenizer))
+    counted = single_pass_work(tree, cost.reaches)
+    kinds = {
+        "gemma2": [{"window": WINDOW}, {}],
+        "llama4_text": [{"chunk": 7}, {}],
+        "mistral": [{"window": WINDOW}] * 2,
+        "llama": [{}, {}],
+    }
+    pairs = sum(int(within_reach(compile_mask(tree), **kind).sum()) for kind in kinds[family])
+    width = 4 * 8  # of the heads of a layer
+    linear = 6 * (cost.linear + cost.head) * tree.num_tokens
+    assert cost.flops(counted) == linear + 12 * width * pairs
+
+
+def test_the_estimate_says_what_layers_with_a_window_see(tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(DATA_PATH.read_text().splitlines(keepends=True)[:3]))
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
+    cost = CostModel.of(model := tiny_model("gemma2"))
+    plan = make_plan(data, tokenizer, reaches=cost.reaches)
+    guess = estimate(plan, model.config, torch.float32)
+    (kind,) = guess.bounded_layers
+    assert (kind.window, kind.chunk, kind.layers) == (WINDOW, None, 1)
+    assert kind.npass_visible_pairs == plan.npass.bounded[Reach(WINDOW)] < plan.npass.num_pairs
+    assert kind.single_pass_tiles < plan.single_pass_tiles
+    assert (
+        f"window of 4 in 1 layer           {kind.npass_visible_pairs:,} visible pairs N-pass"
+    ) in estimate_text(guess)
+    assert guess.speed_up == cost.speed_up(plan.npass, plan.single_pass)
+
+
+def test_the_command_counts_the_windows_of_its_model(tmp_path, capsys):
+    data, model = tmp_path / "data.jsonl", tmp_path / "model"
+    data.write_text("".join(DATA_PATH.read_text().splitlines(keepends=True)[:2]))
+    model.mkdir()
+    config = json.loads(CONFIG_PATH.read_text())
+    config |= {"sliding_window": 64, "use_sliding_window": True}
+    config |= {"num_hidden_layers": 2, "hidden_size": 32}
+    config["layer_types"] = ["sliding_attention", "full_attention"]
+    (model / "config.json").write_text(json.dumps(config))
+    options = ["--tokenizer", TOKENIZER_PATH, "--model", model, "--measure", 1, "--json"]
+    with pytest.raises(SystemExit):
+        main(["plan", *map(str, [data, *options])])
+    report = json.loads(capsys.readouterr().out)
+    (kind,) = report["estimate"]["bounded_layers"]
+    assert (kind["window"], kind["layers"]) == (64, 1)
+    assert kind["single_pass_visible_pairs"] < report["single_pass_visible_pairs"]
+    assert kind["npass_visible_pairs"] < 64 * report["npass_tokens"]
+    assert report["measured"]["predicted_speed_up"]["npass"] > 1
