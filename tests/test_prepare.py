@@ -1,5 +1,6 @@
 """`flexmask prepare`: conversations into a folder of trees, whatever happens on the way."""
 
+import errno
 import gzip
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ from flexmask.dataset import load_trees
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
 from flexmask.fingerprint import tokenizer_fingerprint
-from flexmask.prepare import making, run
+from flexmask.prepare import lock, making, run
 from flexmask.prepare.run import prepare
 from flexmask.prepared import open_prepared
 from flexmask.rows.fitting import FittedTrees
@@ -188,6 +189,59 @@ def test_killed_run_goes_on_to_the_same_folder(
         pytest.fail("the run was not killed")
     assert not (tmp_path / "out" / "manifest.json").exists()
     prepare([data], tmp_path / "out", tokenizer, shard_lines=8)
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+@pytest.fixture
+def writing(data, tokenizer, tmp_path):
+    """A run in another process, which is in the middle of writing `tmp_path / "out"`."""
+    context = multiprocessing.get_context("fork")
+    begun, never = context.Event(), context.Event()
+
+    def begin():
+        prepare(
+            [data],
+            tmp_path / "out",
+            tokenizer,
+            shard_lines=8,
+            num_proc=2,
+            progress=lambda _: (begun.set(), never.wait(60)),
+        )
+
+    process = context.Process(target=begin)
+    process.start()
+    assert begun.wait(60)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_folder_takes_one_run_at_a_time_and_a_killed_one_leaves_it_free(
+    writing, data, whole, tokenizer, tmp_path, monkeypatch
+):
+    folder = tmp_path / "out"
+    monkeypatch.setattr(lock, "_PATIENCE_S", 0.0)
+    with pytest.raises(
+        DataError, match=rf"out: is being written by another run \(process {writing.pid} on .*wait"
+    ):
+        prepare([data], folder, tokenizer, shard_lines=8)
+    monkeypatch.undo()
+    writing.kill()
+    writing.join()
+    assert (folder / lock.LOCK).exists()
+    prepare([data], folder, tokenizer, shard_lines=8)
+    assert contents(folder) == contents(whole)
+
+
+def test_a_folder_that_cannot_be_locked_is_written_with_a_warning(
+    data, whole, tokenizer, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(UserWarning, match="out: files cannot be locked here; see to it that"):
+        prepare([data], tmp_path / "out", tokenizer, shard_lines=8)
     assert contents(tmp_path / "out") == contents(whole)
 
 

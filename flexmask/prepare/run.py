@@ -12,6 +12,7 @@ import flexmask
 from flexmask.data_files import ON_BAD_LINE, find_data_files
 from flexmask.errors import DataError
 from flexmask.fingerprint import tokenizer_fingerprint
+from flexmask.prepare.lock import LOCK, only_run
 from flexmask.prepare.making import ShardMaker
 from flexmask.prepare.pool import make_shards
 from flexmask.prepare.stretches import SHARD_LINES, Stretch, stretches
@@ -71,13 +72,6 @@ def prepare(
         "chat_template_kwargs": dict(chat_template_kwargs or {}),
         "shard_lines": shard_lines,
     }
-    _enter(folder, settings)
-    if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        if all(_finished(folder / shard["name"]) for shard in manifest["shards"]):
-            progress(manifest["conversations"])
-            return manifest
-        (folder / MANIFEST).unlink()
     maker = ShardMaker(
         folder=folder,
         files=tuple(settings["files"]),
@@ -86,10 +80,30 @@ def prepare(
         on_bad_line=on_bad_line,
         chat_template_kwargs=dict(chat_template_kwargs or {}),
     )
+    with only_run(folder):
+        _enter(folder, settings)
+        return _fill(maker, settings, files, num_proc, progress)
+
+
+def _fill(
+    maker: ShardMaker,
+    settings: dict[str, Any],
+    files: Sequence[Path],
+    num_proc: int,
+    progress: Callable[[int], object],
+) -> dict[str, Any]:
+    """Make the shards that are missing, and the manifest."""
+    folder = maker.folder
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        if all(_finished(folder / shard["name"]) for shard in manifest["shards"]):
+            progress(manifest["conversations"])
+            return manifest
+        (folder / MANIFEST).unlink()
     digests: list[str] = []
 
     def missing() -> Iterator[Stretch]:
-        for stretch in stretches(files, shard_lines):
+        for stretch in stretches(files, settings["shard_lines"]):
             digests.append(stretch.digest)
             shard = _finished(folder / shard_name(stretch.number))
             if shard is None:
@@ -105,9 +119,7 @@ def prepare(
 
 
 def _enter(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or find in it a run of the same settings."""
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder}: is a file; name a folder for --output")
+    """Take possession of an empty folder, or find in it a run of the same settings."""
     path = folder / SETTINGS
     if path.exists():
         begun = json.loads(path.read_text("utf-8"))
@@ -117,10 +129,9 @@ def _enter(folder: Path, settings: dict[str, Any]) -> None:
                     f"{folder}: was begun with {name} {begun.get(name)!r}, not {value!r}; "
                     "run the command that began it, or use another --output"
                 )
-    elif folder.exists() and any(folder.iterdir()):
+    elif any(entry.name != LOCK for entry in folder.iterdir()):
         raise DataError(f"{folder}: holds other files; name a new folder for --output")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for half in folder.glob("*.partial"):
             half.unlink()
         if not path.exists():
