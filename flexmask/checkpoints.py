@@ -2,7 +2,8 @@
 
 The Trainer of transformers writes a checkpoint file by file under its final name, and resumes from
 the newest name. Here it is written in a folder beside, which takes that name when every process has
-finished.
+finished. With it goes a record of what its batches followed from, and a run whose batches would be
+others does not go on from it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ import torch.distributed
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from flexmask.errors import DataError
+from flexmask.rows.sampler import TreeBatchSampler
+from flexmask.run_record import RECORD, check_resumable, run_record
+from flexmask.whole_file import write_json
 
 STAGING = "checkpoint.partial"  # in the output folder; what a killed run leaves in it is of no use
 _REMEDY = "free some space, and resume; earlier checkpoints are whole"
@@ -35,18 +40,34 @@ class ResumableTrainer(Trainer):
     ``class Resumable(ResumableTrainer, SFTTrainer)``.
     """
 
+    batch_sampler: TreeBatchSampler | None = None
     _staging: Path | None = None  # while a checkpoint is being written: where
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Remove what a killed run left half written, and train."""
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Remove what a killed run left half written, and train.
+
+        Raises:
+            DataError: data, processes or batches are not those of the run to resume.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
+        if not isinstance(resume_from_checkpoint, bool | None):
+            check_resumable(resume_from_checkpoint, self._record)
         if self.is_local_process_zero():
             shutil.rmtree(Path(str(self.args.output_dir)) / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
+        return run_record(self.args, self.train_dataset, self.data_collator, self.batch_sampler)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch, unless the run was resumed from its last step: it was killed after it."""
         if self.state.global_step >= self.state.max_steps:
+            self._rotate(Path(self._get_output_dir(None)))  # it may have been killed before that
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -77,6 +98,8 @@ class ResumableTrainer(Trainer):
             staged = self._staging / final.name
             try:
                 super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    write_json(self._record, staged / RECORD)
                 if self.state.best_model_checkpoint == str(staged):
                     self.state.best_model_checkpoint = str(final)
                     if self.args.should_save:
@@ -86,6 +109,10 @@ class ResumableTrainer(Trainer):
                 self._staging = None
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
+        self._rotate(run_dir)
+
+    def _rotate(self, run_dir: Path) -> None:
+        """Remove checkpoints beyond `save_total_limit`, the oldest first, never the best."""
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(run_dir), self.args.save_total_limit, best)

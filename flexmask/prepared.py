@@ -5,6 +5,7 @@ Nothing of it is read before it is needed, except how large each tree is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -119,6 +120,16 @@ class PreparedDataset(Sequence[PrefixTree]):
         with (self.folder / LEFT_OUT).open(encoding="utf-8") as lines:
             bad = [json.loads(line) for line in lines]
         return [BadLine(int(b["where"].rpartition(":")[2]), b["reason"]) for b in bad]
+
+    def digest(self) -> str:
+        """A digest of the trees and their order, from what the folder was made of."""
+        made_of = {
+            name: self.manifest[name]
+            for name in ("flexmask", "tokenizer", "weighting", "chat_template_kwargs", "shards")
+        }
+        digest = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=8)
+        digest.update(self._chosen.astype(np.int64).tobytes())
+        return digest.hexdigest()
 
     def split(self, share: float, seed: int) -> tuple[PreparedDataset, PreparedDataset]:
         """A random share of the trees (at least one, never all), and the others."""

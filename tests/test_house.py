@@ -20,8 +20,9 @@ LEFT_TO_RIGHT = (
     *("rendering", "samples", "weighting"),
     *("tree", "layout", "npass", "splitting", "rows", "shards", "fingerprint"),
     *("mask", "backends", "logprobs", "loss", "model"),
-    *("collator", "dataset", "prepared", "figures", "loading", "plan", "checkpoints"),
-    *("trainer", "train", "show", "verify", "prepare", "demo", "commands", "cli", "__main__"),
+    *("collator", "dataset", "prepared", "figures", "loading", "plan"),
+    *("run_record", "checkpoints", "trainer", "train"),
+    *("show", "verify", "prepare", "demo", "commands", "cli", "__main__"),
 )
 
 

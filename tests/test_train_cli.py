@@ -73,11 +73,15 @@ def test_a_run_leaves_a_model_that_loads(model_dir, data, tmp_path):
     assert sum("loss" in entry for entry in log_of(output)) == 2
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(model_dir, data, tmp_path):
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(model_dir, data, tmp_path, capsys):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     steps = ("--max_steps", 4, "--save_steps", 2, "--lr_scheduler_type", "constant")
     assert train(model_dir, data, whole, *steps) == 0
     assert train(model_dir, data, halves, *steps[2:], "--max_steps", 2) == 0
+    assert train(model_dir, data, halves, *steps, "--resume", "--max_tokens", 9000) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "checkpoint-2: the run would go on with other batches than it began with" in error
+    assert ": max_tokens was None, is 9000; resume it as it was begun" in error
     assert train(model_dir, data, halves, *steps, "--resume") == 0
     weights = [AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (whole, halves)]
     for name, value in weights[0].items():

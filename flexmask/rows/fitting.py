@@ -46,6 +46,7 @@ class FittedTrees:
     A dataset in its own right: a length, items that are PrefixTrees, and their sizes.
 
     Attributes:
+        trees: the dataset.
         num_tokens, num_pairs: of each item, int64 [len(self)].
         max_tokens: the budget that all of them meet.
         split: what cutting came to.
@@ -65,7 +66,7 @@ class FittedTrees:
             DataError: a tree or sample that may not be cut or left out, or nothing left.
         """
         check_budget(max_tokens, on_overflow)
-        self._trees = trees
+        self.trees = trees
         self.max_tokens = max_tokens
         self.split = SplitCount()
         self.dropped: list[tuple[str, Hashable]] = []
@@ -88,18 +89,18 @@ class FittedTrees:
 
     def __getitem__(self, index: int) -> PrefixTree:
         owner = int(self._owner[index])
-        tree = self._trees[owner]
+        tree = self.trees[owner]
         split = self._splits.get(owner)
         return tree if split is None else replace(split, tree=tree).piece(int(self._piece[index]))
 
     def place(self, index: int) -> str:
         """Where item `index` comes from, for messages."""
-        return _place(self._trees, int(self._owner[index]))
+        return _place(self.trees, int(self._owner[index]))
 
     def _cut(self, index: int, on_overflow: Overflow) -> np.ndarray:
         """Cut tree `index`; returns its pieces as int64 [4, pieces], see `__init__`."""
-        tree = self._trees[index]
-        place = _place(self._trees, index)
+        tree = self.trees[index]
+        place = _place(self.trees, index)
         split = split_overflow(tree, self.max_tokens, on_overflow, place)
         if split is None:
             raise AssertionError(f"{place} is smaller than its num_tokens says")

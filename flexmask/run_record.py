@@ -1,0 +1,143 @@
+"""What decides which data each step of a run trains, kept in its checkpoints.
+
+A resumed run skips as many batches as were trained, and goes on. With another number of processes,
+another budget or other data these are other batches: some of the data would be trained twice, some
+never, and nothing would say so. So such a run is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.trainer_utils import has_length
+
+from flexmask.collator import TreeCollator
+from flexmask.dataset import TreeDataset
+from flexmask.errors import DataError
+from flexmask.fingerprint import tokenizer_fingerprint
+from flexmask.messages import Conversation
+from flexmask.prepared import PreparedDataset
+from flexmask.rows.fitting import FittedTrees
+from flexmask.rows.sampler import TreeBatchSampler
+from flexmask.samples import Sample
+from flexmask.tree import PrefixTree
+
+RECORD = "flexmask.json"  # in a checkpoint
+
+
+def run_record(
+    training: Any, dataset: Any, collator: Any, batch_sampler: TreeBatchSampler | None
+) -> dict[str, Any]:
+    """The settings of a run that its batches and their losses follow from, as plain data.
+
+    Args:
+        training: TrainingArguments.
+        dataset: what it trains on; see `describe_data` for what is known of it.
+        collator: of the training; settings of a TreeCollator are recorded.
+        batch_sampler: what fills its batches, None for the Trainer's own.
+    """
+    record = {
+        "data": describe_data(dataset),
+        "processes": training.world_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "seed": training.seed,
+        "data_seed": training.data_seed,
+    }
+    if batch_sampler is None:
+        for name in (
+            "per_device_train_batch_size",
+            "dataloader_drop_last",
+            "train_sampling_strategy",
+        ):
+            record[name] = getattr(training, name, None)
+    else:
+        record["rows_per_batch"] = batch_sampler.rows_per_batch
+    if isinstance(collator, TreeCollator):
+        for name in ("max_tokens", "on_overflow", "weighting", "chat_template_kwargs"):
+            record[name] = getattr(collator, name)
+        if collator.tokenizer is not None:
+            record["tokenizer"] = tokenizer_fingerprint(collator.tokenizer)
+    return json.loads(json.dumps(record, default=str))
+
+
+def check_resumable(checkpoint: str | Path, record: Mapping[str, Any]) -> None:
+    """Raise DataError unless a run with this record goes on as the one of the checkpoint would.
+
+    A checkpoint without a record, of another trainer, is taken with a warning.
+    """
+    path = Path(checkpoint) / RECORD
+    if not path.is_file():
+        warnings.warn(
+            f"{checkpoint}: does not say with what data and batches it was trained; see to it that "
+            "they are the same now",
+            stacklevel=2,
+        )
+        return
+    begun = json.loads(path.read_text("utf-8"))
+    changed = [
+        f"{name} was {begun.get(name)!r}, is {record.get(name)!r}"
+        for name in {**begun, **record}
+        if begun.get(name) != record.get(name)
+    ]
+    if changed:
+        raise DataError(
+            f"{checkpoint}: the run would go on with other batches than it began with: "
+            f"{', '.join(changed)}; resume it as it was begun, or begin a new run from the weights "
+            "of this checkpoint, in another output folder"
+        )
+
+
+def describe_data(dataset: Any) -> str:
+    """How much a dataset holds, and a digest of it where its contents are known to flexmask.
+
+    That is for prepared folders, and for lists of whatever a TreeCollator takes.
+    """
+    if not has_length(dataset):
+        return "a stream"
+    held = dataset.trees if isinstance(dataset, FittedTrees) else dataset
+    digest = None
+    if isinstance(held, PreparedDataset):
+        digest = held.digest()
+    elif isinstance(held, (TreeDataset, list, tuple)):
+        digest = _digest_of(held[index] for index in range(len(held)))
+    count = f"{len(held):,} conversation{'s' * (len(held) != 1)}"
+    return count if digest is None else f"{count} with the digest {digest}"
+
+
+def _digest_of(items: Iterable[Any]) -> str | None:
+    """A digest of the items in their order; None if one of them is of no known kind."""
+    digest = hashlib.blake2b(digest_size=8)
+    for item in items:
+        contents = _contents(item)
+        if contents is None:
+            return None
+        digest.update(hashlib.blake2b(contents).digest())
+    return digest.hexdigest()
+
+
+def _contents(item: Any) -> bytes | None:
+    """All of an item that training looks at; None for an item of no known kind."""
+    if isinstance(item, PrefixTree) and item.input_ids is not None:
+        assert item.loss_weights is not None
+        parents = [-1 if segment.parent is None else segment.parent for segment in item.segments]
+        leaves = [leaf.segment for leaf in item.leaves]
+        structure = json.dumps([item.lengths.tolist(), parents, leaves]).encode()
+        return structure + _bytes(item.input_ids, item.loss_weights)
+    if isinstance(item, (list, tuple)) and all(isinstance(part, Sample) for part in item):
+        return b"".join(_bytes(sample.input_ids, sample.loss_weights) for sample in item)
+    if isinstance(item, Conversation):
+        item = [item.messages, item.tools]
+    try:
+        return json.dumps(item).encode()
+    except TypeError:
+        return None
+
+
+def _bytes(input_ids: np.ndarray, loss_weights: np.ndarray) -> bytes:
+    return input_ids.astype(np.int64).tobytes() + loss_weights.astype(np.float64).tobytes()
