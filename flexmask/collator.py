@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError
 from flexmask.messages import Conversation, parse_conversation
+from flexmask.rendering.plain import RenderedPlainly
 from flexmask.rows.packing import PackedRow, pack, stack_rows
 from flexmask.samples import Sample, render_samples
 from flexmask.splitting import Overflow, check_budget
@@ -33,6 +35,7 @@ class TreeCollator:
         chat_template_kwargs: passed to the chat template, such as {"enable_thinking": True}.
         pad_to_multiple_of: rows are padded to a common multiple of this many tokens.
         num_dropped: how many samples `on_overflow="drop"` has left out so far.
+        rendered_plainly: conversations that took longer to render than others so far, and why.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class TreeCollator:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.pad_to_multiple_of = pad_to_multiple_of
         self.num_dropped = 0
+        self.rendered_plainly = RenderedPlainly()
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Tensor]:
         """The batch of `items`: tensors [B, L] as `stack_rows` describes them."""
@@ -90,5 +94,6 @@ class TreeCollator:
             chat,
             self.tokenizer,
             chat_template_kwargs=self.chat_template_kwargs,
+            on_plain=partial(self.rendered_plainly.add, chat.where or "conversation"),
         )
         return weigh_samples(samples, self.weighting)

@@ -22,7 +22,7 @@ from flexmask.shards import Shard
 from flexmask.tree import PrefixTree
 from flexmask.weighting import Weighting
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
 LEFT_OUT = "left_out.jsonl"

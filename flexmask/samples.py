@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,7 @@ def render_samples(
     *,
     tools: list[dict[str, Any]] | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    on_plain: Callable[[str], None] | None = None,
 ) -> list[Sample]:
     """Return one `Sample` for every trained assistant message, in order.
 
@@ -100,6 +101,8 @@ def render_samples(
         tokenizer: a Hugging Face tokenizer with a chat template.
         tools: function schemas; the conversation's own where None.
         chat_template_kwargs: settings for the template, such as {"enable_thinking": True}.
+        on_plain: told the reason, where every prompt has to be rendered whole, though the template
+            is one of which earlier turns are remembered; the samples are the same.
 
     Raises:
         DataError: the conversation is not in an accepted form.
@@ -112,12 +115,16 @@ def render_samples(
         remember = len(conversation.trained) >= _MANY_TURNS
         template = ChatTemplate(tokenizer, schemas, chat_template_kwargs, remember=remember)
         samples = _render_turns(template, conversation)
-        if not template.agrees(conversation.messages):
+        agrees = template.agrees(conversation.messages)
+        why_plain = template.why_plain
+        if not agrees:
             template = ChatTemplate(tokenizer, schemas, chat_template_kwargs)
             samples = _render_turns(template, conversation)
         check_context(template, conversation.messages[: conversation.trained[-1]])
     except TemplateError as error:
         raise TemplateError(f"{where}{error}") from error.__cause__
+    if why_plain is not None and on_plain is not None:
+        on_plain(why_plain)
     return samples
 
 

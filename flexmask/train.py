@@ -94,6 +94,8 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         weighting=config.weighting,
     )
     train_set, eval_set = load_datasets(config, collator, training)
+    if training.process_index == 0 and collator.rendered_plainly.conversations:
+        print(collator.rendered_plainly, file=sys.stderr)
     transformers.set_seed(training.seed)
     model = load_model(config)
     sampler = make_batch_sampler(config, training, train_set, model)

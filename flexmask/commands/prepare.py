@@ -42,6 +42,7 @@ def run_prepare(options: argparse.Namespace) -> int:
     from flexmask.prepare.run import prepare
     from flexmask.prepared import LEFT_OUT
     from flexmask.rendering.memo import num_listed
+    from flexmask.rendering.plain import RenderedPlainly
     from flexmask.rendering.text_pieces import why_whole
 
     variables = _read_kwargs(options.chat_template_kwargs)
@@ -69,6 +70,9 @@ def run_prepare(options: argparse.Namespace) -> int:
     if manifest["bad_lines"]:
         listed = Path(options.output) / LEFT_OUT
         print(f"{manifest['bad_lines']:,} bad lines skipped, listed in {listed}")
+    plainly = RenderedPlainly(**manifest["rendered_plainly"])
+    if plainly.conversations:
+        print(plainly, file=sys.stderr)
     reason = why_whole(tokenizer)
     if reason is not None:
         print(f"slow: every prompt was tokenised whole, since {reason}", file=sys.stderr)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from flexmask.data_files import parse_line
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.prepare.stretches import Stretch
 from flexmask.prepared import shard_name
+from flexmask.rendering.plain import RenderedPlainly
 from flexmask.samples import Sample, render_samples
 from flexmask.shards import write_shard
 from flexmask.tree import PrefixTree, build_tree
@@ -47,10 +49,11 @@ class ShardMaker:
         places: list[tuple[int, int]] = []
         num_trained = 0
         bad_lines: list[dict[str, str]] = []
+        plainly = RenderedPlainly()
         for file, line, text in stretch.lines:
             where = f"{self.files[file]}:{line}"
             try:
-                samples = self._samples(text, where)
+                samples = self._samples(text, where, plainly)
             except FlexmaskError as error:
                 if self.on_bad_line == "error":
                     raise
@@ -65,6 +68,7 @@ class ShardMaker:
             "num_sample_tokens": sum(tree.num_sample_tokens for tree in trees),
             "num_trained_tokens": num_trained,
             "bad_lines": bad_lines,
+            "rendered_plainly": asdict(plainly),
         }
         path = self.folder / shard_name(stretch.number)
         try:
@@ -77,12 +81,15 @@ class ShardMaker:
             ) from None
         return len(trees)
 
-    def _samples(self, text: bytes, where: str) -> list[Sample]:
+    def _samples(self, text: bytes, where: str, plainly: RenderedPlainly) -> list[Sample]:
         """The weighted samples of a line, none for a blank one."""
         conversation = parse_line(text, where)
         if conversation is None:
             return []
         samples = render_samples(
-            conversation, self.tokenizer, chat_template_kwargs=self.chat_template_kwargs
+            conversation,
+            self.tokenizer,
+            chat_template_kwargs=self.chat_template_kwargs,
+            on_plain=partial(plainly.add, where),
         )
         return weigh_samples(samples, self.weighting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from flexmask.prepare.making import ShardMaker
 from flexmask.prepare.pool import make_shards
 from flexmask.prepare.stretches import SHARD_LINES, Stretch, stretches
 from flexmask.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest, shard_name
+from flexmask.rendering.plain import RenderedPlainly
 from flexmask.shards import Shard, ShardError
 from flexmask.weighting import Weighting
 from flexmask.whole_file import whole_file, write_json
@@ -160,6 +162,7 @@ def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[
         ("conversations", "samples", "tokens", "visible_pairs", "sample_tokens"), 0
     )
     totals |= dict.fromkeys(("trained_tokens", "longest_sample", "bad_lines"), 0)
+    plainly = RenderedPlainly()
     shards, first = [], "the files are empty"
     try:
         with whole_file(folder / LEFT_OUT) as partial, partial.open("w", encoding="utf-8") as left:
@@ -169,6 +172,7 @@ def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[
                     left.write(json.dumps(bad, ensure_ascii=False) + "\n")
                     first = bad["reason"] if not totals["bad_lines"] else first
                     totals["bad_lines"] += 1
+                plainly.plus(RenderedPlainly(**shard.about["rendered_plainly"]))
                 totals["conversations"] += len(shard)
                 totals["samples"] += int(shard.num_samples.sum())
                 totals["tokens"] += int(shard.num_tokens.sum())
@@ -182,7 +186,12 @@ def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[
             raise _changed(folder / shard_name(len(digests)))
         if not totals["conversations"]:
             raise DataError(f"{folder}: no conversation can be used; the first: {first}")
-        manifest = {**settings, **totals, "shards": shards}
+        manifest = {
+            **settings,
+            **totals,
+            "rendered_plainly": asdict(plainly),
+            "shards": shards,
+        }
         write_json(manifest, folder / MANIFEST)
     except OSError as error:
         raise DataError(

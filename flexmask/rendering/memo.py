@@ -20,6 +20,13 @@ from flexmask.rendering.loops import RUN_LOOP, LoopSite, rewrite_loops
 _PROBE = "{{ flexmask_seen() }}"
 _LONGEST_KEY = 4  # elements of a list that was made by the template, to count by its elements
 _UNSET = object()
+
+# What the expressions of a template can raise in the sandbox of transformers.
+RAISED_BY_TEMPLATES = (
+    *(jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError),
+    *(AttributeError, RecursionError),
+)
+
 _Outcome = tuple[str, list[tuple[str, str, Any]]]  # text; namespace, attribute and value set
 _seen: ContextVar[dict[str, Any]] = ContextVar("_seen")
 
@@ -48,7 +55,11 @@ class TurnRenderer:
         self._memory: dict[Any, dict[Any, _Outcome]] = {}
 
     def render(self, messages: Sequence[Any], *, add_generation_prompt: bool) -> str:
-        """The text of `messages`, which must not be changed as long as this object lives."""
+        """The text of `messages`, which must not be changed as long as this object lives.
+
+        Raises:
+            RAISED_BY_TEMPLATES: the template fails.
+        """
         try:
             seen = [self._as_seen[id(message)][1] for message in messages]
         except KeyError:

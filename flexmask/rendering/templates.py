@@ -30,7 +30,8 @@ from functools import cache, lru_cache
 from typing import Any
 
 from flexmask.errors import TemplateError
-from flexmask.rendering.memo import TurnRenderer, num_listed
+from flexmask.rendering.memo import RAISED_BY_TEMPLATES, TurnRenderer, num_listed
+from flexmask.rendering.plain import reason_of
 
 Message = dict[str, Any]
 
@@ -60,6 +61,9 @@ class ChatTemplate:
         settings: variables for the template, such as {"enable_thinking": True}.
         remember: keep what was rendered for the next turn; messages must stay as they are.
 
+    Attributes:
+        why_plain: why nothing is remembered any more, though it was asked for; None if it is.
+
     Raises:
         TemplateError: the tokenizer has no template, or a setting is flexmask's own.
     """
@@ -82,6 +86,7 @@ class ChatTemplate:
             raise TemplateError(f"chat_template_kwargs must not set {name!r}; flexmask sets it")
         self._prepared: dict[int, tuple[Message, Message]] = {}
         self._quieted: dict[int, tuple[Message, Message]] = {}
+        self.why_plain: str | None = None
         self._renderer: TurnRenderer | None = None
         if remember:
             source = tokenizer.get_chat_template(None, self.tools)
@@ -133,7 +138,10 @@ class ChatTemplate:
             return True
         text = self._render(messages)
         self._renderer = None
-        return text == self._render(messages)
+        if text == self._render(messages):
+            return True
+        self.why_plain = "the template writes other text than what was remembered of it"
+        return False
 
     def stop_token(self, completion: str) -> str | None:
         """Return the special token that `completion` ends with, or None."""
@@ -142,11 +150,11 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         prepared = _changed_once(_for_template, messages, self._prepared)
-        try:
-            if self._renderer is not None:
+        if self._renderer is not None:
+            try:
                 return self._renderer.render(prepared, add_generation_prompt=add_generation_prompt)
-        except Exception:  # the template's own; rendering all of it says what it is
-            self._renderer = None
+            except RAISED_BY_TEMPLATES as error:  # rendering all of it says what is to be done
+                self._renderer, self.why_plain = None, reason_of(error)
         # Arguments are objects, and JSON text for a template that joins strings (DeepSeek-V3).
         try:
             try:
