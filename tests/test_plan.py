@@ -228,16 +228,16 @@ def test_overflow_equals_what_pack_does(data, tokenizer, rendered, max_tokens):
         packed = pack([tree], max_tokens, on_overflow="drop")
         rows.extend(packed)
         dropped += len(packed.dropped)
-    assert overflow.too_long_samples == dropped
+    assert overflow.split.dropped_samples == dropped
     assert overflow.tokens == sum(map(len, rows))
-    assert overflow.conversations == sum(tree.num_tokens > max_tokens for tree in trees)
+    assert overflow.split.trees == sum(tree.num_tokens > max_tokens for tree in trees)
     kept = [s for samples in rendered for s in samples if len(s) <= max_tokens]
     lost = [s for samples in rendered for s in samples if len(s) > max_tokens]
     assert overflow.npass_tokens == sum(map(len, kept))
-    assert overflow.too_long_trained_tokens == sum(s.num_trained for s in lost)
+    assert overflow.dropped_trained_tokens == sum(s.num_trained for s in lost)
     fitting = [[s for s in samples if len(s) <= max_tokens] for samples in rendered]
     distinct = sum(len(trie_depths(samples)) for samples in fitting)
-    assert overflow.repeated_tokens == overflow.tokens - distinct
+    assert overflow.split.repeated_tokens == overflow.tokens - distinct
 
 
 def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flexmask.plan.histogram import Histogram
-from flexmask.plan.survey import Overflow, Plan
+from flexmask.plan.row_budget import RowBudget
+from flexmask.plan.survey import Plan
 from flexmask.plan.work import TILE
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def plan_text(plan: Plan) -> str:
     """The plan of a file: its size both ways, its lengths, and what would go wrong."""
     parts = [_overview(plan), _lengths(plan), _mistrained(plan)]
     if plan.overflow is not None:
-        parts.append(_overflow(plan.overflow))
+        parts.append(_over_budget(plan.overflow))
     if plan.num_bad_lines:
         parts.append(_bad_lines(plan))
     return "\n\n".join(parts)
@@ -137,27 +138,28 @@ def _mistrained(plan: Plan) -> str:
     return text
 
 
-def _overflow(overflow: Overflow) -> str:
-    lines = [f"with rows of at most {overflow.max_tokens:,} tokens"]
-    rows = f"  no packing has fewer than {overflow.fewest_rows:,} rows"
-    if not overflow.conversations:
+def _over_budget(budget: RowBudget) -> str:
+    split = budget.split
+    lines = [f"with rows of at most {budget.max_tokens:,} tokens"]
+    rows = f"  no packing has fewer than {budget.fewest_rows:,} rows"
+    if not split.trees:
         return f"{lines[0]}: every conversation fits\n{rows}"
     lines.append(
-        f"  larger: {overflow.conversations:,} conversations, cut into {overflow.pieces:,} pieces "
-        f"that compute {overflow.repeated_tokens:,} tokens of history again\n"
-        f"  any cut: at least {overflow.fewest_repeated_tokens:,} tokens of history again"
+        f"  larger: {split.trees:,} conversations, cut into {split.pieces:,} pieces "
+        f"that compute {split.repeated_tokens:,} tokens of history again\n"
+        f"  any cut: at least {split.fewest_repeated_tokens:,} tokens of history again"
     )
-    if overflow.too_long_samples:
+    if split.dropped_samples:
         lines.append(
-            f"  too long by themselves: {overflow.too_long_samples:,} samples with "
-            f"{overflow.too_long_trained_tokens:,} trained tokens; --on_overflow split refuses "
+            f"  too long by themselves: {split.dropped_samples:,} samples with "
+            f"{budget.dropped_trained_tokens:,} trained tokens; --on_overflow split refuses "
             "them, drop leaves them out"
         )
-        lines.append(f"  left without any sample: {overflow.lost_conversations:,} conversations")
-    if overflow.tokens:
-        ratio = overflow.npass_tokens / overflow.tokens
+        lines.append(f"  left without any sample: {split.lost_trees:,} conversations")
+    if budget.tokens:
+        ratio = budget.npass_tokens / budget.tokens
         lines.append(
-            f"  what is left: {overflow.npass_tokens:,} tokens in N-pass, {overflow.tokens:,} in "
+            f"  what is left: {budget.npass_tokens:,} tokens in N-pass, {budget.tokens:,} in "
             f"a single pass, ratio {ratio:.2f}"
         )
         lines.append(rows)

@@ -17,6 +17,7 @@ from flexmask.messages import Conversation
 from flexmask.model.reach import Reach
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.mistraining import Mistraining, count_mistrained
+from flexmask.plan.row_budget import RowBudget
 from flexmask.plan.work import (
     TILE,
     Work,
@@ -26,65 +27,9 @@ from flexmask.plan.work import (
     single_pass_work,
 )
 from flexmask.samples import Sample, render_samples
-from flexmask.splitting import split_tree
 from flexmask.tree import PrefixTree, build_tree
 
 _LISTED = 20  # bad lines that are kept to be shown
-
-
-@dataclass(slots=True)
-class Overflow:
-    """What a row budget does to the conversations that are larger than it.
-
-    Attributes:
-        max_tokens: the budget.
-        conversations: how many are larger.
-        pieces: into how many rows they are cut.
-        repeated_tokens: history that the cut computes again.
-        fewest_repeated_tokens: what any way to cut them computes again at least.
-        too_long_samples: samples longer than the budget: `--on_overflow split` refuses them, `drop`
-            leaves them out.
-        too_long_trained_tokens: trained tokens in those.
-        lost_conversations: conversations of which no sample is left.
-        tokens: of the single pass over what is left, repeated history counted.
-        npass_tokens: of N-pass over the same samples.
-    """
-
-    max_tokens: int
-    conversations: int = 0
-    pieces: int = 0
-    repeated_tokens: int = 0
-    fewest_repeated_tokens: int = 0
-    too_long_samples: int = 0
-    too_long_trained_tokens: int = 0
-    lost_conversations: int = 0
-    tokens: int = 0
-    npass_tokens: int = 0
-
-    def add(self, tree: PrefixTree, samples: Sequence[Sample]) -> None:
-        """Count one conversation."""
-        if tree.num_tokens <= self.max_tokens:
-            self.tokens += tree.num_tokens
-            self.npass_tokens += tree.num_sample_tokens
-            return
-        split = split_tree(tree, self.max_tokens)
-        trained = {sample.key: sample.num_trained for sample in samples}
-        too_long = [tree.leaves[index] for index in split.too_long]
-        kept = [tree.leaves[index] for group in split.groups for index in group]
-        self.conversations += 1
-        self.pieces += len(split)
-        self.repeated_tokens += split.repeated_tokens
-        self.fewest_repeated_tokens += split.fewest_repeated_tokens
-        self.too_long_samples += len(too_long)
-        self.too_long_trained_tokens += sum(trained[leaf.key] for leaf in too_long)
-        self.lost_conversations += not kept
-        self.tokens += sum(split.num_tokens)
-        self.npass_tokens += sum(map(tree.sample_length, kept))
-
-    @property
-    def fewest_rows(self) -> int:
-        """A number of rows that no packing of what is left is below."""
-        return -(-self.tokens // self.max_tokens)
 
 
 @dataclass(slots=True)
@@ -128,7 +73,7 @@ class Plan:
         bad_lines: the first of them, as (line, reason).
     """
 
-    overflow: Overflow | None = None
+    overflow: RowBudget | None = None
     reaches: tuple[Reach, ...] = ()
     conversations: int = 0
     samples: int = 0
@@ -215,8 +160,7 @@ class Plan:
             "conversation_tokens": self.conversation_tokens.to_json(),
             "sample_tokens": self.sample_tokens.to_json(),
             "mistrained_tokens": self.mistrained.to_json(),
-            "overflow": self.overflow
-            and asdict(self.overflow) | {"fewest_rows": self.overflow.fewest_rows},
+            "overflow": self.overflow and self.overflow.to_json(),
             "num_bad_lines": self.num_bad_lines,
             "bad_lines": [{"line": line, "reason": reason} for line, reason in self.bad_lines],
         }
@@ -249,7 +193,7 @@ def make_plan(
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
     file = read_conversations(path, on_bad_line=on_bad_line)
-    plan = Plan(None if max_tokens is None else Overflow(max_tokens), tuple(reaches))
+    plan = Plan(None if max_tokens is None else RowBudget(max_tokens), tuple(reaches))
     for conversation in progress(file):
         _take_bad_lines(plan, file.bad_lines)
         try:
