@@ -85,6 +85,14 @@ def test_floored_tables_leave_out_no_visible_tile(mask, reach):
     assert not (full & partial).any()
 
 
+def test_a_ragged_last_block_visits_only_what_its_window_reaches():
+    mask = mask_from_depths(range(10))
+    floor = position_floor(mask.position_ids, window=2)
+    with mock.patch.object(flex_tables, "BLOCK", 4):
+        partial, full = grids(flex_tables.block_tables(mask.subtree_end, mask.position_ids, floor))
+    assert (partial | full)[0].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+
+
 def test_tables_are_built_once_for_a_mask_and_its_views():
     rows = torch.stack([MASKS[0].subtree_end, MASKS[0].position_ids], 2)  # [1, L, 2]
     first = flex_tables.block_tables(rows[:, :, 0], None, None)

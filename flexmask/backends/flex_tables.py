@@ -88,8 +88,12 @@ def tables_from_grid(
     visited = (key <= query) & (query * BLOCK < highest[:, None, :])  # [B, N, N]
     full = (key < query) & ((query + 1) * BLOCK <= lowest[:, None, :])
     if position_floor is not None and position_ids is not None:
-        # a ragged last block counts a position and a floor of 0, at worst
-        positions, floors = _by_block(position_ids), _by_block(position_floor)
+        positions, floors = (
+            _by_block(
+                torch.cat((x, x[:, -1:].expand(-1, -x.shape[1] % BLOCK)), 1)
+            )  # the last again
+            for x in (position_ids, position_floor)
+        )
         visited &= positions.amax(-1)[:, None, :] >= floors.amin(-1)[:, :, None]
         full &= positions.amin(-1)[:, None, :] >= floors.amax(-1)[:, :, None]
     return tables_of_tiles(visited & ~full, full)
