@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,18 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from triton_compile import CUOBJDUMP, compile_launch, launches  # noqa: E402 (after the skip)
+from flexmask_kernels import launch  # noqa: E402 (after the skip)
+from flexmask_kernels import launches as queues  # noqa: E402
+from triton_compile import (  # noqa: E402
+    CUOBJDUMP,
+    MASK,
+    absent_gpu,
+    compile_launch,
+    launches,
+    zero_inputs,
+)
+
+from flexmask import PrefixTree, compile_mask  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not CUOBJDUMP.exists(), reason="needs Triton's cuobjdump")
 
@@ -101,6 +113,42 @@ def test_a_first_call_compiles_few_kernels(has_floor):
     assert found[:4] == first
     planning = set() if has_floor else {"key_ranges"}
     assert set(found[4:]) == {"delta", *planning, *ATTENTION} - {"forward"}
+
+
+@pytest.fixture(scope="module")
+def compiled_by_pass(tmp_path_factory):
+    """(kernel, thread) of all that two deterministic passes compile, of different lengths.
+
+    The two large kernels of the first one wait for each other before they are done.
+    """
+    both, found = threading.Barrier(2), []
+
+    def listen(*, src, **_):
+        if src.name in ("backward_queries_kernel", "backward_keys_kernel"):
+            both.wait(timeout=120)  # raises where they come one after the other
+        found[-1].append((src.name, threading.current_thread()))
+
+    longer = compile_mask(PrefixTree.from_turns([(70, 100, 80)] * 3))
+    with pytest.MonkeyPatch.context() as patch, absent_gpu(90):
+        patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
+        patch.setattr(triton.knobs.compilation, "listener", listen)
+        patch.setattr(queues, "_compiled", set())
+        for mask in (MASK, longer):
+            found.append([])
+            inputs, lse2 = zero_inputs(mask, 16), torch.zeros(1, 8, mask.shape[1])
+            options = launch.Options(0.1)
+            launch.backward(inputs.q, inputs, inputs.q, lse2, options, deterministic=True)
+    return found
+
+
+def test_a_first_pass_compiles_its_kernels_side_by_side(compiled_by_pass):
+    first = dict(compiled_by_pass[0])
+    assert {"backward_queries_kernel", "backward_keys_kernel", "delta_kernel"} <= set(first)
+    assert threading.main_thread() not in first.values(), "something was left to its launch"
+
+
+def test_a_new_length_compiles_nothing(compiled_by_pass):
+    assert compiled_by_pass[1] == []
 
 
 def table_lines():

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -12,6 +13,7 @@ import triton
 from flexmask_kernels import launch, tuning
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from flexmask import PrefixTree, compile_mask
@@ -59,12 +61,7 @@ def launches(
     **options,
 ):
     """One launch of every kernel, of both modes of the backward pass, on CPU tensors."""
-    shape = (1, MASK.shape[1], 8, width)
-    q, k = torch.zeros(shape, dtype=dtype), torch.zeros(*shape[:2], 2, width, dtype=dtype)
-    v = torch.zeros(*shape[:2], 2, value_width or width, dtype=dtype)
-    end = MASK.subtree_end
-    masks = (end, end, end) if has_floor else (end, None, None)
-    inputs = launch.Inputs(*(x.transpose(1, 2) for x in (q, k, v)), *masks, sinks)
+    inputs = zero_inputs(MASK, width, value_width, dtype, sinks=sinks, has_floor=has_floor)
     options = launch.Options(0.1, **options)
     recorded = {}
 
@@ -81,6 +78,51 @@ def launches(
         for deterministic in (True, False):
             launch.backward(out, inputs, out, lse2, options, deterministic=deterministic)
     return recorded
+
+
+def zero_inputs(
+    mask, width, value_width=None, dtype=torch.bfloat16, *, sinks=None, has_floor=False
+):
+    """Inputs on the CPU, laid out as models do: 8 query heads, 2 key heads."""
+    shape = (1, mask.shape[1], 8, width)
+    q, k = torch.zeros(shape, dtype=dtype), torch.zeros(*shape[:2], 2, width, dtype=dtype)
+    v = torch.zeros(*shape[:2], 2, value_width or width, dtype=dtype)
+    end = mask.subtree_end
+    masks = (end, end, end) if has_floor else (end, None, None)
+    return launch.Inputs(*(x.transpose(1, 2) for x in (q, k, v)), *masks, sinks)
+
+
+class AbsentDriver:
+    """Triton's view of a GPU that is not there: enough to compile for, nothing to run on."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_device(self):
+        return self.capability  # compiled code is kept by device: one for each chip
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@contextmanager
+def absent_gpu(capability):
+    """Launches take CPU tensors in here, and end when they are compiled."""
+    run = JITFunction.run
+
+    def compile_only(kernel, *, grid, warmup, **arguments):
+        return run(kernel, grid=grid, warmup=True, **arguments)
+
+    with (
+        mock.patch.object(driver, "_active", AbsentDriver(capability)),
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(tuning, "capability_of", return_value=capability),
+        mock.patch.object(launch, "num_processors", return_value=132),
+    ):
+        yield
 
 
 def compile_launch(found, capability):

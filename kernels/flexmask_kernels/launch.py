@@ -1,5 +1,6 @@
 """Forward and backward passes: check, allocate, launch. Which tile sizes is `configs`' decision.
 
+A pass queues its launches and runs them at the end, so that a first call compiles side by side.
 Nothing here waits for the device or depends on its values, so a CUDA graph can hold it all.
 """
 
@@ -14,8 +15,15 @@ from torch import Tensor
 
 from flexmask_kernels.backward_keys import backward_keys_kernel
 from flexmask_kernels.backward_queries import backward_queries_kernel, delta_kernel
-from flexmask_kernels.configs import MAX_WIDTH, Config, block_width, num_head_splits, num_processors
+from flexmask_kernels.configs import (
+    MAX_WIDTH,
+    Config,
+    block_width,
+    num_head_splits,
+    num_processors,
+)
 from flexmask_kernels.forward import forward_kernel
+from flexmask_kernels.launches import LaunchQueue
 from flexmask_kernels.planning import Plan, plan_lines
 from flexmask_kernels.tuning import choose_config
 
@@ -88,10 +96,13 @@ def forward(
     inputs = _prepare(inputs)
     q, k, v = inputs.q, inputs.k, inputs.v
     B, H, L, _ = q.shape
-    config, plan = _plan("forward", inputs, options)
+    queue = LaunchQueue()
+    config, plan = _plan(queue, "forward", inputs, options)
     out = empty_output(q, v)
     lse2 = torch.empty(B, H, L, dtype=torch.float32, device=q.device)
-    forward_kernel[(plan.lines.shape[1] * (H // k.shape[1]), k.shape[1], B)](
+    queue.add(
+        forward_kernel,
+        (plan.lines.shape[1] * (H // k.shape[1]), *_grid(k)),
         out_ptr=out,
         lse2_ptr=lse2,
         sink_ptr=inputs.sinks,
@@ -101,6 +112,7 @@ def forward(
         HAS_SINKS=inputs.sinks is not None,
         **_common(inputs, options, config, plan, None if counters is None else counters.forward),
     )
+    queue.run()
     return out, lse2
 
 
@@ -129,7 +141,10 @@ def backward(
     B, H, L, _ = out.shape
     dout = _unit_stride(dout)
     delta = torch.empty(B, H, L, dtype=torch.float32, device=out.device)
-    delta_kernel[(triton.cdiv(L, _DELTA_BLOCK), H, B)](
+    queue = LaunchQueue()
+    queue.add(
+        delta_kernel,
+        (triton.cdiv(L, _DELTA_BLOCK), H, B),
         out_ptr=out,
         dout_ptr=dout,
         delta_ptr=delta,
@@ -146,14 +161,18 @@ def backward(
         BLOCK_Q=_DELTA_BLOCK,
     )
     saved = (dout, lse2, delta)
-    dq = empty_gradient(inputs.q)
+    dq, dk, dv = (empty_gradient(x) for x in (inputs.q, inputs.k, inputs.v))
+    dq_sum = None
     if deterministic:
-        _launch_queries(dq, inputs, saved, options, counters)
-        dk, dv = _launch_keys(None, inputs, saved, options, counters)
+        _queue_queries(queue, dq, inputs, saved, options, counters)
     else:
         dq_sum = torch.zeros(inputs.q.shape, dtype=torch.float32, device=dq.device)
-        dk, dv = _launch_keys(dq_sum, inputs, saved, options, counters)
+    shares = _queue_keys(queue, (dk, dv), dq_sum, inputs, saved, options, counters)
+    queue.run()
+    if dq_sum is not None:
         torch.mul(dq_sum, options.scale, out=dq)
+    for grad, share in zip((dk, dv), shares, strict=True):
+        _add_shares(grad, share)
     dsinks = None
     if inputs.sinks is not None:
         weight = torch.exp2(inputs.sinks.view(1, H, 1) * _LOG2E - lse2)
@@ -161,19 +180,22 @@ def backward(
     return dq, dk, dv, dsinks
 
 
-def _launch_queries(
+def _queue_queries(
+    queue: LaunchQueue,
     dq: Tensor,
     inputs: Inputs,
     saved: tuple[Tensor, Tensor, Tensor],
     options: Options,
     counters: Counters | None,
 ) -> None:
-    """Compute dq; `saved` holds dout, lse2 and delta."""
+    """Queue what computes dq; `saved` holds dout, lse2 and delta."""
     dout, lse2, delta = saved
     q, k = inputs.q, inputs.k
-    config, plan = _plan("backward_queries", inputs, options)
+    config, plan = _plan(queue, "backward_queries", inputs, options)
     counter = None if counters is None else counters.backward_queries
-    backward_queries_kernel[(plan.lines.shape[1] * (q.shape[1] // k.shape[1]), *_grid(k))](
+    queue.add(
+        backward_queries_kernel,
+        (plan.lines.shape[1] * (q.shape[1] // k.shape[1]), *_grid(k)),
         dout_ptr=dout,
         lse2_ptr=lse2,
         delta_ptr=delta,
@@ -189,50 +211,59 @@ def _launch_queries(
     )
 
 
-def _launch_keys(
+def _queue_keys(
+    queue: LaunchQueue,
+    grads: tuple[Tensor, Tensor],
     dq_sum: Tensor | None,
     inputs: Inputs,
     saved: tuple[Tensor, Tensor, Tensor],
     options: Options,
     counters: Counters | None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute dk and dv, and add dq to `dq_sum` if there is one."""
+    """Queue what computes dk and dv, and adds dq to `dq_sum` if there is one.
+
+    Returns:
+        What is written: `grads` or, where programs share a key head, fp32 sums of dk and dv:
+        [B, H_kv, L, D] of all programs in the fast mode, else [B, H_kv * num_splits, L, D].
+    """
     dout, lse2, delta = saved
     q, k, v = inputs.q, inputs.k, inputs.v
     B, H_kv, L, D = k.shape
     kernel = "backward_keys" if dq_sum is None else "backward_fused"
-    config, plan = _plan(kernel, inputs, options)
+    config, plan = _plan(queue, kernel, inputs, options)
     num_lines = plan.lines.shape[1]
     group = q.shape[1] // H_kv
-    dk, dv = empty_gradient(k), empty_gradient(v)
     if dq_sum is not None:
         num_splits = group
     else:
         num_splits = num_head_splits(group, num_lines * H_kv * B, num_processors(q.device))
-    parts, adds = (dk, dv), dq_sum is not None and num_splits > 1
+    shares, adds = grads, dq_sum is not None and num_splits > 1
     if num_splits > 1:
         allocate = torch.zeros if adds else torch.empty
         heads = (B, H_kv if adds else H_kv * num_splits, L)
-        parts = (
+        shares = (
             allocate(*heads, D, dtype=torch.float32, device=k.device),
             allocate(*heads, v.shape[3], dtype=torch.float32, device=k.device),
         )
-    backward_keys_kernel[(num_lines * num_splits, *_grid(k))](
+    dk, dv = shares
+    queue.add(
+        backward_keys_kernel,
+        (num_lines * num_splits, *_grid(k)),
         dout_ptr=dout,
         lse2_ptr=lse2,
         delta_ptr=delta,
         dq_ptr=dq_sum,
-        dk_ptr=parts[0],
-        dv_ptr=parts[1],
+        dk_ptr=dk,
+        dv_ptr=dv,
         stride_dob=dout.stride(0),
         stride_doh=dout.stride(1),
         STRIDE_DO=dout.stride(2),
-        stride_dkb=parts[0].stride(0),
-        stride_dkh=parts[0].stride(1),
-        stride_dk=parts[0].stride(2),
-        stride_dvb=parts[1].stride(0),
-        stride_dvh=parts[1].stride(1),
-        stride_dv=parts[1].stride(2),
+        stride_dkb=dk.stride(0),
+        stride_dkh=dk.stride(1),
+        stride_dk=dk.stride(2),
+        stride_dvb=dv.stride(0),
+        stride_dvh=dv.stride(1),
+        stride_dv=dv.stride(2),
         num_splits=num_splits,
         scale=options.scale,
         ADDS_DQ=dq_sum is not None,
@@ -241,18 +272,25 @@ def _launch_keys(
             inputs, options, config, plan, None if counters is None else counters.backward_keys
         ),
     )
-    if num_splits > 1:
-        for grad, part in zip((dk, dv), parts, strict=True):
-            grad.copy_(part if adds else part.unflatten(1, (H_kv, num_splits)).sum(2))
-    return dk, dv
+    return shares
 
 
-def _plan(kernel: str, inputs: Inputs, options: Options) -> tuple[Config, Plan]:
-    """The tile sizes of `kernel`, and what its programs visit."""
+def _add_shares(grad: Tensor, share: Tensor) -> None:
+    """Write the sum of all shares of a key head's gradient to `grad`, in a fixed order."""
+    if share is grad:
+        return
+    heads = grad.shape[1]
+    is_sum = share.shape[1] == heads
+    grad.copy_(share if is_sum else share.unflatten(1, (heads, -1)).sum(2))
+
+
+def _plan(queue: LaunchQueue, kernel: str, inputs: Inputs, options: Options) -> tuple[Config, Plan]:
+    """The tile sizes of `kernel`, and what its programs visit once `queue` has run."""
     is_plain = options.softcap is None and inputs.floor is None
     config = choose_config(kernel, inputs.q, inputs.v, is_plain=is_plain)
-    owns_keys = kernel in ("backward_keys", "backward_fused")
-    return config, plan_lines(inputs.end, inputs.positions, inputs.floor, config, by_key=owns_keys)
+    is_by_key = kernel in ("backward_keys", "backward_fused")
+    masks = (inputs.end, inputs.positions, inputs.floor)
+    return config, plan_lines(queue, *masks, config, by_key=is_by_key)
 
 
 def _common(

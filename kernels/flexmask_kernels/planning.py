@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from flexmask_kernels.configs import Config
+from flexmask_kernels.launches import LaunchQueue
 from flexmask_kernels.ranges import (
     block_bounds_kernel,
     key_ranges_kernel,
@@ -40,11 +41,18 @@ class Plan(NamedTuple):
 
 
 def plan_lines(
-    end: Tensor, positions: Tensor | None, floor: Tensor | None, config: Config, *, by_key: bool
+    queue: LaunchQueue,
+    end: Tensor,
+    positions: Tensor | None,
+    floor: Tensor | None,
+    config: Config,
+    *,
+    by_key: bool,
 ) -> Plan:
     """The plan of every row of the mask; launches only, the host reads nothing.
 
     Args:
+        queue: where the launches go.
         end: int32 [rows, L], contiguous.
         positions: int32 [rows, L], contiguous; None without a floor.
         floor: like `positions`, the lowest one that a query sees.
@@ -58,7 +66,9 @@ def plan_lines(
     order = torch.empty(rows, num_lines, dtype=torch.int32, device=end.device)
     tiles = None
     if by_key and floor is None:
-        key_ranges_kernel[(num_lines, rows)](
+        queue.add(
+            key_ranges_kernel,
+            (num_lines, rows),
             end_ptr=end,
             plan_ptr=lines,
             L=length,
@@ -67,12 +77,14 @@ def plan_lines(
             BLOCK_K=config.block_k,
         )
     else:
-        key_bounds = _block_bounds(end, positions, config.block_k)
+        key_bounds = _block_bounds(queue, end, positions, config.block_k)
         query_bounds = None
         if floor is not None:
-            query_bounds = _block_bounds(end, floor, config.block_q)
+            query_bounds = _block_bounds(queue, end, floor, config.block_q)
         tiles = torch.empty(rows, num_lines, capacity, dtype=torch.int32, device=end.device)
-        list_tiles_kernel[(num_lines, rows)](
+        queue.add(
+            list_tiles_kernel,
+            (num_lines, rows),
             query_bounds_ptr=query_bounds,
             key_bounds_ptr=key_bounds,
             plan_ptr=lines,
@@ -85,7 +97,9 @@ def plan_lines(
             HAS_FLOOR=floor is not None,
             CHUNK=_CHUNK,
         )
-    order_lines_kernel[(triton.cdiv(num_lines, _RANKED), rows)](
+    queue.add(
+        order_lines_kernel,
+        (triton.cdiv(num_lines, _RANKED), rows),
         plan_ptr=lines,
         order_ptr=order,
         num_lines=num_lines,
@@ -95,12 +109,14 @@ def plan_lines(
     return Plan(lines, tiles, order)
 
 
-def _block_bounds(end: Tensor, reach: Tensor | None, block: int) -> Tensor:
+def _block_bounds(queue: LaunchQueue, end: Tensor, reach: Tensor | None, block: int) -> Tensor:
     """Bounds int32 [rows, 4, num_blocks] of blocks of `block` tokens."""
     rows, length = end.shape
     num_blocks = triton.cdiv(length, block)
     bounds = torch.empty(rows, 4, num_blocks, dtype=torch.int32, device=end.device)
-    block_bounds_kernel[(num_blocks, rows)](
+    queue.add(
+        block_bounds_kernel,
+        (num_blocks, rows),
         end_ptr=end,
         reach_ptr=reach,
         bounds_ptr=bounds,
