@@ -23,7 +23,10 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("runs in the interpreter's process", allow_module_level=True)
 
+import triton
+import triton.language as tl
 from flexmask_kernels import launch
+from flexmask_kernels.backward_keys import turn_of
 from flexmask_kernels.configs import KERNELS, Config
 from flexmask_kernels.tuning import forced_configs
 
@@ -32,6 +35,7 @@ from benchmarks.__main__ import main
 from benchmarks.kernel_cost import Shape, kernel_cost, visited_tiles
 from benchmarks.kernel_report import targets
 from benchmarks.kernel_rows import make_row, row_makers
+from benchmarks.kernel_schedule import Programs, launch_order
 from benchmarks.report import write_report
 from flexmask import PrefixTree, compile_mask
 from flexmask.backends.reach import position_floor
@@ -235,3 +239,28 @@ def test_a_causal_row_needs_no_more_than_its_triangle():
     shape = Shape(1, 1, 16, 16, 2)
     cost = kernel_cost("forward", mask, Config(16, 16, 1, 1), shape, num_visible=mask.num_visible)
     assert (cost.num_full, cost.num_partial) == (6, 4)
+
+
+@triton.jit
+def turns_kernel(turns_ptr, num_lines, num_splits, num_heads, num_round):
+    place = tl.program_id(0)
+    rank, head, split = turn_of(place, num_lines, num_splits, num_heads, num_round)
+    tl.store(turns_ptr + 3 * place, rank)
+    tl.store(turns_ptr + 3 * place + 1, head)
+    tl.store(turns_ptr + 3 * place + 2, split)
+
+
+@given(
+    num_lines=st.integers(1, 6),
+    num_splits=st.sampled_from([1, 2]),
+    num_round=st.integers(1, 7),
+)
+@settings(max_examples=10)
+def test_programs_start_in_the_order_of_the_model(num_lines, num_splits, num_round):
+    heads = 8  # those of the model
+    turns = torch.empty(num_lines * num_splits * heads, 3, dtype=torch.int32)
+    turns_kernel[(len(turns),)](turns, num_lines, num_splits, heads, num_round)
+    assert len(set(map(tuple, turns.tolist()))) == len(turns), "each program has one turn"
+    programs = Programs(np.arange(num_lines, 0, -1.0), num_splits)
+    expected = num_lines - launch_order(programs, "rounds", num_round=num_round)
+    assert turns[:, 0].tolist() == expected.tolist()

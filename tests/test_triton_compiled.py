@@ -98,7 +98,7 @@ def test_planning_kernels_compile_without_spills(has_floor):
 def test_no_kernel_is_specialised_on_a_length():
     """L and all that follows from it are plain integers, so a new length compiles nothing."""
     sizes = {"L", "num_lines", "num_blocks", "num_q_blocks", "num_k_blocks", "capacity"}
-    sizes |= {"num_rows", "num_splits"}
+    sizes |= {"num_rows", "num_splits", "num_round"}
     for found in {**launches(90, width=64), **launches(90, width=64, has_floor=True)}.values():
         for parameter in found.kernel.params:
             if parameter.name in sizes:

@@ -16,7 +16,8 @@ start from them: q.k from -lse, dP from -delta.
 The deterministic mode splits a group's heads over `num_splits` programs, more of them where there
 are few blocks of keys. Each split writes its own dk and dv, [B, H_KV * num_splits, L, D], and the
 launcher adds them up. dq is computed by `backward_queries`. Nothing depends on the order of
-programs, and no program walks all heads of a group while others idle.
+programs, and no program walks all heads of a group while others idle. These programs are few and
+long, so that the longest of all key heads have to start first (`turn_of`).
 
 The fast mode (ADDS_DQ) has one program per query head: 5 products per tile instead of 7, but dq is
 summed by fp32 atomics, and so are dk and dv where heads share keys (ADDS_DKV), in an order that
@@ -131,7 +132,24 @@ def _add_gradients(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=["L", "H", "H_KV", "num_splits", "num_lines", "capacity", "num_rows"])
+@triton.jit
+def turn_of(place, num_lines, num_splits, num_heads, num_round):
+    """Rank of the line, key head and split of the program that is the `place`-th to start.
+
+    Rounds: the `num_round` longest lines of the first key head, of the second, and so on; then the
+    next longest. What runs at one time shares a key head, or two, and no long line starts late.
+    """
+    first = place // (num_round * num_splits * num_heads) * num_round
+    place -= first * num_splits * num_heads
+    of_head = tl.minimum(num_round, num_lines - first) * num_splits  # the last round is shorter
+    return first + place % of_head // num_splits, place // of_head, place % num_splits
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("L", "H", "H_KV", "num_splits", "num_lines", "num_round", "capacity", "num_rows")
+    ]
+)
 def backward_keys_kernel(
     q_ptr,  # [B, H, L, D]
     k_ptr,  # [B, H_KV, L, D]
@@ -168,6 +186,7 @@ def backward_keys_kernel(
     H_KV,
     num_splits,
     num_lines,
+    num_round,  # lines of a round, see `turn_of`
     capacity,
     num_rows,
     scale,
@@ -192,10 +211,15 @@ def backward_keys_kernel(
 ):
     """Compute BLOCK_K rows of dk and dv; grid (num_lines * num_splits, H_KV, B)."""
     heads = 1 if ADDS_DQ else H // H_KV // num_splits  # of the group, for this program
-    kv_head, b = tl.program_id(1), tl.program_id(2)
-    split = tl.program_id(0) % num_splits
+    if ADDS_DQ:
+        rank, kv_head = tl.program_id(0) // num_splits, tl.program_id(1)
+        split = tl.program_id(0) % num_splits
+    else:
+        place = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        rank, kv_head, split = turn_of(place, num_lines, num_splits, H_KV, num_round)
+    b = tl.program_id(2)
     row = tl.minimum(b, num_rows - 1)
-    line = tl.load(order_ptr + row * num_lines + tl.program_id(0) // num_splits)
+    line = tl.load(order_ptr + row * num_lines + rank)
     start = line * BLOCK_K
 
     k_ptr += head_offset(b, kv_head, stride_kb, stride_kh)

@@ -14,6 +14,8 @@ import torch
 
 KERNELS = ("forward", "backward_queries", "backward_keys", "backward_fused")
 MAX_WIDTH = 256
+# lines of a key head that start before it is the turn of the next, in `backward_keys.turn_of`
+NUM_ROUND = 64
 
 
 class Config(NamedTuple):

@@ -17,6 +17,7 @@ from flexmask_kernels.backward_keys import backward_keys_kernel
 from flexmask_kernels.backward_queries import backward_queries_kernel, delta_kernel
 from flexmask_kernels.configs import (
     MAX_WIDTH,
+    NUM_ROUND,
     Config,
     block_width,
     num_head_splits,
@@ -265,6 +266,7 @@ def _queue_keys(
         stride_dvh=dv.stride(1),
         stride_dv=dv.stride(2),
         num_splits=num_splits,
+        num_round=NUM_ROUND,
         scale=options.scale,
         ADDS_DQ=dq_sum is not None,
         ADDS_DKV=adds,
