@@ -34,7 +34,8 @@ def tune(inputs: Inputs, end: Tensor, *, quick: bool, limit_s: float) -> str:
         found = autotune(q, k, v, end.to(q.device), limit_s=limit_s)
     return "; ".join(
         f"{kernel} {'x'.join(map(str, tuned.config[:2]))}, {tuned.config.num_warps} warps, "
-        f"{tuned.config.num_stages} stages ({tuned.num_tried} of {tuned.num_candidates} tried)"
+        f"{tuned.config.num_stages} stages{', TMA' * tuned.config.use_tma} "
+        f"({tuned.num_tried} of {tuned.num_candidates} tried)"
         for kernel, tuned in found.items()
     )
 

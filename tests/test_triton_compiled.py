@@ -15,6 +15,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from flexmask_kernels import launch  # noqa: E402 (after the skip)
 from flexmask_kernels import launches as queues  # noqa: E402
+from flexmask_kernels.configs import default_config  # noqa: E402
+from flexmask_kernels.tuning import forced_configs  # noqa: E402
 from triton_compile import (  # noqa: E402
     CUOBJDUMP,
     MASK,
@@ -86,6 +88,22 @@ def test_fp32_is_not_rounded_to_tf32(name, width):
     assert "tf32" not in binary.ptx
 
 
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [*((90, name) for name in ATTENTION), (100, "forward")],
+    ids=lambda value: f"sm_{value}" if isinstance(value, int) else value,
+)
+def test_descriptors_copy_every_walked_tile_and_keep_wgmma(capability, name):
+    config = default_config(name, capability, 128, 2)._replace(use_tma=True)
+    with forced_configs({name: config}):
+        found = launches(capability, width=128)[name]
+    binary = compile_launch(found, capability)
+    check_limits(binary, capability)
+    assert "cp.async.bulk.tensor" in binary.ptx
+    assert "cp.async.cg" not in binary.ptx, "a tile of the loop is copied by threads"
+    assert ("wgmma.mma_async" in binary.ptx) == (capability == 90)
+
+
 @pytest.mark.parametrize("has_floor", [False, True], ids=["all", "floor"])
 def test_planning_kernels_compile_without_spills(has_floor):
     found = launches(90, width=64, has_floor=has_floor)
@@ -119,7 +137,8 @@ def test_a_first_call_compiles_few_kernels(has_floor):
 def compiled_by_pass(tmp_path_factory):
     """(kernel, thread) of all that two deterministic passes compile, of different lengths.
 
-    The two large kernels of the first one wait for each other before they are done.
+    The two large kernels of the first one wait for each other before they are done. One of them
+    has descriptors.
     """
     both, found = threading.Barrier(2), []
 
@@ -128,8 +147,10 @@ def compiled_by_pass(tmp_path_factory):
             both.wait(timeout=120)  # raises where they come one after the other
         found[-1].append((src.name, threading.current_thread()))
 
-    longer = compile_mask(PrefixTree.from_turns([(70, 100, 80)] * 3))
-    with pytest.MonkeyPatch.context() as patch, absent_gpu(90):
+    longer = compile_mask(PrefixTree.from_turns([(71, 101, 83)] * 3))
+    with_tma = default_config("backward_keys", 90, 16, 2)._replace(use_tma=True)
+    forced = forced_configs({"backward_keys": with_tma})
+    with pytest.MonkeyPatch.context() as patch, absent_gpu(90), forced:
         patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
         patch.setattr(triton.knobs.compilation, "listener", listen)
         patch.setattr(queues, "_compiled", set())

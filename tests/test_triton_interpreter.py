@@ -58,6 +58,7 @@ def test_kernels_pass_in_the_interpreter():
 if IS_CHILD:
     from flexmask_kernels import launch
     from flexmask_kernels.configs import KERNELS, Config
+    from flexmask_kernels.descriptors import fits_tma, walked_tensors
     from flexmask_kernels.tuning import forced_configs
 
     from flexmask.backends import triton as backend
@@ -143,6 +144,40 @@ def test_conversation_equals_reference(shape, reach, deterministic):
     with tiles(shape):
         ours = run_triton(CONVERSATION, *inputs, deterministic=deterministic, **reach)
     assert worst_ratio(ours, run_reference(CONVERSATION, *inputs, **reach)) < 1
+
+
+@interpreted
+@pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
+def test_descriptors_read_what_pointers_read(deterministic):
+    mask = stack([SMALL, SMALL])
+    inputs = random_inputs(mask, heads=2, width=24, value_width=40, dtype=torch.float32)
+    assert all(fits_tma(x) for x in inputs)
+    found = []
+    for use_tma in (False, True):
+        with forced_configs(dict.fromkeys(KERNELS, Config(16, 32, 4, 2, use_tma))):
+            found.append(run_triton(mask, *inputs, window=9, deterministic=deterministic))
+    for pointers, descriptors in zip(*found, strict=True):
+        assert torch.equal(pointers, descriptors)
+
+
+@interpreted
+def test_tensors_that_do_not_fit_a_descriptor_are_read_by_pointers():
+    config = Config(16, 16, 4, 2, use_tma=True)
+    x = torch.zeros(1, 8, 2, 8, dtype=torch.float16).transpose(1, 2)
+    assert walked_tensors(config, 16, k_ptr=x)["USE_TMA"]
+    misfits = {
+        "rows of 10 bytes": x.new_zeros(1, 2, 8, 5),
+        "a start between units": x.new_zeros(129)[1:].view(1, 2, 8, 8),
+        "columns apart": x.new_zeros(1, 2, 8, 16)[..., ::2],
+        "one head for all": x[:, :1].expand(-1, 2, -1, -1),
+    }
+    for name, misfit in misfits.items():
+        pair = {"k_ptr": x, "v_ptr": misfit}
+        assert walked_tensors(config, 16, **pair) == {"USE_TMA": False, **pair}, name
+    inputs = random_inputs(SMALL, width=5, value_width=5, dtype=torch.float16)
+    with forced_configs(dict.fromkeys(KERNELS, config)):
+        ours = run_triton(SMALL, *inputs)
+    assert worst_ratio(ours, run_reference(SMALL, *inputs)) < 1
 
 
 def eager_attention(q, k, v, mask, *, sinks=None):
@@ -364,6 +399,19 @@ def test_autotune_stops_in_time_with_at_least_the_current_configuration(tmp_path
         assert tuned.config == candidates(kernel, q, v)[0]
         assert (tuned.num_tried, tuned.elapsed_ms) == (1, 1.0)
         assert tuned.num_candidates == len(set(candidates(kernel, q, v)))
+
+
+@interpreted
+@pytest.mark.parametrize(("capability", "has_tma"), [(80, False), (90, True), (120, True)])
+def test_descriptors_are_tried_where_there_is_tma(capability, has_tma):
+    from flexmask_kernels import autotune
+
+    q = torch.empty(1, 1, 1, 128, dtype=torch.bfloat16)
+    with mock.patch.object(autotune, "capability_of", return_value=capability):
+        first, second, *others = autotune.candidates("forward", q, q)
+    assert not first.use_tma
+    assert (second == first._replace(use_tma=True)) == has_tma
+    assert any(config.use_tma for config in others) == has_tma
 
 
 @interpreted

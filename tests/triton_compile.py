@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flexmask import PrefixTree, compile_mask
 
@@ -135,6 +136,9 @@ def compile_launch(found, capability):
         elif isinstance(value, torch.Tensor):
             signature[name] = TYPES[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            dtype = TYPES[value.base.dtype].removeprefix("*")
+            signature[name] = f"tensordesc<{dtype}{value.block_shape}>"
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:

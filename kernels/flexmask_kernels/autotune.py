@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from flexmask_kernels import launch
-from flexmask_kernels.configs import KERNELS, Config
+from flexmask_kernels.configs import KERNELS, Config, capability_of
 from flexmask_kernels.tuning import choose_config, config_key, forced_configs, save_config
 
 Clock = Callable[[Callable[[], object]], float]
@@ -37,7 +37,7 @@ def candidates(kernel: str, q: Tensor, v: Tensor) -> list[Config]:
     """The configurations worth a try: the current one first, then its neighbours.
 
     Tiles are (queries, keys). At D = 256 a block of 64 keys spills some registers in the backward
-    kernels, but reaches Hopper's wgmma: only a measurement can weigh the two.
+    kernels, but reaches Hopper's wgmma: only a measurement can weigh the two. So it is with TMA.
     """
     width = max(q.shape[3], v.shape[3])
     if kernel in ("forward", "backward_queries"):
@@ -49,8 +49,11 @@ def candidates(kernel: str, q: Tensor, v: Tensor) -> list[Config]:
     stages = (2, 3) if width <= 128 else (2, 1)
     options = product(tiles, (8, 4), stages)
     current = choose_config(kernel, q, v)
-    others = [Config(*tile, warps, stages) for tile, warps, stages in options]
-    return [current, *(config for config in others if config != current)]
+    found = [current, *(Config(*tile, warps, stages) for tile, warps, stages in options)]
+    if capability_of(q.device) >= 90:
+        with_tma = [config._replace(use_tma=True) for config in found]
+        found = [current, with_tma[0], *found[1:], *with_tma[1:]]
+    return list(dict.fromkeys(found))
 
 
 class Tuned(NamedTuple):

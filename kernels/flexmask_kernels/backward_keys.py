@@ -31,6 +31,7 @@ from flexmask_kernels.primitives import (
     add_rows,
     head_offset,
     load_rows,
+    load_tile,
     sees,
     store_rows,
     tanh,
@@ -48,6 +49,8 @@ def _add_gradients(
     position_k,  # int32 [BLOCK_K]
     q_ptr,
     dout_ptr,
+    b,
+    head,
     lse2_ptr,
     delta_ptr,
     dq_ptr,
@@ -75,6 +78,7 @@ def _add_gradients(
     ADDS_DQ: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
+    USE_TMA: tl.constexpr,
 ):
     """Add the queries of `num_tiles` blocks of one head."""
     for step in range(num_tiles):
@@ -85,12 +89,14 @@ def _add_gradients(
         else:
             start = (first_tile + step) * BLOCK_Q
         query = start + tl.arange(0, BLOCK_Q)
-        q = load_rows(q_ptr, start, L, STRIDE_Q, BLOCK_Q, D, BLOCK_D, IS_PARTIAL)
+        q = load_tile(q_ptr, b, head, start, L, STRIDE_Q, BLOCK_Q, D, BLOCK_D, IS_PARTIAL, USE_TMA)
         if IS_PARTIAL:
             lse2 = tl.load(lse2_ptr + query, mask=query < L, other=0.0)
         else:
             lse2 = tl.load(lse2_ptr + query)
-        dout = load_rows(dout_ptr, start, L, STRIDE_DO, BLOCK_Q, D_V, BLOCK_D_V, IS_PARTIAL)
+        dout = load_tile(
+            dout_ptr, b, head, start, L, STRIDE_DO, BLOCK_Q, D_V, BLOCK_D_V, IS_PARTIAL, USE_TMA
+        )
         if IS_PARTIAL:
             delta = tl.load(delta_ptr + query, mask=query < L, other=0.0)
         else:
@@ -151,7 +157,7 @@ def turn_of(place, num_lines, num_splits, num_heads, num_round):
     ]
 )
 def backward_keys_kernel(
-    q_ptr,  # [B, H, L, D]
+    q_ptr,  # [B, H, L, D]; a descriptor with USE_TMA, like dout
     k_ptr,  # [B, H_KV, L, D]
     v_ptr,  # [B, H_KV, L, D_V]
     dout_ptr,  # [B, H, L, D_V]
@@ -208,6 +214,7 @@ def backward_keys_kernel(
     ADDS_DKV: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
+    USE_TMA: tl.constexpr,
 ):
     """Compute BLOCK_K rows of dk and dv; grid (num_lines * num_splits, H_KV, B)."""
     heads = 1 if ADDS_DQ else H // H_KV // num_splits  # of the group, for this program
@@ -255,8 +262,10 @@ def backward_keys_kernel(
                 key,
                 end,
                 position_k,
-                q_ptr + head_offset(b, head, stride_qb, stride_qh),
-                dout_ptr + head_offset(b, head, stride_dob, stride_doh),
+                q_ptr if USE_TMA else q_ptr + head_offset(b, head, stride_qb, stride_qh),
+                dout_ptr if USE_TMA else dout_ptr + head_offset(b, head, stride_dob, stride_doh),
+                b,
+                head,
                 lse2_ptr + statistics,
                 delta_ptr + statistics,
                 dq_ptr + statistics * D if ADDS_DQ else None,
@@ -284,6 +293,7 @@ def backward_keys_kernel(
                 ADDS_DQ=ADDS_DQ,
                 PRECISION=PRECISION,
                 COUNT_TILES=COUNT_TILES,
+                USE_TMA=USE_TMA,
             )
     owner = kv_head if ADDS_DQ else kv_head * num_splits + split
     dk_ptr += head_offset(b, owner, stride_dkb, stride_dkh)

@@ -8,7 +8,7 @@ registers, in one order.
 import triton
 import triton.language as tl
 
-from flexmask_kernels.primitives import head_offset, load_rows, sees, store_rows, tanh
+from flexmask_kernels.primitives import head_offset, load_rows, load_tile, sees, store_rows, tanh
 
 
 @triton.jit(do_not_specialize=["L", "H"])
@@ -51,6 +51,8 @@ def _add_gradients(
     floor,  # int32 [BLOCK_Q], lowest position seen
     k_ptr,
     v_ptr,
+    b,
+    kv_head,
     end_ptr,
     position_ptr,
     tiles_ptr,  # first tile to visit
@@ -72,13 +74,16 @@ def _add_gradients(
     HAS_FLOOR: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
+    USE_TMA: tl.constexpr,
 ):
     """Add the keys of `num_tiles` blocks."""
     tile = tl.load(tiles_ptr)
     for step in range(num_tiles):
         start = tile * BLOCK_K
         tile = tl.load(tiles_ptr + STEP * tl.minimum(step + 1, num_tiles - 1))
-        k = load_rows(k_ptr, start, L, STRIDE_K, BLOCK_K, D, BLOCK_D, IS_PARTIAL)
+        k = load_tile(
+            k_ptr, b, kv_head, start, L, STRIDE_K, BLOCK_K, D, BLOCK_D, IS_PARTIAL, USE_TMA
+        )
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
         if HAS_SOFTCAP:
             s = tanh(s * before_tanh)
@@ -98,7 +103,9 @@ def _add_gradients(
                 HAS_FLOOR,
             )
             p = tl.where(visible, p, 0.0)
-        v = load_rows(v_ptr, start, L, STRIDE_V, BLOCK_K, D_V, BLOCK_D_V, IS_PARTIAL)
+        v = load_tile(
+            v_ptr, b, kv_head, start, L, STRIDE_V, BLOCK_K, D_V, BLOCK_D_V, IS_PARTIAL, USE_TMA
+        )
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
         ds = p * (dp - delta[:, None])
         if HAS_SOFTCAP:
@@ -112,7 +119,7 @@ def _add_gradients(
 @triton.jit(do_not_specialize=["L", "H", "H_KV", "num_lines", "capacity", "num_rows"])
 def backward_queries_kernel(
     q_ptr,  # [B, H, L, D]
-    k_ptr,  # [B, H_KV, L, D]
+    k_ptr,  # [B, H_KV, L, D], like the next one; a descriptor with USE_TMA
     v_ptr,  # [B, H_KV, L, D_V]
     dout_ptr,  # [B, H, L, D_V]
     lse2_ptr,  # fp32 [B, H, L]
@@ -159,6 +166,7 @@ def backward_queries_kernel(
     HAS_FLOOR: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
+    USE_TMA: tl.constexpr,
 ):
     """Compute BLOCK_Q rows of dq; grid (num_lines * H / H_KV, H_KV, B)."""
     group = H // H_KV
@@ -169,8 +177,9 @@ def backward_queries_kernel(
     start = line * BLOCK_Q
 
     q_ptr += head_offset(b, head, stride_qb, stride_qh)
-    k_ptr += head_offset(b, kv_head, stride_kb, stride_kh)
-    v_ptr += head_offset(b, kv_head, stride_vb, stride_vh)
+    if not USE_TMA:
+        k_ptr += head_offset(b, kv_head, stride_kb, stride_kh)
+        v_ptr += head_offset(b, kv_head, stride_vb, stride_vh)
     dout_ptr += head_offset(b, head, stride_dob, stride_doh)
     end_ptr += tl.cast(row, tl.int64) * L
     plan_ptr += (row * num_lines + line) * 4
@@ -199,6 +208,8 @@ def backward_queries_kernel(
             floor,
             k_ptr,
             v_ptr,
+            b,
+            kv_head,
             end_ptr,
             position_ptr,
             tiles_ptr + (capacity - 1) * IS_PARTIAL,
@@ -220,6 +231,7 @@ def backward_queries_kernel(
             HAS_FLOOR=HAS_FLOOR,
             PRECISION=PRECISION,
             COUNT_TILES=COUNT_TILES,
+            USE_TMA=USE_TMA,
         )
     dq_ptr += head_offset(b, head, stride_dqb, stride_dqh)
     store_rows(dq_ptr, dq * scale, start, stride_dq, L, BLOCK_Q, D, BLOCK_D)

@@ -19,12 +19,16 @@ NUM_ROUND = 64
 
 
 class Config(NamedTuple):
-    """Tile size in tokens, warps of a program, stages of its pipelined loops."""
+    """Tile size in tokens, warps of a program, stages of its pipelined loops.
+
+    With `use_tma`, from sm_90 on, what a loop walks is read by tensor descriptors (`descriptors`).
+    """
 
     block_q: int
     block_k: int
     num_warps: int
     num_stages: int
+    use_tma: bool = False
 
 
 # {kernel: {widest head at most: Config}} of 2-byte elements, chips with 227 KB of shared memory

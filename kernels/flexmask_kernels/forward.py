@@ -21,6 +21,7 @@ from flexmask_kernels.primitives import (
     LOG2E,
     head_offset,
     load_rows,
+    load_tile,
     sees,
     softmax_step,
     store_rows,
@@ -38,6 +39,8 @@ def _attend(
     floor,  # int32 [BLOCK_Q], lowest position seen
     k_ptr,
     v_ptr,
+    b,
+    kv_head,
     end_ptr,
     position_ptr,
     tiles_ptr,  # first tile to visit
@@ -59,6 +62,7 @@ def _attend(
     HAS_FLOOR: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
+    USE_TMA: tl.constexpr,
 ):
     """Add the keys of `num_tiles` blocks to the running softmax."""
     tile = tl.load(tiles_ptr)
@@ -66,7 +70,9 @@ def _attend(
         start = tile * BLOCK_K
         # the index of the next tile is loaded a step ahead: no load waits for another
         tile = tl.load(tiles_ptr + STEP * tl.minimum(step + 1, num_tiles - 1))
-        k = load_rows(k_ptr, start, L, STRIDE_K, BLOCK_K, D, BLOCK_D, IS_PARTIAL)
+        k = load_tile(
+            k_ptr, b, kv_head, start, L, STRIDE_K, BLOCK_K, D, BLOCK_D, IS_PARTIAL, USE_TMA
+        )
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
         if HAS_SOFTCAP:
             s = tanh(s * before_tanh)
@@ -86,7 +92,9 @@ def _attend(
             )
             s = tl.where(visible, s, float("-inf"))
         p, m, total, shrink = softmax_step(s, m, total, to_log2, IS_PARTIAL)
-        v = load_rows(v_ptr, start, L, STRIDE_V, BLOCK_K, D_V, BLOCK_D_V, IS_PARTIAL)
+        v = load_tile(
+            v_ptr, b, kv_head, start, L, STRIDE_V, BLOCK_K, D_V, BLOCK_D_V, IS_PARTIAL, USE_TMA
+        )
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
         if COUNT_TILES:
             tl.atomic_add(counter_ptr, 1)
@@ -96,7 +104,7 @@ def _attend(
 @triton.jit(do_not_specialize=["L", "H", "H_KV", "num_lines", "capacity", "num_rows"])
 def forward_kernel(
     q_ptr,  # [B, H, L, D]
-    k_ptr,  # [B, H_KV, L, D]
+    k_ptr,  # [B, H_KV, L, D], like the next one; a descriptor with USE_TMA
     v_ptr,  # [B, H_KV, L, D_V]
     out_ptr,  # [B, H, L, D_V]
     lse2_ptr,  # fp32 [B, H, L]
@@ -139,6 +147,7 @@ def forward_kernel(
     HAS_SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
+    USE_TMA: tl.constexpr,
 ):
     """Compute BLOCK_Q rows of the output; grid (num_lines * H / H_KV, H_KV, B)."""
     group = H // H_KV
@@ -148,8 +157,9 @@ def forward_kernel(
     line = tl.load(order_ptr + row * num_lines + tl.program_id(0) // group)
 
     q_ptr += head_offset(b, head, stride_qb, stride_qh)
-    k_ptr += head_offset(b, kv_head, stride_kb, stride_kh)
-    v_ptr += head_offset(b, kv_head, stride_vb, stride_vh)
+    if not USE_TMA:
+        k_ptr += head_offset(b, kv_head, stride_kb, stride_kh)
+        v_ptr += head_offset(b, kv_head, stride_vb, stride_vh)
     end_ptr += tl.cast(row, tl.int64) * L
     plan_ptr += (row * num_lines + line) * 4
     tiles_ptr += tl.cast(row * num_lines + line, tl.int64) * capacity
@@ -174,6 +184,8 @@ def forward_kernel(
             floor,
             k_ptr,
             v_ptr,
+            b,
+            kv_head,
             end_ptr,
             position_ptr,
             tiles_ptr + (capacity - 1) * IS_PARTIAL,
@@ -195,6 +207,7 @@ def forward_kernel(
             HAS_FLOOR=HAS_FLOOR,
             PRECISION=PRECISION,
             COUNT_TILES=COUNT_TILES,
+            USE_TMA=USE_TMA,
         )
     if HAS_SINKS:
         sink = tl.load(sink_ptr + head) * LOG2E

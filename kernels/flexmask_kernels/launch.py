@@ -23,6 +23,7 @@ from flexmask_kernels.configs import (
     num_head_splits,
     num_processors,
 )
+from flexmask_kernels.descriptors import walked_tensors
 from flexmask_kernels.forward import forward_kernel
 from flexmask_kernels.launches import LaunchQueue
 from flexmask_kernels.planning import Plan, plan_lines
@@ -104,6 +105,7 @@ def forward(
     queue.add(
         forward_kernel,
         (plan.lines.shape[1] * (H // k.shape[1]), *_grid(k)),
+        q_ptr=q,
         out_ptr=out,
         lse2_ptr=lse2,
         sink_ptr=inputs.sinks,
@@ -111,6 +113,7 @@ def forward(
         stride_oh=out.stride(1),
         stride_o=out.stride(2),
         HAS_SINKS=inputs.sinks is not None,
+        **walked_tensors(config, config.block_k, k_ptr=k, v_ptr=v),
         **_common(inputs, options, config, plan, None if counters is None else counters.forward),
     )
     queue.run()
@@ -197,6 +200,7 @@ def _queue_queries(
     queue.add(
         backward_queries_kernel,
         (plan.lines.shape[1] * (q.shape[1] // k.shape[1]), *_grid(k)),
+        q_ptr=q,
         dout_ptr=dout,
         lse2_ptr=lse2,
         delta_ptr=delta,
@@ -208,6 +212,7 @@ def _queue_queries(
         stride_dqh=dq.stride(1),
         stride_dq=dq.stride(2),
         scale=options.scale,
+        **walked_tensors(config, config.block_k, k_ptr=k, v_ptr=inputs.v),
         **_common(inputs, options, config, plan, counter),
     )
 
@@ -250,7 +255,8 @@ def _queue_keys(
     queue.add(
         backward_keys_kernel,
         (num_lines * num_splits, *_grid(k)),
-        dout_ptr=dout,
+        k_ptr=k,
+        v_ptr=v,
         lse2_ptr=lse2,
         delta_ptr=delta,
         dq_ptr=dq_sum,
@@ -270,6 +276,7 @@ def _queue_keys(
         scale=options.scale,
         ADDS_DQ=dq_sum is not None,
         ADDS_DKV=adds,
+        **walked_tensors(config, config.block_q, q_ptr=q, dout_ptr=dout),
         **_common(
             inputs, options, config, plan, None if counters is None else counters.backward_keys
         ),
@@ -298,15 +305,12 @@ def _plan(queue: LaunchQueue, kernel: str, inputs: Inputs, options: Options) -> 
 def _common(
     inputs: Inputs, options: Options, config: Config, plan: Plan, counter: Tensor | None
 ) -> dict[str, Any]:
-    """The arguments that all three attention kernels take."""
+    """The arguments that all three attention kernels take, apart from tensors of tokens."""
     q, k, v = inputs.q, inputs.k, inputs.v
     width, value_width = q.shape[3], v.shape[3]
     softcap = options.softcap
     is_tf32 = q.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     return {
-        "q_ptr": q,
-        "k_ptr": k,
-        "v_ptr": v,
         "end_ptr": inputs.end,
         "position_ptr": inputs.positions,
         "floor_ptr": inputs.floor,

@@ -50,6 +50,28 @@ def load_rows(
 
 
 @triton.jit
+def load_tile(
+    base,  # as in `load_rows`; with USE_TMA a descriptor of [B, heads, L, WIDTH]
+    b,
+    head,
+    start,
+    L,
+    STRIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    IS_RAGGED: tl.constexpr,
+    USE_TMA: tl.constexpr,
+):
+    """Rows [start, start + BLOCK) of a head as [BLOCK, BLOCK_WIDTH], zero outside of [L, WIDTH]."""
+    if USE_TMA:
+        tile = base.load([b, head, start, 0]).reshape(BLOCK, BLOCK_WIDTH)
+    else:
+        tile = load_rows(base, start, L, STRIDE, BLOCK, WIDTH, BLOCK_WIDTH, IS_RAGGED)
+    return tile
+
+
+@triton.jit
 def add_rows(
     base_ptr,  # fp32, of one head, [L, WIDTH] with unit stride in a row
     tile,
