@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flexmask.errors import DataError
 from flexmask.messages import Conversation, parse_conversation
 from flexmask.rendering.plain import RenderedPlainly
-from flexmask.rows.packing import PackedRow, pack, stack_rows
+from flexmask.rows.packing import PackedRow, check_multiple, pack, stack_rows
 from flexmask.samples import Sample, render_samples
 from flexmask.splitting import Overflow, check_budget
 from flexmask.tree import PrefixTree, build_tree
@@ -49,6 +49,7 @@ class TreeCollator:
         pad_to_multiple_of: int = 1,
     ) -> None:
         check_budget(max_tokens, on_overflow)
+        check_multiple(pad_to_multiple_of)
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.on_overflow = on_overflow
@@ -88,7 +89,10 @@ class TreeCollator:
         if isinstance(item, Sequence) and item and isinstance(item[0], Sample):
             return weigh_samples(item, self.weighting)
         if self.tokenizer is None:
-            raise DataError("TreeCollator needs a tokenizer to render conversations, got None")
+            raise DataError(
+                "TreeCollator needs a tokenizer to render conversations, got None; an item of type "
+                f"{type(item).__name__} is neither a PrefixTree nor a list of Sample"
+            )
         chat = item if isinstance(item, Conversation) else parse_conversation(item)
         samples = render_samples(
             chat,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flexmask.whole_file import whole_file
+from flexmask.errors import DataError
+from flexmask.whole_file import check_target, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,6 +19,15 @@ if TYPE_CHECKING:
     from flexmask.mask import TreeMask
 
 _MASK_BLOCKS = 160  # tiles on a side of a mask picture, at most
+
+
+def check_picture(path: str | os.PathLike[str], option: str) -> None:
+    """Raise DataError, before a long run, unless `save_figure` can write to `path`."""
+    if Path(path).suffix.lower() not in (".png", ".svg"):
+        raise DataError(f"{path}: must end in .png or .svg; {option} names a picture")
+    check_target(path, option)
+    if find_spec("matplotlib") is None:
+        raise DataError(f"{option} needs matplotlib; pip install 'flexmask[train]'")
 
 
 def draw_losses(

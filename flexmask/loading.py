@@ -17,17 +17,28 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedT
     """The tokenizer of a folder or hub id, with the template of a Jinja file in place of its own.
 
     Raises:
-        DataError: there is no such tokenizer, or no such file.
+        DataError: there is no such tokenizer, or no such file, or it holds no template.
     """
     from transformers import AutoTokenizer
 
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
     if chat_template is not None:
-        path = Path(chat_template)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; --chat_template names a Jinja file")
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        tokenizer.chat_template = _read_template(Path(chat_template))
     return tokenizer
+
+
+def _read_template(path: Path) -> str:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; --chat_template names a Jinja file")
+    try:
+        template = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read: {error}; --chat_template names a Jinja file in UTF-8"
+        ) from None
+    if not template.strip():
+        raise DataError(f"{path}: is empty; --chat_template names a Jinja file")
+    return template
 
 
 def load_weights(source: str, dtype: str) -> PreTrainedModel:
@@ -51,8 +62,8 @@ def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings
         raise DataError(f"{source}: no such folder; name a {what}'s folder or hub id")
     try:
         return load(source, **settings)
-    except (OSError, ValueError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "unknown reason")
+    except Exception as error:  # what is loaded is foreign: loaders raise what they like
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise DataError(f"{source}: cannot be loaded as a {what}: {reason.strip()}") from error
 
 

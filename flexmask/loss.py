@@ -32,7 +32,15 @@ def target_logprobs(logits: Tensor, shift_labels: Tensor) -> Tensor:
     Args:
         logits: [B, L, V].
         shift_labels: int64 [B, L], -100 where nothing is trained.
+
+    Raises:
+        DataError: logits of other positions than the labels.
     """
+    if logits.shape[:-1] != shift_labels.shape:
+        raise DataError(
+            f"shift_labels must be [B, L] = {list(logits.shape[:-1])} like the logits, "
+            f"got {list(shift_labels.shape)}"
+        )
     flat = logits.flatten(0, -2)
     positions = torch.arange(flat.shape[0], device=flat.device)
     logprobs, _ = score_tokens(flat, positions, shift_labels.flatten().to(flat.device))
@@ -80,18 +88,19 @@ def _score_row(logits: Tensor, row: PackedRow, *, with_entropies: bool) -> tuple
             f"got {list(logits.shape)}; take one row of a batch, without its padding"
         )
     size = logits.shape[1]
-    if row.input_ids.max() >= size:
-        raise DataError(f"token ids must be below V = {size}, got {row.input_ids.max()}")
+    highest = row.input_ids.max(initial=-1)
+    if highest >= size:
+        raise DataError(f"token ids must be below V = {size}, got {highest}")
     before = row.predicted_from
     keys = np.where(before < 0, -1, before * size + row.input_ids)  # position and token in one
     # a token that is held twice after the same position is one prediction
-    distinct, prediction = np.unique(keys, return_inverse=True)
+    distinct, prediction = np.unique(np.append(keys, -1), return_inverse=True)
     found = np.stack(np.divmod(distinct[1:], size))  # without -1, the first tokens of trees
     positions, tokens = torch.from_numpy(found).to(logits.device)
     logprobs, entropies = score_tokens(logits, positions, tokens, with_entropies=with_entropies)
 
     def by_token(scores: Tensor) -> Tensor:
-        index = torch.from_numpy(prediction).to(logits.device)
+        index = torch.from_numpy(prediction[:-1]).to(logits.device)
         return torch.cat((scores.new_zeros(1), scores))[index]
 
     return by_token(logprobs), by_token(entropies[positions]) if with_entropies else entropies
@@ -113,7 +122,7 @@ def weighted_causal_loss(
             the sum of the weights given here if None.
 
     Raises:
-        DataError: weights of another shape than the labels.
+        DataError: logits or weights of another shape than the labels.
     """
     if loss_weights is not None and loss_weights.shape != shift_labels.shape:
         raise DataError(
@@ -188,14 +197,22 @@ class TreeLoss:
         )
 
 
+def as_bits(loss_weights: Tensor) -> Tensor:
+    """fp32 weights [B, L] as int16 [B, L, 2] with the same bits, which no mixed precision rounds.
+
+    A shape that no weights have, so that integers are never taken for bits.
+    """
+    return loss_weights.unsqueeze(-1).view(torch.int16)
+
+
 def _as_given(loss_weights: Tensor) -> Tensor:
     """Loss weights that may have come through the mixed precision of a trainer.
 
-    int32 are the bits of fp32, see `TreeTrainer`. Halves have been rounded on the way, such as 1/3
-    by a part in 1,500: FSDP and DeepSpeed do that to every floating-point argument of a model.
+    int16 [B, L, 2] are the bits of fp32, see `as_bits`. Halves have been rounded on the way, such
+    as 1/3 by a part in 1,500: FSDP and DeepSpeed do that to every floating-point argument.
     """
-    if loss_weights.dtype == torch.int32:
-        return loss_weights.view(torch.float32)
+    if loss_weights.dtype == torch.int16 and loss_weights.ndim == 3:
+        return loss_weights.view(torch.float32)[..., 0]
     if loss_weights.dtype in (torch.bfloat16, torch.float16):
         raise UnsupportedModelError(
             f"loss_weights must be float32 or float64, got {loss_weights.dtype}, which has rounded "

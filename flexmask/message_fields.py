@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -110,8 +111,9 @@ def read_tool_call(call: Any, what: str) -> dict[str, Any]:
         raise DataError(
             f"{what}: arguments of {name!r} must be an object, got {type(arguments).__name__}"
         )
-    _check_texts(arguments, f"{what}: arguments of {name!r}")
+    check_values(arguments, f"{what}: arguments of {name!r}")
     own = {} if call.get("id") is None else {"id": call["id"]}
+    check_values(own, what)
     return {**own, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -130,7 +132,7 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"tool {index} must be a function schema with a 'name'")
-        _check_texts(function, f"tool {index}")
+        check_values(tool, f"tool {index}")
         tools.append({"type": "function", **tool})
     return tools
 
@@ -146,15 +148,17 @@ def read_train(message: dict[str, Any], what: str) -> bool:
     return train is not False and weight != 0
 
 
-def _check_texts(value: Any, what: str) -> None:
-    """Raise where a text inside `value` cannot be encoded."""
+def check_values(value: Any, what: str) -> None:
+    """Raise where a text inside `value` cannot be encoded, or a number is none of JSON's."""
     if isinstance(value, str):
         read_text(value, what)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{what} must hold what JSON can write, got {value}")
     elif isinstance(value, dict):
-        _check_texts([*value.keys(), *value.values()], what)
+        check_values([*value.keys(), *value.values()], what)
     elif isinstance(value, list):
         for item in value:
-            _check_texts(item, what)
+            check_values(item, what)
 
 
 def parse_json(text: str, what: str) -> Any:
@@ -165,5 +169,8 @@ def parse_json(text: str, what: str) -> Any:
         raise DataError(
             f"{what} is not JSON ({error.msg} at character {error.pos}): {text[:40]!r}"
         ) from None
+    except ValueError as error:  # the digits that Python converts have a limit
+        reason = str(error).partition(":")[0]
+        raise DataError(f"{what} holds a number that is too long: {reason}") from None
     except RecursionError:
         raise DataError(f"{what} is nested too deep") from None

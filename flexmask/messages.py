@@ -11,6 +11,7 @@ from typing import Any
 from flexmask.errors import DataError
 from flexmask.message_fields import (
     REASONING_KEYS,
+    check_values,
     parse_json,
     read_content,
     read_reasoning,
@@ -128,6 +129,7 @@ def _read_message(message: Any, index: int) -> dict[str, Any]:
     if role not in ROLES:
         raise DataError(f"{what} has role {message.get('role')!r}; roles are {', '.join(ROLES)}")
     others = {k: v for k, v in message.items() if k not in _OWN_KEYS and v is not None}
+    check_values(others, what)
     if role == "assistant":
         return {"role": role, **_read_assistant(message, what), **others}
     thinking, text = read_content(message.get("content"), what)

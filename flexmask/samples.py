@@ -53,8 +53,9 @@ class Sample:
                 f"{_name(key)}: loss_weights must have one value per token, "
                 f"got {weights.size} for {ids.size} tokens"
             )
-        if ids.min() < 0:
-            raise DataError(f"{_name(key)}: token ids must be at least 0, got {ids.min()}")
+        if ids.min() < 0 or ids.max() > np.iinfo(np.int64).max:
+            bad_id = ids[(ids < 0) | (ids > np.iinfo(np.int64).max)][0]
+            raise DataError(f"{_name(key)}: token ids must be int64 of at least 0, got {bad_id}")
         if not (np.isfinite(weights).all() and weights.min() >= 0):
             bad = weights[~(np.isfinite(weights) & (weights >= 0))][0]
             raise DataError(f"{_name(key)}: loss weights must be finite and at least 0, got {bad}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flexmask.collator import TreeCollator
 from flexmask.dataset import TreeDataset, load_trees
-from flexmask.errors import DataError, UnsupportedModelError
+from flexmask.errors import DataError, FlexmaskError, UnsupportedModelError
 from flexmask.loading import load_pretrained, load_tokenizer, load_weights, random_model
 from flexmask.prepared import PreparedDataset, is_prepared, open_prepared
 from flexmask.rows.fitting import FittedTrees
@@ -108,15 +108,20 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         model = add_lora(model, config, bool(training.gradient_checkpointing))
     patch(model, backend=config.backend)
     freeze_unreached(model, training)
-    trainer = TreeTrainer(
-        model=model,
-        args=training,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        data_collator=collator,
-        processing_class=tokenizer,
-        batch_sampler=sampler,
-    )
+    try:
+        trainer = TreeTrainer(
+            model=model,
+            args=training,
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            data_collator=collator,
+            processing_class=tokenizer,
+            batch_sampler=sampler,
+        )
+    except FlexmaskError:
+        raise
+    except ValueError as error:  # options that the Trainer looks at together
+        raise DataError(f"option of the Trainer: {str(error).splitlines()[0]}") from error
     if config.resume and checkpoint is None and trainer.is_world_process_zero():
         print(f"{config.output}: holds no checkpoint yet, begins at step 0", file=sys.stderr)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -158,8 +163,29 @@ def check_output(config: TrainConfig) -> str | None:
 
 
 def check_training_arguments(training: TrainingArguments, config: TrainConfig) -> None:
-    """Raise UnsupportedModelError for Trainer options that packed rows cannot honour exactly."""
+    """Raise UnsupportedModelError for Trainer options that packed rows cannot honour exactly.
+
+    And for shares and rates out of range, before anything is read.
+    """
+    if not 0 <= config.eval_split < 1:
+        raise DataError(f"--eval_split must be in [0, 1), got {config.eval_split}")
+    if config.eval_split and config.eval_data is not None:
+        raise DataError("--eval_data and --eval_split both say what to evaluate on; leave out one")
+    if not training.learning_rate >= 0:
+        raise DataError(f"--learning_rate must be at least 0, got {training.learning_rate}")
+    if training.neftune_noise_alpha:
+        raise UnsupportedModelError(
+            f"--neftune_noise_alpha must be 0, got {training.neftune_noise_alpha}; "
+            "N-pass would draw other noise"
+        )
+    if getattr(training, "train_sampling_strategy", None) == "group_by_length":
+        raise UnsupportedModelError(
+            "--train_sampling_strategy group_by_length cannot see the lengths of trees; leave it "
+            "out, --max_tokens fills rows by length"
+        )
     if config.rows_per_batch is not None:
+        if config.rows_per_batch < 1:
+            raise DataError(f"--rows_per_batch must be at least 1, got {config.rows_per_batch}")
         if config.max_tokens is None:
             raise UnsupportedModelError(
                 "--rows_per_batch fills rows of --max_tokens tokens; give --max_tokens too"
@@ -202,8 +228,6 @@ def load_datasets(
     if config.eval_data is not None:
         eval_set = _load(config.eval_data, config, collator, training)
     elif config.eval_split:
-        if not 0 < config.eval_split < 1:
-            raise DataError(f"--eval_split must be in [0, 1), got {config.eval_split}")
         eval_set, train_set = train_set.split(config.eval_split, _data_seed(training))
     return (
         _fit(train_set, "training", config, training),
@@ -273,22 +297,29 @@ def _load(
 
 
 def add_lora(model: PreTrainedModel, config: TrainConfig, checkpointing: bool) -> Any:
-    """The model with trainable LoRA adapters around frozen weights."""
+    """The model with trainable LoRA adapters around frozen weights.
+
+    Raises:
+        DataError: peft refuses a rank or a name of modules.
+    """
     from peft import LoraConfig, get_peft_model
 
     if checkpointing:
         model.enable_input_require_grads()
     targets = list(config.lora_target_modules)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=targets[0] if targets == ["all-linear"] else targets,
-            task_type="CAUSAL_LM",
-        ),
-    )
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=config.lora_r,
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules=targets[0] if targets == ["all-linear"] else targets,
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:  # a rank below 1, or modules that the model does not have
+        raise DataError(f"--lora options: {str(error).splitlines()[0]}") from error
 
 
 def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:

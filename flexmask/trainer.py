@@ -11,6 +11,8 @@ from transformers.trainer_utils import has_length
 from flexmask.checkpoints import ResumableTrainer
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.layout import IGNORE_INDEX
+from flexmask.loss import as_bits
+from flexmask.model.adapter import is_patched
 from flexmask.rows.sampler import TreeBatchSampler
 from flexmask.samples import Sample
 from flexmask.tree import build_tree
@@ -132,10 +134,16 @@ class TreeTrainer(ResumableTrainer):
         return self.accelerator.gather(mine).sum().item()
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        model: Any = self.model
+        if "subtree_end" in inputs and not is_patched(model):
+            raise UnsupportedModelError(
+                "the model is not patched, and would take a packed row for one sequence; "
+                "give TreeTrainer patch(model)"
+            )
         weights = inputs.get("loss_weights")
         if weights is not None and weights.dtype == torch.float32:
-            # The same 32 bits as integers, which FSDP and DeepSpeed pass on as they are.
-            inputs = {**inputs, "loss_weights": weights.view(torch.int32)}
+            # The same bits as integers, which FSDP and DeepSpeed pass on as they are.
+            inputs = {**inputs, "loss_weights": as_bits(weights)}
         return super()._prepare_inputs(inputs)
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:

@@ -100,10 +100,11 @@ class PrefixTree:
         listed = [tuple(turn) for turn in turns]
         history: int | None = None
         for index, turn in enumerate(listed):
-            if len(turn) != 3 or min(turn) < 0 or sum(turn) == 0:
+            is_whole = all(isinstance(length, (int, np.integer)) for length in turn)
+            if len(turn) != 3 or not is_whole or min(turn) < 0 or sum(turn) == 0:
                 raise MaskError(
-                    f"turn {index}: must be (context, reasoning, response) lengths of at least 0, "
-                    f"not all 0, got {turn}"
+                    f"turn {index}: must be (context, reasoning, response) lengths, integers of at "
+                    f"least 0, not all 0, got {turn}"
                 )
             context, reasoning, response = turn
             prompt = add(context, history, "context")
@@ -176,8 +177,10 @@ class PrefixTree:
 
 
 def _check_segment(index: int, segment: Segment) -> None:
-    if segment.length < 1:
-        raise MaskError(f"segment {index}: length must be at least 1, got {segment.length}")
+    if not isinstance(segment.length, (int, np.integer)) or segment.length < 1:
+        raise MaskError(
+            f"segment {index}: length must be an integer of at least 1, got {segment.length}"
+        )
     if segment.parent is not None and not 0 <= segment.parent < index:
         raise MaskError(
             f"segment {index}: parent must be in [0, {index}), got {segment.parent}; "

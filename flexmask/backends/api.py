@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from flexmask.backends.choice import choose_backend
@@ -156,7 +158,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Non
     _check_shape("v", v, "[B, H_kv, L, D_v]", [B, H_kv, L, v.shape[3]])
     if H % H_kv:
         raise MaskError(f"H must be a multiple of H_kv, got {H} query heads and {H_kv} key heads")
-    if not q.is_floating_point():
+    if q.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise MaskError(f"q must be fp64, fp32, bf16 or fp16, got {q.dtype}")
     if sinks is not None:
         _check_shape("sinks", sinks, "[H]", [H])
@@ -184,10 +186,9 @@ def _check_mask(q: Tensor, mask: TreeMask, *, needs_positions: bool) -> None:
 def _check_options(
     scale: float | None, softcap: float | None, window: int | None, chunk: int | None
 ) -> None:
-    if scale is not None and not scale > 0:
-        raise MaskError(f"scale must be above 0, got {scale}")
-    if softcap is not None and not softcap > 0:
-        raise MaskError(f"softcap must be above 0, got {softcap}; leave it out for none")
+    for name, factor in (("scale", scale), ("softcap", softcap)):
+        if factor is not None and not 0 < factor < inf:
+            raise MaskError(f"{name} must be above 0, got {factor}; leave it out for none")
     for name, positions in (("window", window), ("chunk", chunk)):
         if positions is not None and positions < 1:
             raise MaskError(f"{name} must be at least 1, got {positions}; leave it out for none")

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,7 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         metavar="N",
         help="run steps on the first N conversations beside the estimate; default: 4",
     )
-    add("--plot", metavar="FILE", help="draw turns and lengths as PNG")
+    add("--plot", metavar="FILE", help="draw turns and lengths, as PNG or SVG")
     add("--json", nargs="?", const="-", metavar="FILE", help="as JSON; without FILE, print it")
 
 
@@ -97,13 +96,13 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise DataError, before anything runs, for options that do not go together."""
+    from flexmask.figures import check_picture
     from flexmask.whole_file import check_target
 
-    for option, target in (("--json", options.json), ("--plot", options.plot)):
-        if target not in (None, "-"):
-            check_target(target, option)
-    if options.plot is not None and find_spec("matplotlib") is None:
-        raise DataError("--plot needs matplotlib; pip install 'flexmask[train]'")
+    if options.json not in (None, "-"):
+        check_target(options.json, "--json")
+    if options.plot is not None:
+        check_picture(options.plot, "--plot")
     if options.measure < 0:
         raise DataError(f"--measure must be at least 1, got {options.measure}")
     if options.measure and options.model is None:

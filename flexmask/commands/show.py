@@ -6,12 +6,9 @@ import argparse
 import os
 import shutil
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 from flexmask.errors import DataError
 
-_ENDINGS = (".png", ".svg")
 _PIPE_COLUMNS = 120  # where the output is not a terminal
 
 
@@ -74,20 +71,15 @@ def run_show(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise DataError, before anything runs, for options that cannot be used."""
-    from flexmask.whole_file import check_target
+    from flexmask.figures import check_picture
 
     if options.data is not None and options.tokenizer is None:
         raise DataError(
             f"{options.data}: needs the tokenizer that it is to be rendered with; "
             "name one with --tokenizer"
         )
-    if options.output is None:
-        return
-    if Path(options.output).suffix.lower() not in _ENDINGS:
-        raise DataError(f"{options.output}: must end in .png or .svg; --output names a picture")
-    check_target(options.output, "--output")
-    if find_spec("matplotlib") is None:
-        raise DataError("--output needs matplotlib; pip install 'flexmask[train]'")
+    if options.output is not None:
+        check_picture(options.output, "--output")
 
 
 def _print(text: str) -> None:

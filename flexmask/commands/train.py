@@ -71,6 +71,7 @@ def run_train(options: argparse.Namespace, others: Sequence[str]) -> int:
     """
     from flexmask.train import TrainConfig, train
 
+    _check_others(others)
     settings = {key: value for key, value in vars(options).items() if key != "command"}
     settings["rows_per_batch"] = _rows_per_batch(options, others)
     config = TrainConfig(**settings)
@@ -78,10 +79,21 @@ def run_train(options: argparse.Namespace, others: Sequence[str]) -> int:
     return 0
 
 
+def _names(others: Sequence[str]) -> set[str]:
+    """The options among the words of a command line, which `main` has --spelled_like_this."""
+    return {word.partition("=")[0] for word in others if word.startswith("--")}
+
+
+def _check_others(others: Sequence[str]) -> None:
+    """Raise FlexmaskError for options of the Trainer that have another name here."""
+    for theirs, ours in (("--output_dir", "--output"), ("--resume_from_checkpoint", "--resume")):
+        if theirs in _names(others):
+            raise FlexmaskError(f"{theirs} is {ours} here; use that, see `flexmask train --help`")
+
+
 def _rows_per_batch(options: argparse.Namespace, others: Sequence[str]) -> int | None:
     """Rows of a batch, or None where it is `--per_device_train_batch_size` conversations."""
-    names = {other.partition("=")[0].replace("-", "_") for other in others}
-    if "__per_device_train_batch_size" in names:
+    if "--per_device_train_batch_size" in _names(others):
         if options.rows_per_batch is not None:
             raise FlexmaskError(
                 "--rows_per_batch and --per_device_train_batch_size (conversations) both say what "

@@ -119,6 +119,11 @@ def disabled(model: nn.Module) -> Iterator[None]:
         state.is_disabled = before
 
 
+def is_patched(model: nn.Module) -> bool:
+    """Whether a model takes tree batches, or would if it were not `disabled`."""
+    return _state_of(model) is not None
+
+
 def _state_of(model: nn.Module) -> ModelPatch | None:
     return find_decoder(find_model(model)).__dict__.get(STATE)
 

@@ -19,7 +19,7 @@ from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.loss import TreeLoss
 from flexmask.mask import TreeMask
 from flexmask.model.mixers.forward import MixerForward
-from flexmask.model.structure import find_model
+from flexmask.model.structure import active_dropouts, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
 
 # Names of inputs that stand for something else than text, or tell where that is.
@@ -64,8 +64,14 @@ def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         _check_inputs(kwargs)
     for layer in patch.layers:
         layer.was_called = False
-    if kwargs.get("loss_weights") is not None and kwargs.get("labels") is None:
-        raise DataError("loss_weights need labels, or the model computes no loss to weight")
+        if module.training and not torch.compiler.is_compiling():
+            _check_noise(module)
+    for name in ("loss_weights", "shift_labels"):
+        if kwargs.get(name) is not None and kwargs.get("labels") is None:
+            raise DataError(
+                f"{name} need labels, or the model computes no loss; leave them out for a loss of "
+                "your own (a Trainer's label_smoothing_factor must be 0: it shifts labels again)"
+            )
     if patch.loss is not None:
         patch.loss.expect(is_tree_batch, kwargs)
 
@@ -173,6 +179,18 @@ def _check_inputs(kwargs: Mapping[str, Any]) -> None:
     for name, value in kwargs.items():
         if value is not None and _NOT_TEXT.search(name):
             raise DataError(f"a tree batch is of text only, got {name}; leave it out")
+
+
+def _check_noise(module: nn.Module) -> None:
+    """Raise if a part draws noise in training; it may have been turned on after `patch`."""
+    for name, p in active_dropouts(module):
+        raise UnsupportedModelError(f"dropout must be 0, got {p} in {name}; N-pass drops others")
+    for part in module.modules():
+        alpha = getattr(part, "neftune_noise_alpha", None)
+        if alpha:
+            raise UnsupportedModelError(
+                f"neftune_noise_alpha must be 0, got {alpha}; N-pass would draw other noise"
+            )
 
 
 def _check_length(position_ids: Tensor, max_length: int) -> None:

@@ -77,7 +77,10 @@ class ChatTemplate:
         remember: bool = False,
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
-            raise TemplateError("the tokenizer has no chat template; set tokenizer.chat_template")
+            raise TemplateError(
+                "the tokenizer has no chat template; set tokenizer.chat_template, or name a file "
+                "with --chat_template"
+            )
         self.tokenizer = tokenizer
         self.tools = tools or None
         self.settings = dict(settings or {})

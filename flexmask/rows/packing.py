@@ -62,8 +62,10 @@ class PackedRow:
         """The row that holds `trees` in the order given.
 
         Raises:
-            DataError: a tree without tokens.
+            DataError: no trees, or a tree without tokens.
         """
+        if not trees:
+            raise DataError("from_trees needs at least one tree, got none; use PackedRow.empty()")
         columns: list[tuple[np.ndarray, ...]] = []
         indices: list[np.ndarray] = []
         offset = 0
@@ -228,9 +230,15 @@ def stack_rows(
         Tensors [B, L]: `input_ids`, `position_ids`, `labels` and `shift_labels` (the same values),
         all int64, `subtree_end` int32, and `loss_weights` float32 unless each is 0 or 1. A padding
         token sees itself alone and trains nothing.
+
+    Raises:
+        DataError: no rows, or a multiple below 1.
     """
     import torch
 
+    if not rows:
+        raise DataError("stack_rows needs at least one row, got none")
+    check_multiple(pad_to_multiple_of)
     longest = max(1, *(len(row) for row in rows))
     length = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
 
@@ -254,6 +262,12 @@ def stack_rows(
     if not torch.equal(weights, (labels != IGNORE_INDEX).double()):
         batch["loss_weights"] = weights.float()
     return batch
+
+
+def check_multiple(pad_to_multiple_of: int) -> None:
+    """Raise DataError unless rows can be padded to a multiple of so many tokens."""
+    if pad_to_multiple_of < 1:
+        raise DataError(f"pad_to_multiple_of must be at least 1, got {pad_to_multiple_of}")
 
 
 def _columns(tree: PrefixTree, layout: Layout, offset: int) -> tuple[np.ndarray, ...]:
