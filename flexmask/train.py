@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from flexmask.backends.choice import choose_backend
 from flexmask.collator import TreeCollator
 from flexmask.dataset import TreeDataset, load_trees
 from flexmask.errors import DataError, FlexmaskError, UnsupportedModelError
@@ -86,6 +87,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
 
     checkpoint = check_output(config)
     check_training_arguments(training, config)
+    choose_backend(training.device, config.backend)
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template)
     collator = TreeCollator(
         tokenizer,
@@ -122,6 +124,8 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         raise
     except ValueError as error:  # options that the Trainer looks at together
         raise DataError(f"option of the Trainer: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise DataError(f"{config.output}: cannot be written: {error.strerror}") from None
     if config.resume and checkpoint is None and trainer.is_world_process_zero():
         print(f"{config.output}: holds no checkpoint yet, begins at step 0", file=sys.stderr)
     trainer.train(resume_from_checkpoint=checkpoint)

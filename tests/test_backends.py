@@ -163,8 +163,9 @@ def test_rejects_shapes_that_do_not_fit(changes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": 0.0}, "scale must be above 0, got 0.0"),
-        ({"softcap": 0.0}, "softcap must be above 0, got 0.0; leave it out for none"),
+        ({"scale": 0.0}, "scale must be above 0 and finite, got 0.0"),
+        ({"scale": float("inf")}, "scale must be above 0 and finite, got inf"),
+        ({"softcap": 0.0}, "softcap must be above 0 and finite, got 0.0; leave it out for none"),
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
     ],

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given
 from strategies import random_samples, sample_lists
 
-from flexmask import FlexmaskError, Sample, build_tree, logprobs, pack
+from flexmask import FlexmaskError, PackedRow, Sample, build_tree, logprobs, pack
 from flexmask.logprobs import score_tokens
 from flexmask.loss import (
     TreeLoss,
+    as_bits,
     target_logprobs,
     token_logprobs,
     token_logprobs_and_entropies,
@@ -83,6 +84,32 @@ def test_positions_without_a_target_get_no_gradient(logits):
 def test_rejects_weights_of_another_shape(logits):
     with pytest.raises(FlexmaskError, match=r"shape of shift_labels, \[2, 4\], got \[2, 3\]"):
         weighted_causal_loss(logits, LABELS, WEIGHTS[:, :3])
+
+
+def test_rejects_logits_of_other_positions_than_the_labels(logits):
+    with pytest.raises(FlexmaskError, match=r"must be \[B, L\] = \[2, 1\] like .* got \[2, 4\]"):
+        weighted_causal_loss(logits[:, -1:], LABELS)
+
+
+def test_integer_weights_count_as_what_they_are(logits):
+    def loss(weights):
+        return TreeLoss(lambda *_: None)(logits, LABELS, loss_weights=weights, shift_labels=LABELS)
+
+    weights = torch.tensor([[1, 0, 3, 2], [0, 2, 0, 0]])
+    for kind in (torch.int16, torch.int32, torch.int64):
+        assert torch.equal(loss(weights.to(kind)), loss(weights.double()))
+
+
+def test_bits_of_weights_give_the_loss_of_the_weights(logits):
+    def loss(weights):
+        return TreeLoss(lambda *_: None)(logits, LABELS, loss_weights=weights, shift_labels=LABELS)
+
+    assert torch.equal(loss(as_bits(WEIGHTS / 3)), loss(WEIGHTS / 3))
+
+
+def test_a_row_without_tokens_has_no_logprobs():
+    logprobs, entropies = token_logprobs_and_entropies(torch.zeros(0, 5), PackedRow.empty())
+    assert logprobs.shape == entropies.shape == (0,)
 
 
 def test_a_loss_without_weights_is_the_models_own(logits):

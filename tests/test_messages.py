@@ -217,6 +217,18 @@ BAD = {
         [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": {"a": ["\ud800"]}}]}],
         "message 1: tool call 0: arguments of 'f' holds half of a surrogate pair",
     ),
+    "surrogate-elsewhere": (
+        [{**USER, "name": "\ud800"}, ANSWER],
+        "message 0 holds half of a surrogate pair",
+    ),
+    "not-a-number": (
+        [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": '{"a": [NaN]}'}]}],
+        "arguments of 'f' must hold what JSON can write, got nan",
+    ),
+    "endless-number": (
+        [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "9" * 5000}]}],
+        "arguments of 'f' holds a number that is too long",
+    ),
     "train": ([USER, {**ANSWER, "train": "no"}], "message 1: train must be true or false, got 'no"),
     "weight": ([USER, {**ANSWER, "weight": 0.5}], "message 1: weight must be 0 or 1, got 0.5"),
     "tools": ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "tools must be a list or its JSON"),

@@ -95,6 +95,19 @@ def test_rejects_the_dropout_of_lora(model):
         patch(lora)
 
 
+def test_rejects_noise_that_is_turned_on_later(model, batch):
+    lora = get_peft_model(patch(model), LoraConfig(lora_dropout=0.1, target_modules=["q_proj"]))
+    lora.eval()(**batch)
+    with pytest.raises(FlexmaskError, match=r"dropout must be 0, got 0.1 in .*lora_dropout"):
+        lora.train()(**batch)
+
+
+def test_rejects_neftune(model, batch):
+    patch(model).train().get_input_embeddings().neftune_noise_alpha = 5  # as a Trainer sets it
+    with pytest.raises(FlexmaskError, match="neftune_noise_alpha must be 0, got 5"):
+        model(**batch)
+
+
 def test_rejects_prompt_learning(model):
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     with pytest.raises(FlexmaskError, match="PROMPT_TUNING puts virtual tokens before the row"):
@@ -146,6 +159,7 @@ def test_what_that_refuses_would_not_be_exact(family, rope, monkeypatch):
         ({"output_attentions": True}, "has no attention weights"),
         ({"shift_labels": None}, "needs shift_labels"),
         ({"labels": None, "loss_weights": torch.ones(1, 54)}, "loss_weights need labels"),
+        ({"labels": None}, "shift_labels need labels.*label_smoothing_factor must be 0"),
         ({"loss_weights": torch.ones(1, 53)}, "loss_weights must have the shape of shift_labels"),
     ],
 )

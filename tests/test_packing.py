@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from flexmask import FlexmaskError, PrefixTree, Sample, TreeCollator, build_tree, pack
 from flexmask.data_files import read_conversations
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.rows.packing import stack_rows
+from flexmask.rows.packing import PackedRow, stack_rows
 from flexmask.weighting import weigh_samples
 
 IGNORE = -100
@@ -140,6 +140,20 @@ def test_splitting_can_be_refused():
 def test_rejects_what_cannot_be_packed(arguments, message):
     with pytest.raises(FlexmaskError, match=message):
         pack(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: PackedRow.from_trees([]), "at least one tree, got none"),
+        (lambda: stack_rows([]), "at least one row, got none"),
+        (lambda: TreeCollator(pad_to_multiple_of=0), "pad_to_multiple_of must be at least 1"),
+        (lambda: TreeCollator()(random_samples(0)), "type Sample is neither .* nor a list of"),
+    ],
+)
+def test_rejects_what_cannot_be_a_batch(call, message):
+    with pytest.raises(FlexmaskError, match=message):
+        call()
 
 
 def test_rejects_an_unknown_policy():

@@ -427,6 +427,7 @@ def test_bad_lines_are_skipped_on_request_and_listed(data, tmp_path, capsys):
         (("--measure",), "name one with --model"),
         (("--model", "no/such/place"), "no/such/place: cannot be loaded as a model config"),
         (("--plot", "no/such/place/plan.png"), "no such folder"),
+        (("--plot", "plan.pdf"), "plan.pdf: must end in .png or .svg"),
         (("--json", "."), "is a folder"),
     ],
 )

@@ -39,6 +39,7 @@ def test_first_token_is_never_a_target():
         ([[1]], [1], r"one-dimensional, got shape \(1, 1\)"),
         ([1.5], [1], "input_ids must be integers, got float64"),
         ([-1], [1], "at least 0, got -1"),
+        (np.array([2**63], np.uint64), [1], "int64 of at least 0, got 9223372036854775808"),
         ([1, 2], [0, -1], r"finite and at least 0, got -1\.0"),
         ([1, 2], [0, float("nan")], "finite and at least 0, got nan"),
     ],

@@ -187,9 +187,20 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         ),
         (("--max_tokens", 9, "--dataloader_drop_last"), "--dataloader_drop_last must be False"),
         (("--max_tokens", 9000, "--rows_per_batch", 0), "rows_per_batch must be at least 1, got 0"),
+        (("--output_dir", "other"), "--output_dir is --output here"),
+        (("--resume-from-checkpoint=other",), "--resume_from_checkpoint is --resume here"),
+        (("--eval_split", 1), "--eval_split must be in [0, 1), got 1.0"),
+        (("--eval_split", 0.5, "--eval_data", "other"), "leave out one"),
+        (("--learning_rate", "nan"), "--learning_rate must be at least 0, got nan"),
+        (("--neftune_noise_alpha", 5), "--neftune_noise_alpha must be 0, got 5.0"),
+        (("--train_sampling_strategy", "group_by_length"), "group_by_length cannot see"),
+        (("--backend", "triton"), "backend 'triton' needs CUDA tensors, got cpu"),
+        (("--eval_strategy", "steps"), "option of the Trainer: You have set `args.eval_strategy`"),
+        (("--use_peft", "--lora_r", 0), "--lora options: `r` should be a positive"),
+        (("--chat_template", sys.executable), "cannot be read: 'utf-8' codec"),
     ],
 )
-def test_options_of_a_budget_that_do_not_go_together(
+def test_options_that_cannot_be_used_are_one_line_and_write_nothing(
     model_dir, data, tmp_path, capsys, options, message
 ):
     output = tmp_path / "out"
@@ -197,6 +208,13 @@ def test_options_of_a_budget_that_do_not_go_together(
     assert run("train", *names, *options) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_damaged_weights_are_one_line(model_dir, data, tmp_path, capsys):
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"cut short")
+    assert run("train", "--model", model, "--data", data, "--output", tmp_path / "out") == 2
+    assert f"{model}: cannot be loaded as a model" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -275,6 +275,17 @@ def test_columns_are_left_for_the_collator(tmp_path):
     assert trainer.train().global_step == 3
 
 
+def test_a_model_that_is_not_patched_is_refused(tmp_path):
+    trainer = TreeTrainer(
+        model=tiny_model("llama"),
+        args=arguments(tmp_path),
+        train_dataset=CONVERSATIONS,
+        data_collator=TreeCollator(),
+    )
+    with pytest.raises(FlexmaskError, match="the model is not patched"):
+        trainer.train()
+
+
 def test_loss_weights_rounded_on_the_way_are_refused():
     batch = TreeCollator()(trees("turn"))
     model = patch(tiny_model("llama"))

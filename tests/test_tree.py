@@ -125,6 +125,7 @@ def test_turns_hold_responses_twice_except_the_last_and_those_without_reasoning(
     [
         ([], "needs at least one segment"),
         ([Segment(0)], r"segment 0: length must be an integer of at least 1, got 0"),
+        ([Segment(1.5)], r"segment 0: length must be an integer of at least 1, got 1.5"),
         ([Segment(1), Segment(1, 7)], r"segment 1: parent must be in \[0, 1\), got 7"),
         ([Segment(1, 0)], r"segment 0: parent must be in \[0, 0\), got 0"),
     ],
@@ -134,7 +135,7 @@ def test_rejects_segments_that_are_no_tree(segments, message):
         PrefixTree.from_segments(segments)
 
 
-@pytest.mark.parametrize("turn", [(0, 0, 0), (-1, 2, 3), (1, 2)])
+@pytest.mark.parametrize("turn", [(0, 0, 0), (-1, 2, 3), (1, 2), (1, 2.5, 3)])
 def test_rejects_a_turn_without_tokens(turn):
     with pytest.raises(FlexmaskError, match="turn 1: must be"):
         PrefixTree.from_turns([(1, 1, 1), turn])

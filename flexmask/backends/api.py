@@ -188,7 +188,9 @@ def _check_options(
 ) -> None:
     for name, factor in (("scale", scale), ("softcap", softcap)):
         if factor is not None and not 0 < factor < inf:
-            raise MaskError(f"{name} must be above 0, got {factor}; leave it out for none")
+            raise MaskError(
+                f"{name} must be above 0 and finite, got {factor}; leave it out for none"
+            )
     for name, positions in (("window", window), ("chunk", chunk)):
         if positions is not None and positions < 1:
             raise MaskError(f"{name} must be at least 1, got {positions}; leave it out for none")
