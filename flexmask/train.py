@@ -100,6 +100,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         print(collator.rendered_plainly, file=sys.stderr)
     transformers.set_seed(training.seed)
     model = load_model(config)
+    check_token_ids(model, tokenizer, [train_set] if eval_set is None else [train_set, eval_set])
     sampler = make_batch_sampler(config, training, train_set, model)
 
     from flexmask.checkpoints import disk_errors
@@ -218,6 +219,24 @@ def load_model(config: TrainConfig) -> PreTrainedModel:
         settings = load_pretrained(AutoConfig.from_pretrained, config.model, "model config")
         return random_model(settings)
     return load_weights(config.model, config.dtype)
+
+
+def check_token_ids(model: PreTrainedModel, tokenizer: Any, datasets: Sequence[Any]) -> None:
+    """Raise DataError if a tree holds a token that the model has no embedding for.
+
+    Trees are looked at only where the tokenizer knows such tokens.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    size = embeddings.weight.shape[0]
+    if max(tokenizer.get_vocab().values()) < size:
+        return
+    for dataset in datasets:
+        highest = max(int(dataset[index].input_ids.max()) for index in range(len(dataset)))
+        if highest >= size:
+            raise DataError(
+                f"token id {highest} must be below the model's vocab_size of {size}; "
+                "the tokenizer belongs to another model"
+            )
 
 
 def load_datasets(

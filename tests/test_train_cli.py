@@ -210,6 +210,16 @@ def test_options_that_cannot_be_used_are_one_line_and_write_nothing(
     assert not output.exists()
 
 
+def test_a_tokenizer_of_another_model_is_one_line(model_dir, data, tmp_path, capsys):
+    config = json.loads((model_dir / "config.json").read_text())
+    small = config | {"vocab_size": 1500, "pad_token_id": 0}
+    (tmp_path / "config.json").write_text(json.dumps(small))
+    names = ("--model", tmp_path, "--tokenizer", model_dir, "--data", data, "--from_config")
+    assert run("train", *names, "--output", tmp_path / "out", "--use_cpu") == 2
+    assert "must be below the model's vocab_size of 1500" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_damaged_weights_are_one_line(model_dir, data, tmp_path, capsys):
     model = shutil.copytree(model_dir, tmp_path / "model")
     (model / "model.safetensors").write_bytes(b"cut short")
