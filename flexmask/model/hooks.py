@@ -64,8 +64,8 @@ def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         _check_inputs(kwargs)
     for layer in patch.layers:
         layer.was_called = False
-        if module.training and not torch.compiler.is_compiling():
-            _check_noise(module)
+    if is_tree_batch and module.training and not torch.compiler.is_compiling():
+        _check_noise(module)
     for name in ("loss_weights", "shift_labels"):
         if kwargs.get(name) is not None and kwargs.get("labels") is None:
             raise DataError(
