@@ -328,9 +328,14 @@ def test_bad_line_stops_the_run_or_is_listed(data, tokenizer, tmp_path):
     path.write_text("".join([*LINES[:9], BAD, "\n", '{"messages": [\n', *LINES[9:12]]))
     with pytest.raises(DataError, match=r"data.jsonl:10: no assistant message"):
         prepare([path], tmp_path / "out", tokenizer, shard_lines=4, num_proc=2)
-    with pytest.raises(DataError, match=r"out: was begun with on_bad_line 'error', not 'skip'"):
-        prepare([path], tmp_path / "out", tokenizer, shard_lines=4, on_bad_line="skip")
-    manifest = prepare([path], tmp_path / "new", tokenizer, shard_lines=4, on_bad_line="skip")
+    made = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("shard-*")}
+    assert made
+    manifest = prepare([path], tmp_path / "out", tokenizer, shard_lines=4, on_bad_line="skip")
+    assert all((tmp_path / "out" / name).read_bytes() == old for name, old in made.items())
+    with pytest.raises(DataError, match=r"out: was begun with on_bad_line 'skip', not 'error'"):
+        prepare([path], tmp_path / "out", tokenizer, shard_lines=4)
+    prepare([path], tmp_path / "new", tokenizer, shard_lines=4, on_bad_line="skip")
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
     listed = [json.loads(s) for s in (tmp_path / "new" / "left_out.jsonl").open()]
     assert [bad["where"] for bad in listed] == [f"{path}:10", f"{path}:12"]
     assert (manifest["bad_lines"], manifest["conversations"]) == (2, 12)
@@ -339,6 +344,17 @@ def test_bad_line_stops_the_run_or_is_listed(data, tokenizer, tmp_path):
     assert dataset.place(9) == f"{path}:13"
     assert "12 conversations" in dataset.summary()
     assert "2 bad lines skipped" in dataset.summary()
+
+
+def test_a_run_that_made_nothing_yet_may_begin_with_other_settings(data, tokenizer, tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(BAD)
+    with pytest.raises(DataError, match="no assistant message"):
+        prepare([path], tmp_path / "out", tokenizer)
+    prepare([data], tmp_path / "out", tokenizer, weighting="turn", shard_lines=8)
+    (tmp_path / "out" / "settings.json").write_text("{")
+    with pytest.raises(DataError, match=r"settings\.json: cannot be read: .*; use another"):
+        prepare([data], tmp_path / "out", tokenizer, weighting="turn", shard_lines=8)
 
 
 def test_rejects_data_without_a_conversation(tokenizer, tmp_path):

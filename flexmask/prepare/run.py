@@ -121,25 +121,36 @@ def _fill(
 
 
 def _enter(folder: Path, settings: dict[str, Any]) -> None:
-    """Take possession of an empty folder, or find in it a run of the same settings."""
+    """Take possession of an empty folder, or find in it a run of the same settings.
+
+    Without a finished shard all settings may change; with some, bad lines may be skipped now that
+    were an error before: these shards hold none.
+    """
     path = folder / SETTINGS
-    if path.exists():
-        begun = json.loads(path.read_text("utf-8"))
+    begun = _read_settings(path) if path.exists() else {}
+    if path.exists() and any(folder.glob(_OWN)):
         for name, value in settings.items():
-            if begun.get(name) != value:
+            if begun.get(name) != value and (name, value) != ("on_bad_line", "skip"):
                 raise DataError(
                     f"{folder}: was begun with {name} {begun.get(name)!r}, not {value!r}; "
                     "run the command that began it, or use another --output"
                 )
-    elif any(entry.name != LOCK for entry in folder.iterdir()):
+    elif not path.exists() and any(entry.name != LOCK for entry in folder.iterdir()):
         raise DataError(f"{folder}: holds other files; name a new folder for --output")
     try:
         for half in folder.glob("*.partial"):
             half.unlink()
-        if not path.exists():
+        if begun != settings:
             write_json(settings, path)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; use another --output") from None
 
 
 def _finished(path: Path) -> Shard | None:
