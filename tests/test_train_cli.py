@@ -195,6 +195,7 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--neftune_noise_alpha", 5), "--neftune_noise_alpha must be 0, got 5.0"),
         (("--train_sampling_strategy", "group_by_length"), "group_by_length cannot see"),
         (("--backend", "triton"), "backend 'triton' needs CUDA tensors, got cpu"),
+        (("--backend", "flex"), "--backend flex has no backward pass on the CPU"),
         (("--eval_strategy", "steps"), "option of the Trainer: You have set `args.eval_strategy`"),
         (("--use_peft", "--lora_r", 0), "--lora options: `r` should be a positive"),
         (("--chat_template", sys.executable), "cannot be read: 'utf-8' codec"),

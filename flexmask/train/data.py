@@ -1,0 +1,99 @@
+"""The data of a training run: read, held to the budget, and dealt out in batches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from flexmask.collator import TreeCollator
+from flexmask.dataset import TreeDataset, load_trees
+from flexmask.prepared import PreparedDataset, is_prepared, open_prepared
+from flexmask.rows.fitting import FittedTrees
+from flexmask.rows.sampler import TreeBatchSampler
+from flexmask.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
+
+Trees = TreeDataset | PreparedDataset
+
+
+def load_datasets(
+    config: TrainConfig, collator: TreeCollator, training: TrainingArguments
+) -> tuple[Trees | FittedTrees, Trees | FittedTrees | None]:
+    """The training set and, where asked for, the evaluation set; says what each holds.
+
+    With a budget, all of their trees meet it.
+    """
+    train_set = _load(config.data, config, collator, training)
+    eval_set = None
+    if config.eval_data is not None:
+        eval_set = _load(config.eval_data, config, collator, training)
+    elif config.eval_split:
+        eval_set, train_set = train_set.split(config.eval_split, _data_seed(training))
+    return (
+        _fit(train_set, "training", config, training),
+        eval_set and _fit(eval_set, "evaluation", config, training),
+    )
+
+
+def make_batch_sampler(
+    config: TrainConfig, training: TrainingArguments, train_set: Any, model: PreTrainedModel
+) -> TreeBatchSampler | None:
+    """The sampler that fills rows by the model's cost, or None for batches of conversations."""
+    if config.rows_per_batch is None or config.max_tokens is None:
+        return None
+    from flexmask.plan.cost import CostModel
+
+    sampler = TreeBatchSampler(
+        train_set,
+        max_tokens=config.max_tokens,
+        rows_per_batch=config.rows_per_batch,
+        num_processes=training.world_size,
+        pairs_per_token=CostModel.of(model).pairs_per_token,
+        seed=_data_seed(training),
+    )
+    if training.process_index == 0:
+        print(f"batches: {sampler.plan()}", file=sys.stderr)
+    return sampler
+
+
+def _data_seed(training: TrainingArguments) -> int:
+    return training.seed if training.data_seed is None else training.data_seed
+
+
+def _fit(
+    dataset: Trees, name: str, config: TrainConfig, training: TrainingArguments
+) -> Trees | FittedTrees:
+    """The dataset with nothing larger than the budget; says what was cut and what was dropped."""
+    if config.max_tokens is None:
+        return dataset
+    fitted = FittedTrees(dataset, config.max_tokens, on_overflow=config.on_overflow)
+    if training.process_index == 0 and fitted.split.trees:
+        print(f"{name}, over {config.max_tokens:,} tokens: {fitted.split}", file=sys.stderr)
+        for where, key in fitted.dropped:
+            print(f"  dropped {where}, message {key}: longer than max_tokens", file=sys.stderr)
+    return fitted
+
+
+def _load(
+    path: str, config: TrainConfig, collator: TreeCollator, training: TrainingArguments
+) -> Trees:
+    from tqdm import tqdm
+
+    is_main = training.process_index == 0
+
+    def progress(items: Iterable[Any]) -> Iterable[Any]:
+        return tqdm(items, desc=f"reading {path}", unit=" conversations", disable=not is_main)
+
+    dataset: Trees
+    if is_prepared(path):
+        dataset = open_prepared(path, collator.tokenizer, weighting=config.weighting)
+    else:
+        dataset = load_trees(path, collator, on_bad_line=config.on_bad_line, progress=progress)
+    if is_main:
+        print(f"{path}: {dataset.summary()}", file=sys.stderr)
+        for bad in dataset.bad_lines:
+            print(f"  skipped line {bad.line}: {bad.reason}", file=sys.stderr)
+    return dataset

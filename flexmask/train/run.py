@@ -1,0 +1,152 @@
+"""One training run: what is refused first, then data, model, training, and what is left of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexmask.collator import TreeCollator
+from flexmask.errors import DataError, FlexmaskError
+from flexmask.loading import load_pretrained, load_tokenizer, load_weights, random_model
+from flexmask.train.checks import (
+    check_backend,
+    check_output,
+    check_token_ids,
+    check_training_arguments,
+)
+from flexmask.train.config import TrainConfig
+from flexmask.train.data import load_datasets, make_batch_sampler
+from flexmask.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, TrainingArguments
+
+
+def train(config: TrainConfig, training: TrainingArguments) -> None:
+    """Run the training that `config` and `training` describe, and save the model.
+
+    Writes to `config.output` the model (safetensors), its tokenizer, checkpoints, `loss.png`, and
+    `trainer_state.json` with the loss log; nothing before data and model have been accepted.
+
+    Raises:
+        FlexmaskError: an input that cannot be used; the message says where and what to do.
+    """
+    import transformers
+
+    checkpoint = check_output(config)
+    check_training_arguments(training, config)
+    check_backend(training, config)
+    tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template)
+    collator = TreeCollator(
+        tokenizer,
+        max_tokens=config.max_tokens,
+        on_overflow=config.on_overflow,
+        weighting=config.weighting,
+    )
+    train_set, eval_set = load_datasets(config, collator, training)
+    if training.process_index == 0 and collator.rendered_plainly.conversations:
+        print(collator.rendered_plainly, file=sys.stderr)
+    transformers.set_seed(training.seed)
+    model = load_model(config)
+    check_token_ids(model, tokenizer, [train_set] if eval_set is None else [train_set, eval_set])
+    sampler = make_batch_sampler(config, training, train_set, model)
+
+    from flexmask.checkpoints import disk_errors
+    from flexmask.model import patch
+    from flexmask.trainer import TreeTrainer
+
+    if config.use_peft:
+        model = add_lora(model, config, bool(training.gradient_checkpointing))
+    patch(model, backend=config.backend)
+    freeze_unreached(model, training)
+    try:
+        trainer = TreeTrainer(
+            model=model,
+            args=training,
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            data_collator=collator,
+            processing_class=tokenizer,
+            batch_sampler=sampler,
+        )
+    except FlexmaskError:
+        raise
+    except ValueError as error:  # options that the Trainer looks at together
+        raise DataError(f"option of the Trainer: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise DataError(f"{config.output}: cannot be written: {error.strerror}") from None
+    if config.resume and checkpoint is None and trainer.is_world_process_zero():
+        print(f"{config.output}: holds no checkpoint yet, begins at step 0", file=sys.stderr)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if eval_set is not None:
+        trainer.log(trainer.evaluate())
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        output = Path(config.output)
+        with disk_errors(output):
+            with whole_file(output / "trainer_state.json") as partial:
+                trainer.state.save_to_json(str(partial))
+            draw_training(trainer.state.log_history, output / "loss.png")
+
+
+def load_model(config: TrainConfig) -> PreTrainedModel:
+    """The model to train, with weights from disk or, with `from_config`, drawn at random."""
+    from transformers import AutoConfig
+
+    if config.from_config:
+        settings = load_pretrained(AutoConfig.from_pretrained, config.model, "model config")
+        return random_model(settings)
+    return load_weights(config.model, config.dtype)
+
+
+def add_lora(model: PreTrainedModel, config: TrainConfig, checkpointing: bool) -> Any:
+    """The model with trainable LoRA adapters around frozen weights.
+
+    Raises:
+        DataError: peft refuses a rank or a name of modules.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if checkpointing:
+        model.enable_input_require_grads()
+    targets = list(config.lora_target_modules)
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=config.lora_r,
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules=targets[0] if targets == ["all-linear"] else targets,
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:  # a rank below 1, or modules that the model does not have
+        raise DataError(f"--lora options: {str(error).splitlines()[0]}") from error
+
+
+def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:
+    """Train what text reaches of a patched model for images too, and say so."""
+    from flexmask.model.structure import find_model, unreached_parameters
+
+    unreached = [w for w in unreached_parameters(find_model(model)) if w.requires_grad]
+    for weight in unreached:
+        weight.requires_grad_(False)
+    if unreached and training.process_index == 0:
+        count = sum(weight.numel() for weight in unreached)
+        print(f"frozen: {count:,} parameters that text does not reach", file=sys.stderr)
+
+
+def draw_training(log: list[dict[str, float]], path: Path) -> None:
+    """Write the loss curves of a Trainer's log as PNG."""
+    from flexmask.figures import draw_losses
+
+    curves = {}
+    for name in ("loss", "eval_loss"):
+        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+        if points:
+            steps, losses = zip(*points, strict=True)
+            curves["training" if name == "loss" else "evaluation"] = (steps, losses)
+    draw_losses(curves, path)
