@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_cases import tiny_model
 from strategies import random_samples
-from transformers import AutoTokenizer, LlamaConfig
+from transformers import LlamaConfig
 
 from flexmask import Sample, build_tree, compile_mask, pack, patch, render_samples
 from flexmask.cli import main
@@ -35,11 +35,6 @@ from flexmask.plan.work import Work, npass_work, single_pass_work
 from flexmask.tree import PrefixTree
 
 NUM_CONVERSATIONS = 20
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(TOKENIZER_PATH)
 
 
 @pytest.fixture(scope="module")

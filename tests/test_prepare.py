@@ -36,11 +36,6 @@ BAD = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(TOKENIZER_PATH)
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "conversations.jsonl"
     path.write_text("".join(LINES))
@@ -355,6 +350,16 @@ def test_a_run_that_made_nothing_yet_may_begin_with_other_settings(data, tokeniz
     (tmp_path / "out" / "settings.json").write_text("{")
     with pytest.raises(DataError, match=r"settings\.json: cannot be read: .*; use another"):
         prepare([data], tmp_path / "out", tokenizer, weighting="turn", shard_lines=8)
+
+
+def test_a_finished_folder_may_be_finished_again_for_skipping_bad_lines(
+    whole, data, tokenizer, tmp_path
+):
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    prepare([data], folder, tokenizer, shard_lines=8, on_bad_line="skip")
+    prepare([data], tmp_path / "new", tokenizer, shard_lines=8, on_bad_line="skip")
+    assert contents(folder) == contents(tmp_path / "new")
 
 
 def test_rejects_data_without_a_conversation(tokenizer, tmp_path):

@@ -14,7 +14,6 @@ from chat_tokenizer import chat_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import sample_lists, segment_trees
-from transformers import AutoTokenizer
 
 from benchmarks.layout import segment_orders
 from flexmask import PrefixTree, build_tree, compile_mask, render_samples
@@ -50,11 +49,6 @@ packed  position   trained
  14:26     14:26   0 of 12  ●   context   \\n<|im_start|>user\\n+1?<|im_end|>\\n<|…
  26:28     26:28    2 of 2  ●   response  5<|im_end|>
 """
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(TOKENIZER_PATH)
 
 
 @pytest.fixture

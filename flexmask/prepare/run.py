@@ -127,20 +127,22 @@ def _enter(folder: Path, settings: dict[str, Any]) -> None:
     were an error before: these shards hold none.
     """
     path = folder / SETTINGS
-    begun = _read_settings(path) if path.exists() else {}
-    if path.exists() and any(folder.glob(_OWN)):
+    begun = _read_settings(path) if path.exists() else None
+    if begun is None:
+        if any(entry.name != LOCK for entry in folder.iterdir()):
+            raise DataError(f"{folder}: holds other files; name a new folder for --output")
+    elif any(folder.glob(_OWN)):
         for name, value in settings.items():
             if begun.get(name) != value and (name, value) != ("on_bad_line", "skip"):
                 raise DataError(
                     f"{folder}: was begun with {name} {begun.get(name)!r}, not {value!r}; "
                     "run the command that began it, or use another --output"
                 )
-    elif not path.exists() and any(entry.name != LOCK for entry in folder.iterdir()):
-        raise DataError(f"{folder}: holds other files; name a new folder for --output")
     try:
         for half in folder.glob("*.partial"):
             half.unlink()
         if begun != settings:
+            (folder / MANIFEST).unlink(missing_ok=True)  # it names the settings too
             write_json(settings, path)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
