@@ -1,8 +1,10 @@
 """Every kernel compiled for chips that are not there: registers, spills, shared memory, wgmma."""
 
+import gc
 import os
 import re
 import threading
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -133,6 +135,28 @@ def test_a_first_call_compiles_few_kernels(has_floor):
     assert set(found[4:]) == {"delta", *planning, *ATTENTION} - {"forward"}
 
 
+@contextmanager
+def empty_caches(folder, listener):
+    """Nothing is compiled yet, `listener` hears what is, and the garbage collector pauses.
+
+    The pause keeps old Pythons from failing to parse in a thread (see `launches.compile_new`).
+    """
+    with pytest.MonkeyPatch.context() as patch, absent_gpu(90):
+        patch.setattr(triton.knobs.cache, "dir", str(folder))
+        patch.setattr(triton.knobs.compilation, "listener", listener)
+        patch.setattr(queues, "_compiled", set())
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.enable()
+
+
+def deterministic_backward(mask, width):
+    inputs, lse2 = zero_inputs(mask, width), torch.zeros(1, 8, mask.shape[1])
+    launch.backward(inputs.q, inputs, inputs.q, lse2, launch.Options(0.1), deterministic=True)
+
+
 @pytest.fixture(scope="module")
 def compiled_by_pass(tmp_path_factory):
     """(kernel, thread) of all that two deterministic passes compile, of different lengths.
@@ -150,15 +174,10 @@ def compiled_by_pass(tmp_path_factory):
     longer = compile_mask(PrefixTree.from_turns([(71, 101, 83)] * 3))
     with_tma = default_config("backward_keys", 90, 16, 2)._replace(use_tma=True)
     forced = forced_configs({"backward_keys": with_tma})
-    with pytest.MonkeyPatch.context() as patch, absent_gpu(90), forced:
-        patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
-        patch.setattr(triton.knobs.compilation, "listener", listen)
-        patch.setattr(queues, "_compiled", set())
+    with empty_caches(tmp_path_factory.mktemp("triton"), listen), forced:
         for mask in (MASK, longer):
             found.append([])
-            inputs, lse2 = zero_inputs(mask, 16), torch.zeros(1, 8, mask.shape[1])
-            options = launch.Options(0.1)
-            launch.backward(inputs.q, inputs, inputs.q, lse2, options, deterministic=True)
+            deterministic_backward(mask, 16)
     return found
 
 
@@ -170,6 +189,21 @@ def test_a_first_pass_compiles_its_kernels_side_by_side(compiled_by_pass):
 
 def test_a_new_length_compiles_nothing(compiled_by_pass):
     assert compiled_by_pass[1] == []
+
+
+def test_what_fails_to_compile_in_a_thread_is_compiled_by_its_launch(tmp_path):
+    failed, compiled = set(), set()
+
+    def listen(*, src, **_):
+        if threading.current_thread() is not threading.main_thread():
+            failed.add(src.name)
+            raise SystemError("AST constructor recursion depth mismatch")
+        compiled.add(src.name)
+
+    with empty_caches(tmp_path, listen):
+        deterministic_backward(MASK, 32)
+    assert {"backward_queries_kernel", "backward_keys_kernel", "delta_kernel"} <= failed
+    assert failed == compiled
 
 
 def table_lines():

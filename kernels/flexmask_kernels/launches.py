@@ -48,14 +48,19 @@ def compile_new(launches: Sequence[Launch]) -> None:
     """Compile side by side what these launches need and this process has not seen yet.
 
     What is not noticed as new here, such as a stride that is no multiple of 16, Triton compiles
-    when it is launched. The interpreter compiles nothing.
+    when it is launched, and so it does what failed here: a real error comes again there. (Python
+    before 3.11.8 and 3.12.2 may fail to parse in two threads when the garbage collector runs,
+    cpython issue 106905.) The interpreter compiles nothing.
     """
     found = {
         _code_of(launch): launch for launch in launches if isinstance(launch.kernel, JITFunction)
     }
     new = found.keys() - _compiled
     if len(new) > 1:
-        with ThreadPoolExecutor(len(new)) as threads, triton.AsyncCompileMode(threads):
+        with (
+            ThreadPoolExecutor(len(new)) as threads,
+            triton.AsyncCompileMode(threads, ignore_errors=True),
+        ):
             # the attention kernels come last in a pass and take longest: they start first
             for code, launch in reversed(found.items()):
                 if code in new:
