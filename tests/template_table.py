@@ -38,9 +38,9 @@ turns.
 The columns are the features of the conversation: a system message, thinking, tool calls. A row with
 a setting passes it in `chat_template_kwargs`, and is there only where that changes something.
 
-The end of a turn that is not trained: GLM-4 marks it with the role of the next turn, which its
-template writes as part of the next message. flexmask trains what the template writes for the
-message itself, so the model's habit of stopping is left as it is.
+GLM-4 ends its turn with the role of the next one, `<|user|>` after an answer, `<|observation|>`
+after a tool call, and its template writes that as part of the next message. flexmask looks it up
+there and trains it as the stop token, after the last message too.
 
 """
 _SPLIT = re.compile(r": the prompt has .*?; ")

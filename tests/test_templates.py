@@ -1,5 +1,6 @@
 """Every chat template that TRL ships, rendered by flexmask and by hand."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -11,20 +12,20 @@ from template_table import PATH, TRL, outcome, settings_of, template_table
 from flexmask.data_files import read_conversations
 from flexmask.errors import FlexmaskError, TemplateError
 from flexmask.messages import Conversation
-from flexmask.rendering.templates import ChatTemplate
+from flexmask.rendering.templates import ChatTemplate, _announce
 from flexmask.samples import Sample, render_samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")  # announcements
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "reason_tool_use.jsonl"
-# What ends generation, from the models' own generation settings; None: the next role tag does.
+# What ends generation, from the models' own generation settings.
 STOPS = {
     "cohere": ["<|END_OF_TURN_TOKEN|>"],
     "deepseek": ["<\uff5cend\u2581of\u2581sentence\uff5c>"],
     "diffusion_gemma": ["<turn|>", "<|tool_response>"],
     "gemma4": ["<turn|>", "<|tool_response>"],
     "gemma": ["<end_of_turn>"],
-    "glm4moe": [],
+    "glm4moe": [],  # the next turn's role does, as in NEXT_ROLES
     "gptoss": ["<|return|>", "<|call|>"],
     "llama3": ["<|eot_id|>"],
     "muse": ["<|eot|>"],
@@ -33,6 +34,7 @@ STOPS = {
     "nemotron": ["<|im_end|>"],
     "qwen": ["<|im_end|>"],
 }
+NEXT_ROLES = {"glm4moe": {"answer": "<|user|>", "call": "<|observation|>"}}
 RUNS = [
     pytest.param(name, case, settings, id="-".join([name, case, *map(str, settings.values())]))
     for name in template_files()
@@ -47,7 +49,9 @@ REASONS = (
 )
 
 
-def until_stop(name: str, text: str) -> str:
+def until_stop(name: str, text: str, message: dict) -> str:
+    if name in NEXT_ROLES:
+        return text + NEXT_ROLES[name]["call" if "tool_calls" in message else "answer"]
     stops = next(stops for start, stops in STOPS.items() if name.startswith(start))
     ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
     return text[: min(ends)] if ends else text
@@ -72,7 +76,7 @@ def test_samples_equal_hand_rendered_turns_or_are_refused_with_the_reason(name, 
         assert context.tolist() == tokenizer.encode(prompt, add_special_tokens=False)
         written = tokenizer.decode(completion)
         if full.startswith(prompt):
-            rest = until_stop(name, full[len(prompt) :])
+            rest = until_stop(name, full[len(prompt) :], message)
             assert completion.tolist() == tokenizer.encode(rest, add_special_tokens=False)
         else:
             assert result.verdict == "composed" or name == "gptoss"
@@ -126,6 +130,40 @@ def test_phi3_ends_a_turn_at_its_own_token_and_not_at_the_end_of_text():
 
 def test_cohere2_ends_a_turn_after_both_of_its_tokens():
     assert rendered("cohere2", "plain")[1] == "It is 4.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"
+
+
+def test_glm_ends_a_turn_with_the_role_of_the_next_one():
+    assert rendered("glm4moe", "plain")[1] == "\n<think></think>\nIt is 4.<|user|>"
+    assert rendered("glm4moe", "plain", 1)[1] == "\n<think></think>\nThat makes 5.<|user|>"
+    assert rendered("glm4moe", "tools")[1].endswith("</tool_call><|observation|>")
+
+
+def test_the_role_of_the_next_turn_inside_the_text_is_refused():
+    messages, _ = chat_case("plain")
+    messages[1]["content"] += "<|user|>"
+    with pytest.raises(
+        TemplateError, match=r"message 1: the text holds the stop token '<\|user\|>"
+    ):
+        render_samples(messages, chat_tokenizer("glm4moe"))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ m.role + ': ' + m.content }}",  # no special token
+        "{% if m.role == 'user' and not loop.first %}{{ raise_exception('one') }}{% endif %}"
+        "{{ m.content }}",
+        "{{ bos_token + m.content if m.role == 'user' else m.content }}",
+        "{{ m.content if loop.last or m.role == 'user' else '.' }}",  # not once a turn follows
+    ],
+)
+def test_a_turn_without_an_end_is_trained_without_one_and_with_a_warning(written):
+    tokenizer = copy.deepcopy(chat_tokenizer("llama3"))
+    tokenizer.chat_template = "{% for m in messages %}" + written + "{% endfor %}"
+    _announce.cache_clear()
+    with pytest.warns(UserWarning, match="without a special token: the end of a turn is not"):
+        samples = render_samples(chat_case("plain")[0][:2], tokenizer)
+    assert tokenizer.decode(samples[0].input_ids).endswith("It is 4.")
 
 
 def test_prompt_that_closes_the_thinking_is_refused_with_both_texts_and_the_remedy():
@@ -258,7 +296,7 @@ def test_real_conversations_are_exact_or_refused(name, num_samples):
             written = tokenizer.decode(sample.input_ids[trained])
             assert message["reasoning_content"].strip() in written
             if full.startswith(prompt):
-                assert written == until_stop(name, full[len(prompt) :])
+                assert written == until_stop(name, full[len(prompt) :], message)
             else:
                 assert name in ("gptoss", "deepseek_r1_distill")
                 assert full.rstrip().endswith(written.split("</think>\n\n")[-1])

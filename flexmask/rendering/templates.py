@@ -1,7 +1,7 @@
 """Chat templates: how a tokenizer's own template writes one turn of a conversation.
 
 The template is the oracle. A turn is what it writes for the prompt at inference, P, and what it
-then writes for the message, F without P, up to the stop token:
+then writes for the message, F without P, up to the stop token (`turn_ends`):
 
     P = template(messages[:i], add_generation_prompt=True)
     F = template(messages[:i + 1])
@@ -26,12 +26,13 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 from flexmask.errors import TemplateError
 from flexmask.rendering.memo import RAISED_BY_TEMPLATES, TurnRenderer, num_listed
 from flexmask.rendering.plain import reason_of
+from flexmask.rendering.turn_ends import last_special, next_role
 
 Message = dict[str, Any]
 
@@ -89,6 +90,7 @@ class ChatTemplate:
             raise TemplateError(f"chat_template_kwargs must not set {name!r}; flexmask sets it")
         self._prepared: dict[int, tuple[Message, Message]] = {}
         self._quieted: dict[int, tuple[Message, Message]] = {}
+        self._next_roles: dict[bool, str] = {}  # after a tool call, after another message
         self.why_plain: str | None = None
         self._renderer: TurnRenderer | None = None
         if remember:
@@ -123,7 +125,7 @@ class ChatTemplate:
             written = _composed(prompt, full, message)
         if written is None:
             raise TemplateError(self._describe_split(prompt, full, message))
-        return self._up_to_stop(written, history, full)
+        return self._up_to_stop(written, history, message, full)
 
     @property
     def num_run(self) -> int:
@@ -148,8 +150,7 @@ class ChatTemplate:
 
     def stop_token(self, completion: str) -> str | None:
         """Return the special token that `completion` ends with, or None."""
-        tokens = _special_tokens(self.tokenizer, len(self.tokenizer))
-        return max(filter(completion.endswith, tokens), key=len, default=None)
+        return last_special(self.tokenizer, completion)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         prepared = _changed_once(_for_template, messages, self._prepared)
@@ -213,21 +214,37 @@ class ChatTemplate:
             f"{prompt[shown]!r} where the message has {full[shown]!r}; {remedy}"
         )
 
-    def _up_to_stop(self, written: str, history: Sequence[Message], full: str) -> str:
+    def _up_to_stop(
+        self, written: str, history: Sequence[Message], message: Message, full: str
+    ) -> str:
         text = written.rstrip()
         stop = self.stop_token(text)
         if stop is None:
-            _announce(
-                "the chat template ends assistant messages without a special token: "
-                "the end of a turn is not trained"
-            )
-            return written
+            return written + self._next_role(message)
         earlier = text.removesuffix(stop).rstrip()
         if stop == self.tokenizer.eos_token and self.stop_token(earlier):
             before = self._render(history)
             if before.rstrip().endswith(stop) and before.count(stop) == full.count(stop):
                 return earlier  # this token ends every rendered text, not the turn (Phi-3)
         return text
+
+    def _next_role(self, message: Message) -> str:
+        calls = "tool_calls" in message
+        if calls not in self._next_roles:
+            plain = ChatTemplate(self.tokenizer, self.tools, self.settings)
+            self._next_roles[calls] = next_role(self.tokenizer, plain._render, after_call=calls)
+        if self._next_roles[calls]:
+            _announce(
+                "the chat template ends assistant messages with the role of the next turn: its "
+                "special token is trained as the stop token, so generation has to stop there "
+                "(eos_token_id of the generation settings)"
+            )
+        else:
+            _announce(
+                "the chat template ends assistant messages without a special token: "
+                "the end of a turn is not trained"
+            )
+        return self._next_roles[calls]
 
 
 def _composed(prompt: str, full: str, message: Message) -> str | None:
@@ -282,13 +299,6 @@ def _changed_once(
 def _num_shared(a: str, b: str) -> int:
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
-
-
-@lru_cache(maxsize=8)
-def _special_tokens(tokenizer: Any, num_tokens: int) -> tuple[str, ...]:
-    """Return the special tokens of a tokenizer; `num_tokens` notices tokens added later."""
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
 
 @cache
