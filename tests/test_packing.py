@@ -166,12 +166,27 @@ def test_a_batch_is_padded_with_tokens_that_see_themselves():
     batch = stack_rows(rows, pad_token_id=9, pad_to_multiple_of=16)
     assert {name: list(t.shape) for name, t in batch.items()} == {
         name: [2, 32]
-        for name in ("input_ids", "position_ids", "labels", "shift_labels", "subtree_end")
+        for name in (
+            *("input_ids", "position_ids", "labels", "shift_labels"),
+            *("subtree_end", "sample_counts"),
+        )
     }
+    assert batch["sample_counts"].dtype == torch.int32
+    assert not batch["sample_counts"][0, 11:].any()
     assert batch["subtree_end"].dtype == torch.int32
     assert batch["subtree_end"][0, 11:].tolist() == list(range(12, 33))
     assert (batch["input_ids"][0, 11:] == 9).all()
     assert (batch["shift_labels"][0, 11:] == IGNORE).all()
+
+
+@given(sample_lists())
+def test_sample_counts_are_those_of_the_samples_that_hold_a_token(samples):
+    (row,) = pack([build_tree(samples)])
+    held = zip(row.gather(row.sample_counts), row.sample_indices, strict=True)
+    for counts, index in held:
+        holders = [np.isin(index, other) for other in row.sample_indices]
+        assert counts.tolist() == np.sum(holders, axis=0).tolist()
+    assert row.sample_counts.sum() == sum(map(len, samples))
 
 
 def test_weights_travel_only_where_they_are_not_uniform():

@@ -73,6 +73,7 @@ def patch(model: Model, *, backend: str = "auto") -> Model:
         is_wrapped=is_wrapped(top, decoder),
         max_length=max_exact_length(text_config(top)),
         loss=None if top is decoder else _patch_loss(top),
+        config=text_config(top),
     )
     modules: set[nn.Module] = {model, decoder}
     for module in modules:

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig
 
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.loss import TreeLoss
 from flexmask.mask import TreeMask
+from flexmask.model.experts import has_auxiliary_loss, take_counts
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.structure import active_dropouts, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
@@ -40,8 +42,10 @@ class ModelPatch:
             hands it masks of its own making.
         max_length: longest sample for which its rotary embedding is that of N-pass, None if any.
         loss: its loss function, None for a model without a head.
+        config: of its decoder stack.
         handles: of its hooks.
         is_disabled: whether tree batches are refused for now.
+        is_counted: whether the batch at hand has its `sample_counts` for an attention mask.
     """
 
     layers: list[LayerPatch | MixerForward]
@@ -50,14 +54,17 @@ class ModelPatch:
     is_wrapped: bool
     max_length: int | None
     loss: TreeLoss | None
+    config: PreTrainedConfig
     handles: list[RemovableHandle] = field(default_factory=list)
     is_disabled: bool = False
+    is_counted: bool = False
 
 
-def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Before the outermost module runs: raise DataError for a batch that cannot be right."""
     patch: ModelPatch = getattr(module, STATE)
     is_tree_batch = kwargs.get("subtree_end") is not None
+    counts = kwargs.pop("sample_counts", None)
     if is_tree_batch and patch.is_disabled:
         raise DataError("flexmask is disabled for this model; run tree batches outside `disabled`")
     if is_tree_batch:
@@ -74,6 +81,11 @@ def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             )
     if patch.loss is not None:
         patch.loss.expect(is_tree_batch, kwargs)
+    has_head = patch.loss is not None
+    patch.is_counted = is_tree_batch and has_head and has_auxiliary_loss(patch.config, kwargs)
+    if patch.is_counted:
+        patch.is_counted = take_counts(kwargs, counts)
+    return args, kwargs
 
 
 def check_result(
@@ -123,8 +135,11 @@ def take_tree(
     """Before the decoder stack runs: turn `subtree_end` into an attention mask."""
     patch: ModelPatch = getattr(decoder, STATE)
     subtree_end = kwargs.pop("subtree_end", None)
+    kwargs.pop("sample_counts", None)
     if subtree_end is None:
         return None
+    if patch.is_counted:
+        kwargs["attention_mask"] = None
     for layer in patch.layers:
         layer.was_called = False
     if len(args) > 1:

@@ -94,6 +94,14 @@ class PackedRow:
         """
         return predicted_from(self.position_ids)
 
+    @cached_property
+    def sample_counts(self) -> np.ndarray:
+        """How many samples hold each token, int32 [L]."""
+        counts = np.zeros(len(self), np.int32)
+        for index in self.sample_indices:
+            counts[index] += 1
+        return counts
+
     def to_batch(self) -> dict[str, Tensor]:
         """The row as a batch: a dict of [1, L] tensors, see `stack_rows`."""
         return stack_rows([self])
@@ -228,8 +236,8 @@ def stack_rows(
 
     Returns:
         Tensors [B, L]: `input_ids`, `position_ids`, `labels` and `shift_labels` (the same values),
-        all int64, `subtree_end` int32, and `loss_weights` float32 unless each is 0 or 1. A padding
-        token sees itself alone and trains nothing.
+        all int64, `subtree_end` and `sample_counts` int32, and `loss_weights` float32 unless each
+        is 0 or 1. A padding token sees itself alone, is in no sample and trains nothing.
 
     Raises:
         DataError: no rows, or a multiple below 1.
@@ -257,6 +265,7 @@ def stack_rows(
         "labels": labels,
         "shift_labels": labels.clone(),
         "subtree_end": stack("subtree_end", np.arange(1, length + 1)),
+        "sample_counts": stack("sample_counts", 0),
     }
     weights = stack("loss_weights", 0)
     if not torch.equal(weights, (labels != IGNORE_INDEX).double()):

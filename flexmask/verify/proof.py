@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from flexmask.errors import FlexmaskError
 from flexmask.model import patch, unpatch
+from flexmask.model.experts import without_auxiliary_loss
 from flexmask.model.structure import active_dropouts, text_config
 from flexmask.npass import npass_batches
 from flexmask.rows.packing import PackedRow
@@ -72,31 +73,46 @@ def verify_model(
         progress: wraps the turns of each stage and their number, such as `tqdm.tqdm`.
     """
     report = VerifyReport(dtype=model.dtype)
+    with without_auxiliary_loss(text_config(model)) as had_one:
+        _verify(report, model, chats, backend, progress)
+    if had_one:
+        text = "one sample has another than a batch of all, so all was compared without it"
+        report.add(Finding("auxiliary loss", True, text))
+    return report
+
+
+def _verify(
+    report: VerifyReport,
+    model: PreTrainedModel,
+    chats: Sequence[Chat],
+    backend: str,
+    progress: Progress,
+) -> None:
+    """Add all findings and figures to the report, up to one that makes the next ones useless."""
     model.train()
     wider = _widened(model)
     try:
         report.add(_check_noise(model, wider, chats[0].samples[0]))
     except _RUN_ERRORS as error:
         report.fail("N-pass", f"the model cannot run a sample: {_one_line(error)}")
-        return report
+        return
     try:
         with _patched(model, backend):
             pass
     except FlexmaskError as error:
         report.fail("patch", str(error))
-        return report
+        return
     report.add(Finding("patch", True, f"model_type {text_config(model).model_type!r} is verified"))
     if not report.is_proved:
-        return report
+        return
     try:
         _compare_turns(report, model, wider, chats, backend, progress)
         _compare_step(report, model, wider, chats, backend)
     except _RUN_ERRORS as error:
         text = _one_line(error)
         report.fail("mask" if "ignored the mask" in text else "run", text)
-        return report
+        return
     report.judge()
-    return report
 
 
 def _widened(model: PreTrainedModel) -> nn.Module:

@@ -1,0 +1,153 @@
+"""The auxiliary loss of experts on a tree is that of a padded batch of all samples, by N-pass."""
+
+import copy
+
+import pytest
+import torch
+from model_cases import gradients, largest_error, random_samples, supported, tiny_model
+from transformers import TrainingArguments
+
+from flexmask import Sample, TreeCollator, build_tree, pack, patch
+from flexmask.errors import DataError
+from flexmask.model.families import AUXILIARY, FAMILIES
+from flexmask.rows.packing import stack_rows
+from flexmask.trainer import TreeTrainer
+from flexmask.verify.proof import Chat, verify_model
+
+WITH_EXPERTS = [name for name in supported(FAMILIES) if AUXILIARY in FAMILIES[name]]
+COEFFICIENT = 0.5
+
+
+def with_loss(family):
+    return tiny_model(family, output_router_logits=True, router_aux_loss_coef=COEFFICIENT)
+
+
+def conversations():
+    """Samples with much in common, one of them a prefix, one there twice; and a second tree."""
+    samples = random_samples(1)
+    first = samples[0]
+    prefix = Sample(first.input_ids[:-3], first.loss_weights[:-3], key="prefix")
+    return [[*samples, prefix, prefix], random_samples(2)]
+
+
+@pytest.fixture
+def tree_batch():
+    (row,) = pack([build_tree(random_samples(1))])
+    return row.to_batch()
+
+
+def padded(samples):
+    length = max(map(len, samples))
+    ids = torch.zeros(len(samples), length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sample in enumerate(samples):
+        ids[row, : len(sample)] = torch.from_numpy(sample.input_ids)
+        mask[row, : len(sample)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def auxiliary(model, **batch):
+    """The loss by itself, and its gradients."""
+    model.zero_grad()
+    loss = model(**batch, use_cache=False).aux_loss
+    loss.backward()
+    return [loss.detach()], float(loss.detach()), gradients(model)
+
+
+@pytest.mark.parametrize("family", WITH_EXPERTS)
+def test_it_is_that_of_a_batch_of_all_samples(family):
+    model = with_loss(family)
+    trees = conversations()
+    rows = [row for samples in trees for row in pack([build_tree(samples)])]
+    batch = stack_rows(rows, pad_to_multiple_of=16)
+    together = padded([sample for samples in trees for sample in samples])
+    if not torch.is_tensor(model(**together).aux_loss):
+        pytest.skip("this transformers computes none for the family")
+    theirs = auxiliary(copy.deepcopy(model), **together)
+    ours = auxiliary(patch(model), **batch)
+    _, loss, grads = largest_error(ours, theirs)
+    assert loss < 1e-6
+    assert grads < 1e-5
+    batch["sample_counts"] = torch.ones_like(batch["sample_counts"])
+    assert largest_error(auxiliary(model, **batch), theirs)[1] > 1e-4
+
+
+def test_it_is_a_part_of_the_loss(tree_batch):
+    model = patch(with_loss("mixtral"))
+    whole = model(**tree_batch)
+    alone = model(**tree_batch, output_router_logits=False)
+    assert alone.aux_loss is None
+    expected = alone.loss + COEFFICIENT * whole.aux_loss
+    torch.testing.assert_close(whole.loss, expected, rtol=1e-6, atol=0)
+
+
+def test_a_step_of_the_trainer_has_that_of_all_samples(tmp_path):
+    model = with_loss("mixtral")
+    samples = random_samples(1)
+    batch = padded(samples)
+    labels = torch.full_like(batch["input_ids"], -100)
+    for row, sample in enumerate(samples):
+        trained = torch.from_numpy(sample.loss_weights > 0)
+        trained[0] = False  # nothing comes before
+        labels[row, : len(sample)][trained] = batch["input_ids"][row, : len(sample)][trained]
+    by_hand = copy.deepcopy(model)
+    by_hand(**batch, labels=labels, use_cache=False).loss.backward()
+    options = {"max_steps": 1, "learning_rate": 1.0, "max_grad_norm": 0.0, "optim": "sgd"}
+    TreeTrainer(
+        model=patch(model),
+        args=TrainingArguments(
+            str(tmp_path), use_cpu=True, report_to=[], save_strategy="no", **options
+        ),
+        train_dataset=[build_tree(samples)],
+        data_collator=TreeCollator(),
+    ).train()
+    for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
+        theirs = theirs - theirs.grad
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_alone_has_none():
+    model = patch(with_loss("mixtral"))
+    output = model(**TreeCollator()([]), num_items_in_batch=9)
+    assert output.aux_loss is None
+    assert output.loss == 0
+    output.loss.backward()
+    assert not any(grad.any() for grad in gradients(model).values())
+
+
+def test_compiled_padding_alone_is_a_number():
+    model = torch.compile(patch(with_loss("mixtral")), backend="eager")
+    assert model(**TreeCollator()([]), num_items_in_batch=9).loss.isfinite()
+
+
+def test_lora_around_the_model_passes_the_counts_on(tree_batch):
+    peft = pytest.importorskip("peft")
+    model = with_loss("mixtral")
+    expected = patch(copy.deepcopy(model))(**tree_batch).aux_loss
+    adapters = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(model, adapters)
+    assert torch.equal(patch(model)(**tree_batch).aux_loss, expected)
+
+
+def test_a_batch_without_counts_is_refused_with_the_remedy(tree_batch):
+    model = patch(with_loss("mixtral"))
+    counts = tree_batch.pop("sample_counts")
+    with pytest.raises(DataError, match=r"needs sample_counts.*, or set output_router_logits=Fal"):
+        model(**tree_batch)
+    with pytest.raises(DataError, match=r"sample_counts must be \[1, \d+\] like subtree_end, got"):
+        model(**tree_batch, sample_counts=counts[:, 1:])
+
+
+def test_models_without_it_need_no_counts(tree_batch):
+    model = patch(tiny_model("mixtral"))
+    counted = model(**tree_batch).loss
+    del tree_batch["sample_counts"]
+    assert torch.equal(model(**tree_batch).loss, counted)
+
+
+def test_a_verification_leaves_it_out_and_says_so():
+    model = with_loss("mixtral")
+    report = verify_model(model, [Chat.of(random_samples(1))])
+    assert report.is_proved, str(report)
+    assert "compared without it" in str(report)
+    assert model.config.output_router_logits
