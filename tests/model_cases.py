@@ -288,6 +288,17 @@ def packed(samples):
     return row, row.to_batch()
 
 
+def padded(samples):
+    """All samples in one batch for an unpatched model, with an attention mask."""
+    length = max(map(len, samples))
+    ids = torch.zeros(len(samples), length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sample in enumerate(samples):
+        ids[row, : len(sample)] = torch.from_numpy(sample.input_ids)
+        mask[row, : len(sample)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
 def npass(model, samples):
     """Logits of every sample, the mean loss, and all gradients, from separate sequences."""
     model.zero_grad()

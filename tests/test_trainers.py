@@ -180,6 +180,15 @@ def sft(model, folder, **settings):
     return trainer
 
 
+@pytest.mark.parametrize("start", [train, sft])
+def test_the_auxiliary_loss_of_experts_is_trained_as_in_npass(tmp_path, start):
+    model = tiny_model("mixtral", output_router_logits=True, router_aux_loss_coef=0.5)
+    before = parameters(model)
+    theirs = train_npass(copy.deepcopy(model))
+    start(model, tmp_path)
+    assert_same_weights(parameters(model), before, theirs)
+
+
 def tokenizer():
     from transformers import AutoTokenizer
 

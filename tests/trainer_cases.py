@@ -4,7 +4,7 @@ import copy
 from functools import cache
 
 import torch
-from model_cases import tiny_model
+from model_cases import padded, tiny_model
 from strategies import random_samples
 from transformers import TrainingArguments
 
@@ -70,6 +70,9 @@ def train_npass(model, weighting="token"):
                 logits, batch["shift_labels"], batch.get("loss_weights"), total
             )
             loss.backward()
+        if getattr(model.config, "output_router_logits", False):
+            auxiliary = model(**padded(samples), use_cache=False).aux_loss
+            (model.config.router_aux_loss_coef * auxiliary).backward()
         optimizer.step()
         optimizer.zero_grad()
     return parameters(model)

@@ -33,7 +33,8 @@ def has_auxiliary_loss(config: PreTrainedConfig, kwargs: Mapping[str, Any]) -> b
 def take_counts(kwargs: dict[str, Any], counts: Tensor | None) -> bool:
     """Put the counts [B, L] of a tree batch in the place of its attention mask.
 
-    Padding alone, the batch of a process for which there is no tree, has no auxiliary loss.
+    Padding alone, the batch of a process for which there is no tree, has no auxiliary loss; where
+    the caller has asked for one it gets that of the padding, which is a number.
 
     Args:
         kwargs: of the forward pass, which are changed.
@@ -43,7 +44,7 @@ def take_counts(kwargs: dict[str, Any], counts: Tensor | None) -> bool:
         Whether there is an attention mask now.
 
     Raises:
-        DataError: there are none, or they have another shape than `subtree_end`.
+        DataError: there are no counts, or they have another shape than `subtree_end`.
     """
     if counts is None:
         raise DataError(
@@ -56,8 +57,8 @@ def take_counts(kwargs: dict[str, Any], counts: Tensor | None) -> bool:
             f"sample_counts must be {list(shape)} like subtree_end, got {list(counts.shape)}"
         )
     is_padding = ~counts.any()
-    if torch.compiler.is_compiling():
-        counts = torch.where(is_padding, 1, counts)  # a mean over no token would not be a number
+    if kwargs.get("output_router_logits") or torch.compiler.is_compiling():
+        counts = torch.where(is_padding, 1, counts)
     elif is_padding:
         kwargs["output_router_logits"] = False
         return False
