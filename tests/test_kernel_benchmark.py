@@ -25,9 +25,11 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import triton
 import triton.language as tl
-from flexmask_kernels import launch
 from flexmask_kernels.backward_keys import turn_of
+from flexmask_kernels.backward_pass import backward
 from flexmask_kernels.configs import KERNELS, Config
+from flexmask_kernels.forward_pass import forward
+from flexmask_kernels.inputs import Counters, Inputs, Options
 from flexmask_kernels.tuning import forced_configs
 
 from benchmarks import kernel_checks, kernel_ways, kernels
@@ -38,6 +40,7 @@ from benchmarks.kernel_rows import make_row, row_makers
 from benchmarks.kernel_schedule import Programs, launch_order
 from benchmarks.report import write_report
 from flexmask import PrefixTree, compile_mask
+from flexmask.backends import triton as triton_backend
 from flexmask.backends.reach import position_floor
 
 
@@ -88,9 +91,8 @@ def test_a_wrong_kernel_is_not_reported(tmp_path, monkeypatch, capsys):
         out, lse2 = forward(*args, **options)
         return out / 2, lse2
 
-    forward = launch.forward
     monkeypatch.setattr(kernels, "tune", lambda *_, **__: "")
-    monkeypatch.setattr(launch, "forward", half)
+    monkeypatch.setattr(triton_backend, "forward", half)
     assert main(["kernels", "--quick", "--output", str(tmp_path)]) == 1
     assert "kernels: wrong result, nothing reported: output, 2 turns" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -156,15 +158,13 @@ def test_kernels_visit_the_tiles_that_the_cost_model_counts(mask, reach, tile, d
     q, k, v, dout = random_inputs(mask, heads=2, kv_heads=1, dtype=torch.float32)
     floor = position_floor(mask.position_ids, **reach)
     positions = None if floor is None else mask.position_ids
-    inputs = launch.Inputs(q, k, v, mask.subtree_end, positions, floor)
-    counters = launch.Counters(*torch.zeros(3, 2, dtype=torch.int32))
+    inputs = Inputs(q, k, v, mask.subtree_end, positions, floor)
+    counters = Counters(*torch.zeros(3, 2, dtype=torch.int32))
     config = Config(*tile, 1, 1)
     with forced_configs(dict.fromkeys(KERNELS, config)):
-        options = launch.Options(0.5)
-        out, lse2 = launch.forward(inputs, options, counters)
-        launch.backward(
-            dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters
-        )
+        options = Options(0.5)
+        out, lse2 = forward(inputs, options, counters)
+        backward(dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters)
     num_visible = int(within_reach(mask, **reach).sum())
     counted = {
         "forward": counters.forward,

@@ -56,9 +56,12 @@ def test_kernels_pass_in_the_interpreter():
 
 
 if IS_CHILD:
-    from flexmask_kernels import launch
+    from flexmask_kernels import backward_pass
+    from flexmask_kernels.backward_pass import backward
     from flexmask_kernels.configs import KERNELS, Config
     from flexmask_kernels.descriptors import fits_tma, walked_tensors
+    from flexmask_kernels.forward_pass import forward
+    from flexmask_kernels.inputs import Counters, Inputs, Options
     from flexmask_kernels.tuning import forced_configs
 
     from flexmask.backends import triton as backend
@@ -226,8 +229,8 @@ def test_deterministic_gradients_are_bitwise_equal(reach):
 def test_heads_of_a_group_may_be_split_over_programs_in_any_order(splits, num_round):
     inputs = random_inputs(SMALL, heads=8, kv_heads=2, dtype=torch.float32)
     with (
-        mock.patch.object(launch, "num_head_splits", return_value=splits) as asked,
-        mock.patch.object(launch, "NUM_ROUND", num_round),  # of the two blocks of keys
+        mock.patch.object(backward_pass, "num_head_splits", return_value=splits) as asked,
+        mock.patch.object(backward_pass, "NUM_ROUND", num_round),  # of the two blocks of keys
     ):
         ours = run_triton(SMALL, *inputs, deterministic=True)
     assert asked.called
@@ -239,14 +242,12 @@ def test_heads_of_a_group_may_be_split_over_programs_in_any_order(splits, num_ro
 @pytest.mark.parametrize("shape", SHAPES)
 def test_counters_equal_the_tile_ranges(shape, deterministic):
     H, zeros = 4, torch.zeros(3, 2, dtype=torch.int32)
-    counters = launch.Counters(*zeros)
+    counters = Counters(*zeros)
     q, k, v, dout = random_inputs(BATCH, heads=H, dtype=torch.float32)
-    inputs, options = launch.Inputs(q, k, v, BATCH.subtree_end), launch.Options(0.5)
+    inputs, options = Inputs(q, k, v, BATCH.subtree_end), Options(0.5)
     with tiles(shape):
-        out, lse2 = launch.forward(inputs, options, counters)
-        launch.backward(
-            dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters
-        )
+        out, lse2 = forward(inputs, options, counters)
+        backward(dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters)
     ranges = BATCH.tiles(*SHAPES[shape])
     full = H * sum(row.num_full for row in ranges)
     expected = [full, H * sum(row.num_visited for row in ranges) - full]
@@ -259,11 +260,11 @@ def test_counters_equal_the_tile_ranges(shape, deterministic):
 @pytest.mark.parametrize("reach", [{"window": 60}, {"chunk": 60}], ids=["window", "chunk"])
 def test_a_limited_reach_skips_tiles_and_keeps_full_ones(reach):
     mask = mask_from_depths([*range(200)])
-    counters = launch.Counters(*torch.zeros(3, 2, dtype=torch.int32))
+    counters = Counters(*torch.zeros(3, 2, dtype=torch.int32))
     q, k, v, _ = random_inputs(mask, heads=1, kv_heads=1, dtype=torch.float32)
     floor = position_floor(mask.position_ids, **reach)
-    inputs = launch.Inputs(q, k, v, mask.subtree_end, mask.position_ids, floor)
-    launch.forward(inputs, launch.Options(0.5), counters)
+    inputs = Inputs(q, k, v, mask.subtree_end, mask.position_ids, floor)
+    forward(inputs, Options(0.5), counters)
     visible = within_reach(mask, **reach)[0].numpy()
     visible = np.pad(visible, (0, 8)).reshape(13, 16, 13, 16)
     full = visible.all((1, 3)).sum()

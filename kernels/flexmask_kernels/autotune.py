@@ -22,8 +22,10 @@ import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from flexmask_kernels import launch
+from flexmask_kernels.backward_pass import backward
 from flexmask_kernels.configs import KERNELS, Config, capability_of
+from flexmask_kernels.forward_pass import forward
+from flexmask_kernels.inputs import Inputs, Options
 from flexmask_kernels.tuning import choose_config, config_key, forced_configs, save_config
 
 Clock = Callable[[Callable[[], object]], float]
@@ -88,23 +90,23 @@ def autotune(
             the current configuration of a kernel is always tried.
     """
     started = time.perf_counter()
-    inputs, options = launch.Inputs(q, k, v, end), launch.Options(q.shape[-1] ** -0.5)
+    inputs, options = Inputs(q, k, v, end), Options(q.shape[-1] ** -0.5)
     L = q.shape[2]
-    out, lse2 = launch.forward(inputs, options)
+    out, lse2 = forward(inputs, options)
     dout = torch.randn_like(out)
 
-    def run(kernel: str, x: launch.Inputs = inputs, length: int = L) -> None:
+    def run(kernel: str, x: Inputs = inputs, length: int = L) -> None:
         """The pass that holds `kernel`; x holds the first `length` tokens."""
         if kernel == "forward":
-            launch.forward(x, options)
+            forward(x, options)
             return
         # where a pass runs two kernels, the one that does not change adds a constant to all times
         saved = (out[:, :, :length], lse2[:, :, :length].contiguous())
         is_split = kernel != "backward_fused"
-        launch.backward(dout[:, :, :length], x, *saved, options, deterministic=is_split)
+        backward(dout[:, :, :length], x, *saved, options, deterministic=is_split)
 
     length = min(L, _SHORT)
-    short = launch.Inputs(*(x[:, :, :length] for x in (q, k, v)), end[:, :length].clamp(max=length))
+    short = Inputs(*(x[:, :, :length] for x in (q, k, v)), end[:, :length].clamp(max=length))
     plans = {kernel: list(try_out(kernel, q, v)) for kernel in KERNELS}
     # the first candidates of each kernel come first
     named = ([(kernel, config) for config in configs] for kernel, configs in plans.items())
