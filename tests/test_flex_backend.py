@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from functools import wraps
+from functools import cache, wraps
 from unittest import mock
 
 import pytest
@@ -22,9 +22,10 @@ from strategies import random_samples
 from torch._dynamo.utils import counters
 
 from flexmask import PrefixTree, attention, compile_mask, patch
-from flexmask.backends import api, flex_tables
+from flexmask.backends import api, flex, flex_tables
 from flexmask.backends.api import dispatch
 from flexmask.backends.derived import _cache
+from flexmask.backends.kept_graphs import kept_graphs
 from flexmask.backends.reach import position_floor
 from flexmask.errors import UnsupportedModelError
 
@@ -205,3 +206,17 @@ def test_models_with_windows_chunks_and_softcaps_build_tables_once_and_equal_sep
     assert len(builds) == 3
     errors = [(a - b).abs().max().item() for a, b in zip(logits, theirs[0], strict=True)]
     assert max(errors) < 1e-5
+
+
+def test_gradients_of_a_kept_graph_may_be_asked_for_twice(monkeypatch):
+    def stand_in(x, w):  # keeps what it computes, as FlexAttention's logsumexp, for the gradients
+        return ((x @ w).sigmoid() @ w).sigmoid() @ w
+
+    monkeypatch.setattr(flex, "_attend", stand_in)
+    monkeypatch.setattr(flex, "_compiled", cache(flex._compiled.__wrapped__))
+    x, w = (torch.randn(4, 4, requires_grad=True) for _ in range(2))
+    out = flex._attend_eagerly(x, w)
+    with kept_graphs():
+        first, second = (torch.autograd.grad(out.sum(), x, retain_graph=True) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    torch.testing.assert_close(first, torch.autograd.grad(stand_in(x, w).sum(), x))
