@@ -7,16 +7,9 @@ from unittest import mock
 
 import pytest
 import torch
-from backend_cases import (
-    mask_from_depths,
-    masks,
-    random_inputs,
-    reaches,
-    stack,
-    within_reach,
-    worst_ratio,
-)
+from backend_cases import mask_from_depths, random_inputs, stack, within_reach, worst_ratio
 from hypothesis import given
+from mask_strategies import masks, reaches
 from model_cases import npass, packed, tiny_model
 from strategies import random_samples
 from torch._dynamo.utils import counters

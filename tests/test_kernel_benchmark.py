@@ -9,15 +9,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from backend_cases import (
-    mask_from_depths,
-    masks,
-    random_inputs,
-    reaches,
-    within_reach,
-)
+from backend_cases import mask_from_depths, random_inputs, within_reach
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mask_strategies import masks, reaches
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":

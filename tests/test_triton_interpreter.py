@@ -17,9 +17,7 @@ import pytest
 import torch
 from backend_cases import (
     mask_from_depths,
-    masks,
     random_inputs,
-    reaches,
     run,
     run_reference,
     stack,
@@ -28,6 +26,7 @@ from backend_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mask_strategies import masks, reaches
 from model_cases import largest_error, npass_case, single_pass
 from torch.utils.checkpoint import checkpoint
 
