@@ -25,7 +25,7 @@ lint: $(VENV)/dev.stamp            ## check format, style and types
 check: test lint            ## what CI runs
 
 test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest tests/test_*_gpu.py
 
 bench-gpu: $(VENV)/dev.stamp            ## tune, check and measure the kernels on a GPU, write their page
 	$(BIN)/python -m benchmarks kernels

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.cases import CASES, device_of, load_case, measure_in_steps, why_not
+from benchmarks.cases import CASES, WITH_DEVICE, device_of, load_case, measure_in_steps, why_not
 from benchmarks.environment import describe_environment
-from benchmarks.record import CheckFailedError, as_record, write_record
+from benchmarks.record import CheckFailedError, Record, Row, as_record, record_path, write_record
 from benchmarks.tables import describe_checks, describe_machine, describe_settings, targets_table
 
 ROOT = Path(__file__).parent.parent
@@ -38,11 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(options.threads)
+    wrong: list[str] = []
     try:
         for case in CASES if options.case == "all" else (options.case,):
             reason = why_not(case, quick=options.quick)
             if reason is None:
-                _run(case, options)
+                wrong += _run(case, options)
             elif options.case == "all":
                 print(f"\n{case}: left out, {reason}")
             else:
@@ -51,16 +54,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CheckFailedError as error:
         print(f"{case}: wrong result, nothing reported: {error}", file=sys.stderr)
         return 1
-    return 0
+    for what in wrong:
+        print(f"wrong result, without figures: {what}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
-def _run(case: str, options: argparse.Namespace) -> None:
-    """Measure one case, print it, and write its JSON file, whole after each of its steps."""
+def _run(case: str, options: argparse.Namespace) -> list[str]:
+    """Measure one case, print it, and write its JSON file, whole after each of its steps.
+
+    Returns:
+        What is wrong, where a case goes on in spite of it.
+    """
     module = load_case(case)
     environment = describe_environment(device_of(case))
     print(f"\n# {module.TITLE}\n")
     folder = options.output or (None if options.quick else RESULTS)
-    for measurement in measure_in_steps(case, quick=options.quick):
+    settings: dict[str, Any] = {}
+    if case in WITH_DEVICE:
+        if options.limit is not None:
+            settings["limit_s"] = options.limit
+        if options.resume and folder is not None:
+            settings["previous"] = _previous(case, folder, environment)
+    for measurement in measure_in_steps(case, quick=options.quick, **settings):
         record = as_record(
             measurement,
             case=case,
@@ -77,6 +92,20 @@ def _run(case: str, options: argparse.Namespace) -> None:
         print(f"{targets_table(record['targets'])}\n")
     if path is not None:
         print(f"written: {path.name}", flush=True)
+    return record.get("wrong", [])
+
+
+def _previous(case: str, folder: Path, environment: Row) -> Record | None:
+    """The record in `folder` if it was made here, with the same versions."""
+    path = record_path(folder, case, environment)
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text("utf-8"))
+    for name in ("device", "versions"):
+        if record["environment"][name] != environment[name]:
+            print(f"{path.name} is of other {name}: measured anew")
+            return None
+    return record
 
 
 def _command(case: str, options: argparse.Namespace) -> str:
@@ -99,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help="folder of the JSON file (default: benchmarks/results; none with --quick)",
         )
+        if case in (*WITH_DEVICE, "all"):
+            command.add_argument(
+                "--limit", type=float, metavar="SECONDS", help="begin nothing new after so long"
+            )
+            command.add_argument(
+                "--resume", action="store_true", help="go on with the JSON file that is there"
+            )
         command.add_argument("--threads", type=int, help="threads of torch (default: torch's own)")
     report = commands.add_parser("report", help="write docs/benchmarks.md from the results")
     report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")

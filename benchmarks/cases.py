@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from benchmarks.record import Measurement
 
@@ -12,7 +13,7 @@ CASES = (
     *("exactness", "rendering", "layout", "packing", "mask", "attention", "shapes", "step"),
     *("memory", "scaling", "kernels"),
 )
-_WITH_DEVICE = ("kernels",)  # these run on a GPU, in steps, and say where they cannot
+WITH_DEVICE = ("kernels",)  # these run on a GPU, in steps, and say where they cannot
 
 
 def load_case(name: str) -> ModuleType:
@@ -22,7 +23,7 @@ def load_case(name: str) -> ModuleType:
 
 def why_not(name: str, *, quick: bool) -> str | None:
     """The reason why this machine cannot run a case, or None."""
-    if name not in _WITH_DEVICE:
+    if name not in WITH_DEVICE:
         return None
     try:
         return load_case(name).why_not(quick=quick)
@@ -32,13 +33,19 @@ def why_not(name: str, *, quick: bool) -> str | None:
 
 def device_of(name: str) -> str:
     """What a case runs on: "cuda" where there is one and the case is for it, else "cpu"."""
-    return load_case(name).device() if name in _WITH_DEVICE else "cpu"
+    return load_case(name).device() if name in WITH_DEVICE else "cpu"
 
 
-def measure_in_steps(name: str, *, quick: bool) -> Iterator[Measurement]:
-    """The measurement of a case, whole after each of its steps; most cases have one."""
+def measure_in_steps(name: str, *, quick: bool, **options: Any) -> Iterator[Measurement]:
+    """The measurement of a case, whole after each of its steps; most cases have one.
+
+    Args:
+        name: of the case.
+        quick: tiny shapes.
+        **options: of cases in WITH_DEVICE: `limit_s`, and the record that it goes on with.
+    """
     module = load_case(name)
-    if name in _WITH_DEVICE:
-        yield from module.measure_in_steps(quick=quick)
+    if name in WITH_DEVICE:
+        yield from module.measure_in_steps(quick=quick, **options)
     else:
         yield module.measure(quick=quick)

@@ -25,7 +25,52 @@ def tables(record: Record) -> list[Table]:
     for direction in (*directions, "both"):
         heading = f"Time / time of our fast mode, {direction}"
         found.append(_by_way(heading, rows, ("slower", direction), times))
-    return [*found, _costs(rows), *_left_out(rows)]
+    tuned = _tuning(record["details"]["tuning"])
+    return [*found, *_host(rows), *tuned, _costs(rows), *_left_out(rows)]
+
+
+def _host(rows: Sequence[Row]) -> list[Table]:
+    """Where the host needs longer to queue a pass than the device to run it, it sets the pace."""
+    if not any(row["host_s"]["forward"] for row in rows):
+        return []
+    lines = [
+        (f"{_label(row)}, {direction}", *(_share(row, direction, name) for name in WAYS))
+        for row in rows
+        for direction in ("forward", "backward")
+    ]
+    heading = "Host time / device time; above 1, a single layer waits for the host"
+    return [Table(heading, ("row", *WAYS.values()), lines)]
+
+
+def _share(row: Row, direction: str, name: str) -> str:
+    host_s = row["host_s"][direction].get(name)
+    return "-" if host_s is None else f"{host_s / row['elapsed_s'][direction][name]['median']:.2f}"
+
+
+def _tuning(tuning: dict[str, dict[str, Row]]) -> list[Table]:
+    """What was chosen, and how much faster it is than what is shipped, which is tried first."""
+    lines = []
+    for width, kernels in tuning.items():
+        for kernel, found in kernels.items():
+            name = f"{kernel}, D {width}"
+            if "failure" in found:
+                lines.append((name, "as shipped", "-", "-", found["failure"]))
+                continue
+            (_, shipped_ms, _), *_ = trials = found["trials"]
+            block_q, block_k, warps, stages, use_tma = found["config"]
+            chosen = f"{block_q} x {block_k}, {warps} warps, {stages} stages"
+            failed = sum(ms is None for _, ms, _ in trials)
+            lines.append(
+                (
+                    name,
+                    chosen + ", TMA" * use_tma,
+                    f"{found['elapsed_ms']:.3f} ms",
+                    f"{shipped_ms:.3f} ms",
+                    f"{len(trials)} of {found['num_candidates']}, {failed} failed",
+                )
+            )
+    columns = ("kernel", "chosen", "its pass", "as shipped", "tried")
+    return [Table("Configurations", columns, lines)] if lines else []
 
 
 def _by_way(

@@ -6,38 +6,47 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 from flexmask_kernels.autotune import autotune
 from flexmask_kernels.configs import Config
-from torch import Tensor
+from flexmask_kernels.tuning import config_key, save_config
 
-from benchmarks.attention_runs import Inputs
+from benchmarks.kernel_parts import Sizes, draw_inputs
 
 
-def tune(inputs: Inputs, end: Tensor, *, quick: bool, limit_s: float) -> str:
-    """Measure every kernel's candidates on a row; says what was chosen, and out of how many.
+def tune(kernel: str, width: int, sizes: Sizes, limit_s: float) -> dict[str, Any]:
+    """Measure a kernel's candidates on the first row: the choice, and every trial.
 
-    The choices go to the cache of configurations; a quick run has two candidates and keeps none.
+    The choice goes to the cache of configurations; a quick run has two candidates and keeps none.
     """
+    inputs, end = draw_inputs(width, sizes)
     q, k, v = (x.detach() for x in inputs[:3])
-    if quick:
+    if sizes.is_quick:
         pair = [Config(16, 16, 1, 1), Config(16, 32, 1, 1)]
-        clock = iter(range(100))
         with _throwaway_cache():
             found = autotune(
                 *(q, k, v, end),
-                clock=lambda run: (run(), float(next(clock)))[1],
+                kernels=[kernel],
+                clocks=(lambda run: run() and 1.0,) * 2,
                 try_out=lambda *_: pair,
             )
     else:
-        found = autotune(q, k, v, end.to(q.device), limit_s=limit_s)
-    return "; ".join(
-        f"{kernel} {'x'.join(map(str, tuned.config[:2]))}, {tuned.config.num_warps} warps, "
-        f"{tuned.config.num_stages} stages{', TMA' * tuned.config.use_tma} "
-        f"({tuned.num_tried} of {tuned.num_candidates} tried)"
-        for kernel, tuned in found.items()
-    )
+        found = autotune(q, k, v, end.to(q.device), kernels=[kernel], limit_s=limit_s)
+    tuned = found[kernel]
+    return {
+        "config": list(tuned.config),
+        "elapsed_ms": tuned.elapsed_ms,
+        "num_candidates": tuned.num_candidates,
+        "trials": [[list(t.config), t.elapsed_ms, t.failure] for t in tuned.trials],
+    }
+
+
+def keep(kernel: str, width: int, sizes: Sizes, config: list[Any]) -> None:
+    """Use a configuration that an earlier run has measured."""
+    inputs, _ = draw_inputs(width, sizes)
+    save_config(config_key(kernel, inputs.q, inputs.v), Config(*config))
 
 
 @contextmanager

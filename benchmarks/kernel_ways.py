@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -23,9 +24,11 @@ from benchmarks.kernel_rows import KernelRow
 from flexmask.backends import flex
 from flexmask.backends.api import dispatch
 from flexmask.backends.flex_tables import BLOCK, BlockTables, tables_from_ranges, tables_of_tiles
+from flexmask.backends.kept_graphs import kept_graphs
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 _SAFE = {"ROWS_GUARANTEED_SAFE": True}  # every token sees itself
+_MAX_DENSE = 2**31 - 1  # pairs
 
 
 class LeftOutError(Exception):
@@ -57,7 +60,8 @@ class Way:
 
     def backward(self, out: Tensor) -> tuple[Tensor, ...]:
         """The gradients of q, k and v; may be called again for the same output."""
-        return torch.autograd.grad(out, self.inputs[:3], self.inputs.dout, retain_graph=True)
+        with kept_graphs():
+            return torch.autograd.grad(out, self.inputs[:3], self.inputs.dout, retain_graph=True)
 
     def results(self, num_tokens: int) -> Results:
         """Output and gradients in packed order; the output alone without a backward pass."""
@@ -148,9 +152,12 @@ def _flex_paper(row: KernelRow, inputs: Inputs) -> Way:
 
 def _dense(row: KernelRow, inputs: Inputs) -> Way:
     q = inputs.q
-    num_bytes = q.shape[2] ** 2 * q.element_size()
-    if q.is_cuda and 2 * num_bytes > torch.cuda.mem_get_info()[0]:
-        raise LeftOutError(f"the mask alone takes {num_bytes / 2**30:.0f} GiB, more than half")
+    L, size = q.shape[2], q.element_size()
+    if L**2 > _MAX_DENSE:
+        raise LeftOutError(
+            f"the mask of {L:,} tokens takes {L**2 * size / 2**30:.0f} GiB, and its "
+            "strides do not fit the 32 bits of torch's kernels"
+        )
     visible = row.mask.to(q.device).to_dense().unsqueeze(1)
     added = torch.zeros(visible.shape, dtype=q.dtype, device=q.device)
     added.masked_fill_(~visible, float("-inf"))
@@ -201,7 +208,10 @@ def _npass(row: KernelRow, inputs: Inputs) -> Way:
 
 def _compiled(function: Callable[..., Tensor], *arguments: object) -> Tensor:
     """The result of the function, compiled for these shapes and options by themselves."""
-    with torch._dynamo.config.patch(recompile_limit=64, specialize_float=True):
+    with (
+        torch._dynamo.config.patch(recompile_limit=64, specialize_float=True),
+        functorch_config.patch(donated_buffer=False),
+    ):
         return _compile(function)(*arguments)
 
 

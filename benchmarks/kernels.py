@@ -1,28 +1,26 @@
-"""The Triton kernels against everything else that computes the same attention on a GPU."""
+"""The Triton kernels against everything else that computes the same attention on a GPU.
+
+Every part of the run is a call of `kernel_parts` or `kernel_tuning`, on a GPU in a process apart.
+What fails, hangs or is wrong is written down with its reason, and the rest goes on.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from flexmask_kernels.configs import KERNELS, num_head_splits, num_processors
-from flexmask_kernels.tuning import choose_config
-from torch import Tensor
-from triton import TritonError
+from flexmask_kernels.configs import KERNELS
 
-from benchmarks.attention_runs import Inputs, Results
+from benchmarks import kernel_parts, kernel_tuning
+from benchmarks.apart import Apart, CallFailedError, Here
 from benchmarks.budget import Budget
-from benchmarks.kernel_checks import Bounds, check_baseline, check_kernels, first_group
-from benchmarks.kernel_cost import Shape, kernel_cost
+from benchmarks.kernel_parts import FULL, OURS, QUICK, Sizes, device
 from benchmarks.kernel_report import draw, tables, targets
-from benchmarks.kernel_rows import KernelRow, row_makers
-from benchmarks.kernel_tuning import tune
-from benchmarks.kernel_ways import WAYS, LeftOutError, Way, build_way
-from benchmarks.record import Measurement, Row
-from benchmarks.timing import Task, alternate, ratios, spread
+from benchmarks.kernel_rows import row_makers
+from benchmarks.kernel_ways import WAYS
+from benchmarks.record import Check, Measurement, Record, Row
+from benchmarks.timing import ratios, spread
 
 TITLE = "Triton kernels"
 ABOUT = """\
@@ -40,27 +38,18 @@ rates are on its own pairs.
 TFLOP/s are on visible pairs, two products forward, five backward, whatever a way does beyond that;
 times are the device's own. Ratios are a way's time divided by that of our fast mode, in turns."""
 
-_BUDGET_S = 430.0  # of 8 minutes; what starts in time may run a little longer
-_TUNING_S = 45.0  # for each head width
-_COMPILE_S = 45.0  # at most, for a way that torch compiles
-_SLOW_TO_COMPILE = ("flex", "flex_paper", "flex_tma", "flex_flash")
-_FAILURES = (RuntimeError, ImportError, ValueError, TypeError, TritonError, LeftOutError)
-_FIRST = ("triton_split", "flex", "npass", "dense")
-_LATER = ("flex_paper", "flex_tma", "flex_flash")
 
+LIMIT_S = 430.0  # of 8 minutes; what starts in time may run a little longer
+NOT_REACHED = "not reached in the time that the run has"
+_WIDTHS = (128, 64)
+_TUNING_S = 25.0  # for each kernel and head width
+_PART_S = 60.0  # for a part that compiles little; a longer one hangs
+_COMPILE_S = 150.0  # for a way that torch compiles, and tunes
+_EXPECTED_S = {"flex": 30.0, "flex_paper": 30.0, "flex_tma": 30.0, "flex_flash": 30.0}
+_FIRST = ("npass", "flex", "dense")
+_LATER = ("flex_tma", "flex_paper", "flex_flash")
 
-class _Sizes(NamedTuple):
-    """What a quick run has smaller."""
-
-    widths: Sequence[int]
-    heads: tuple[int, int]
-    dtype: torch.dtype
-    rounds: int
-
-
-def device() -> str:
-    """What the case runs on."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+Run = Apart | Here
 
 
 def why_not(*, quick: bool) -> str | None:
@@ -74,162 +63,182 @@ def why_not(*, quick: bool) -> str | None:
     return None
 
 
-def measure_in_steps(*, quick: bool) -> Iterator[Measurement]:
+def measure_in_steps(
+    *, quick: bool, limit_s: float = LIMIT_S, previous: Record | None = None
+) -> Iterator[Measurement]:
     """The measurement after each part of it, the most telling figures first.
 
-    Raises:
-        CheckFailedError: the kernels are wrong on some row.
+    Args:
+        quick: tiny rows, in this process.
+        limit_s: seconds after which nothing new is begun.
+        previous: the record of a run that this one goes on with, or None.
     """
-    budget = Budget(_BUDGET_S)
-    sizes = _Sizes((128, 64), (32, 8), torch.bfloat16, 5)
-    if quick:
-        sizes = _Sizes((16,), (2, 1), torch.float16, 1)
+    budget = Budget(limit_s)
+    widths, sizes = ((16,), QUICK) if quick else (_WIDTHS, FULL)
     dtype = str(sizes.dtype).removeprefix("torch.")
-    settings: dict[str, Any] = {"num_heads": sizes.heads, "dtype": dtype, "rounds": sizes.rounds}
-    measurement = Measurement(settings=settings | {"budget_s": _BUDGET_S})
-    rows = [make() for make in row_makers(quick=quick).values()]
-    for width in sizes.widths:
-        measurement.settings[f"tuning_D{width}"] = tune(
-            _draw(rows[0], width, sizes), rows[0].mask.subtree_end, quick=quick, limit_s=_TUNING_S
-        )
-    cases = [(row, width) for width in sizes.widths for row in rows]
-    bounds = [
-        check_kernels(row, _draw(row, width, sizes), f"{row.name}, D {width}", measurement)
-        for row, width in cases
-    ]
-    for row, width in cases:
-        measurement.rows.append(_describe(row, width, sizes))
-    for names in (_FIRST, _LATER):
-        for (row, width), record, bound in zip(cases, measurement.rows, bounds, strict=True):
-            _measure(record, row, _draw(row, width, sizes), names, bound, budget, sizes.rounds)
+    measurement = Measurement(
+        settings={"num_heads": sizes.heads, "dtype": dtype, "rounds": sizes.rounds},
+        details={"tuning": {}, "elapsed_s": 0},
+    )
+    before_s = 0.0
+    if previous is not None:
+        _go_on_with(previous, measurement)
+        before_s = measurement.details["elapsed_s"]
+    with Apart() if device() == "cuda" else Here() as run:
+        for _ in _parts(run, measurement, widths, sizes, budget):
+            measurement.details["elapsed_s"] = round(before_s + budget.spent_s)
             if not quick:
                 measurement.targets = targets(measurement.rows)
-            measurement.settings["elapsed_s"] = round(budget.spent_s)
             yield measurement
 
 
-def _draw(row: KernelRow, width: int, sizes: _Sizes) -> Inputs:
-    """Random leaves on the device, as models lay them out: views of [1, L, H, D]."""
-    generator = torch.Generator(device()).manual_seed(0)
-    H, H_kv = sizes.heads
-
-    def draw(heads: int) -> Tensor:
-        shape = (1, row.mask.shape[1], heads, width)
-        x = torch.randn(shape, generator=generator, dtype=sizes.dtype, device=device())
-        return x.transpose(1, 2)
-
-    q, k, v = (draw(heads).requires_grad_() for heads in (H, H_kv, H_kv))
-    dout = draw(H)
-    dout[:, :, row.num_used :] = 0  # no loss on padding, which N-pass does not have
-    return Inputs(q, k, v, dout)
+def _go_on_with(previous: Record, measurement: Measurement) -> None:
+    """Take over what an earlier run has found; what was wrong there is asked again."""
+    measurement.rows = previous["rows"]
+    measurement.checks = [Check(**check) for check in previous["checks"]]
+    measurement.details = previous["details"]
+    for row in measurement.rows:
+        for name, reason in row["left_out"].items():
+            if name in OURS and reason.startswith("wrong"):
+                row["left_out"][name], row["bounds"] = NOT_REACHED, None
 
 
-def _describe(row: KernelRow, width: int, sizes: _Sizes) -> Row:
-    """A row before anything of it is measured: its sizes, and what the kernels do for it."""
-    H, H_kv = sizes.heads
-    like = torch.empty(1, 1, 1, width, dtype=sizes.dtype, device=device())
-    shape = Shape(H, H_kv, width, width, like.element_size())
-    costs = {}
+def _parts(
+    run: Run, measurement: Measurement, widths: Sequence[int], sizes: Sizes, budget: Budget
+) -> Iterator[None]:
+    """Do everything that is not done yet, part by part."""
+    if device() == "cuda" and "ceilings" not in measurement.details:
+        try:
+            measurement.details["ceilings"] = run.call(kernel_parts.measure_ceilings, limit_s=60)
+        except CallFailedError as failure:
+            measurement.details["ceilings"] = {"failure": str(failure)}
+    for width in widths:
+        tuning = measurement.details["tuning"].setdefault(str(width), {})
+        yield from _tune(run, tuning, width, sizes, budget)
+        yield from _add_rows(run, measurement, width, sizes)
+        rows = [row for row in measurement.rows if row["head_width"] == width]
+        for row in rows:
+            yield from _check(run, measurement, row, sizes, budget)
+            yield from _measure(run, row, OURS, sizes, budget)
+        for name in _FIRST:
+            for row in rows:
+                yield from _measure(run, row, [name], sizes, budget)
+    for name in _LATER:
+        for row in measurement.rows:
+            yield from _measure(run, row, [name], sizes, budget)
+
+
+def _tune(
+    run: Run, tuning: dict[str, Any], width: int, sizes: Sizes, budget: Budget
+) -> Iterator[None]:
+    """Choose the configurations of a head width, or take those of an earlier run."""
     for kernel in KERNELS:
-        config = choose_config(kernel, like, like)
-        num_blocks = math.ceil(row.mask.shape[1] / config.block_k) * H_kv
-        splits = num_head_splits(H // H_kv, num_blocks, num_processors(like.device))
-        cost = kernel_cost(
-            kernel,
-            row.mask,
-            config,
-            shape,
-            num_visible=row.mask.num_visible,
-            num_splits=splits if kernel == "backward_keys" else 1,
+        known = tuning.get(kernel, {})
+        try:
+            if "config" in known:
+                run.call(kernel_tuning.keep, kernel, width, sizes, known["config"], limit_s=_PART_S)
+            elif budget.allows(_TUNING_S):
+                tuning[kernel] = run.call(
+                    *(kernel_tuning.tune, kernel, width, sizes, _TUNING_S),
+                    limit_s=_TUNING_S + _PART_S,
+                )
+        except CallFailedError as failure:
+            tuning[kernel] = {"failure": str(failure)}
+        yield
+
+
+def _add_rows(run: Run, measurement: Measurement, width: int, sizes: Sizes) -> Iterator[None]:
+    """Describe the rows that are not there yet."""
+    known = {(row["name"], row["head_width"]) for row in measurement.rows}
+    for name in row_makers(quick=sizes.is_quick):
+        if (name, width) not in known:
+            row = run.call(kernel_parts.describe, name, width, sizes, limit_s=_PART_S)
+            measurement.rows.append(row | {"left_out": dict.fromkeys(WAYS, NOT_REACHED)})
+    yield
+
+
+def _check(
+    run: Run, measurement: Measurement, row: Row, sizes: Sizes, budget: Budget
+) -> Iterator[None]:
+    """Hold both modes to fp64 on a row; a mode that is wrong has no figure there."""
+    if row["bounds"] is not None or not budget.allows(5):
+        return
+    label = f"{row['name']}, D {row['head_width']}"
+    try:
+        found = run.call(
+            *(kernel_parts.check_ours, row["name"], row["head_width"], sizes), limit_s=2 * _PART_S
         )
-        costs[kernel] = {"config": list(config), **cost._asdict()}
-    lengths = [sample.numel() for sample in row.samples]
-    return {
-        "name": row.name,
-        "is_short": row.is_short,
-        "head_width": width,
-        "num_heads": H,
-        "num_tokens": row.mask.shape[1],
-        "num_visible": row.mask.num_visible,
-        "num_npass_tokens": sum(lengths),
-        "num_npass_pairs": sum(n * (n + 1) // 2 for n in lengths),
-        "cost": costs,
-        "elapsed_s": {"forward": {}, "backward": {}},
-        "tflops": {"forward": {}, "backward": {}},
-        "slower": {"forward": {}, "backward": {}, "both": {}},
-        "left_out": dict.fromkeys(WAYS, "not reached in the time that the run has"),
-    }
+    except CallFailedError as failure:
+        row["left_out"] |= dict.fromkeys(OURS, f"could not be checked: {failure}")
+        measurement.wrong.append(f"{label}: {row['left_out'][OURS[0]]}")
+    else:
+        row["bounds"] = list(found["bounds"])
+        measurement.checks += [Check(*check) for check in found["checks"]]
+        row["left_out"] |= found["wrong"]
+        measurement.wrong += [f"{label}, {way}: {what}" for way, what in found["wrong"].items()]
+    yield
 
 
 def _measure(
-    record: Row,
-    row: KernelRow,
-    inputs: Inputs,
-    names: Sequence[str],
-    bounds: Bounds,
-    budget: Budget,
-    rounds: int,
-) -> None:
-    """Measure the ways `names` of a row beside our fast mode, and add them to its record."""
-    if not budget.allows(1):
+    run: Run, row: Row, names: Sequence[str], sizes: Sizes, budget: Budget
+) -> Iterator[None]:
+    """Measure those of the ways `names` that are open, a baseline beside our fast mode."""
+    todo = [name for name in names if row["left_out"].get(name) == NOT_REACHED]
+    if row["bounds"] is None or not todo:
         return
-    ways = {"triton": build_way("triton", row, inputs)}
-    ours = first_group(ways["triton"], row)
-    for name in names:
-        if budget.allows(_COMPILE_S if name in _SLOW_TO_COMPILE else 1):
-            try:
-                ways[name] = _prepared(name, row, inputs, ours, bounds)
-            except _FAILURES as failure:
-                record["left_out"][name] = _reason(failure)
-    label = f"{row.name}, D {record['head_width']}"
-    forward = {name: Task(way.forward) for name, way in ways.items() if name != "triton_split"}
-    took = {"forward": alternate(forward, rounds=rounds, label=label, device=device())}
-    outs = {name: way.forward() for name, way in ways.items() if way.no_backward is None}
-    backward = {name: Task(lambda n=name: ways[n].backward(outs[n])) for name in outs}
-    took["backward"] = alternate(backward, rounds=rounds, label=label, device=device())
-    _record(record, took)
-    for name, way in ways.items():
-        record["left_out"].pop(name, None)
-        if way.no_backward is not None:
-            record["left_out"][f"{name}, backward"] = way.no_backward
+    if not budget.allows(max(_EXPECTED_S.get(name, 3.0) for name in todo)):
+        return
+    beside: list[str] = []
+    if todo[0] not in OURS:
+        beside = [name for name in OURS if name not in row["left_out"]][:1]
+        if not beside:
+            row["left_out"] |= dict.fromkeys(todo, "nothing of ours is right to compare it with")
+            yield
+            return
+    limit_s = _COMPILE_S if todo[0] in _EXPECTED_S else _PART_S
+    limit_s = max(_PART_S, min(limit_s, budget.left_s + _PART_S))
+    try:
+        found = run.call(
+            *(kernel_parts.measure, row["name"], row["head_width"], sizes),
+            *([*beside, *todo], row["bounds"]),
+            limit_s=limit_s,
+        )
+    except CallFailedError as failure:
+        row["left_out"] |= dict.fromkeys(todo, str(failure))
+    else:
+        _record(row, found["took"], found["host"])
+        for name in todo:
+            row["left_out"].pop(name)
+        row["left_out"] |= found["left_out"]
+    yield
 
 
-def _prepared(name: str, row: KernelRow, inputs: Inputs, ours: Results, bounds: Bounds) -> Way:
-    """A way that has run once and was right."""
-    way = build_way(name, row, inputs)
-    check_baseline(way, row, ours, bounds)
-    return way
-
-
-def _record(record: Row, took: dict[str, dict[str, list[float]]]) -> None:
+def _record(
+    row: Row, took: dict[str, dict[str, list[float]]], host: dict[str, dict[str, float]]
+) -> None:
     """Add times, rates and ratios; a way keeps its first figures, ours those of the first turn."""
-    pairs: dict[str, int] = {name: record["num_visible"] for name in WAYS}  # noqa: C420 (typed)
-    pairs["npass"] = record["num_npass_pairs"]
+    pairs: dict[str, int] = {name: row["num_visible"] for name in WAYS}  # noqa: C420 (typed)
+    pairs["npass"] = row["num_npass_pairs"]
     for direction, products in (("forward", 2), ("backward", 5)):
         for name, seconds in took[direction].items():
-            if name in record["elapsed_s"][direction]:
+            if name in row["elapsed_s"][direction]:
                 continue
-            flops = 2 * products * pairs[name] * record["head_width"] * record["num_heads"]
-            record["elapsed_s"][direction][name] = spread(seconds)
-            record["tflops"][direction][name] = spread([flops / s / 1e12 for s in seconds])
-            if name != "triton":
+            flops = 2 * products * pairs[name] * row["head_width"] * row["num_heads"]
+            row["elapsed_s"][direction][name] = spread(seconds)
+            row["tflops"][direction][name] = spread([flops / s / 1e12 for s in seconds])
+            if direction in host:
+                row["host_s"][direction][name] = host[direction][name]
+            if name != "triton" and "triton" in took[direction]:
                 slower = ratios(seconds, took[direction]["triton"])
-                record["slower"][direction][name] = spread(slower)
-    for name in took["backward"]:
-        if name in took["forward"] and name != "triton":
+                row["slower"][direction][name] = spread(slower)
+    if "triton" in took["backward"]:
+        for name in took["backward"].keys() - {"triton"}:
             whole = [_sum(took["forward"][x], took["backward"][x]) for x in (name, "triton")]
-            record["slower"]["both"][name] = spread(ratios(*whole))
+            row["slower"]["both"][name] = spread(ratios(*whole))
 
 
 def _sum(forward: list[float], backward: list[float]) -> list[float]:
     return [a + b for a, b in zip(forward, backward, strict=True)]
-
-
-def _reason(failure: Exception) -> str:
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    if isinstance(failure, LeftOutError):
-        return lines[0]
-    return f"{type(failure).__name__}: {lines[0][:200] if lines else ''}"
 
 
 __all__ = ["ABOUT", "TITLE", "device", "draw", "measure_in_steps", "tables", "why_not"]

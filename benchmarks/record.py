@@ -51,12 +51,16 @@ class Measurement:
         checks: the correctness checks, all passed.
         rows: one dict per measured shape; durations in seconds, sizes in bytes.
         targets: what the figures are held against; none in a quick run.
+        details: what is kept beside the rows, as plain data.
+        wrong: results that are wrong, in words; what they belong to has no figure.
     """
 
     settings: dict[str, Any]
     checks: list[Check] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
 
     def check(self, name: str, value: float, bound: float) -> None:
         """Note that `value` is at most `bound`.
@@ -83,13 +87,20 @@ def as_record(
         "checks": [asdict(check) for check in measurement.checks],
         "targets": targets,
         "rows": measurement.rows,
+        **({"details": measurement.details} if measurement.details else {}),
+        **({"wrong": measurement.wrong} if measurement.wrong else {}),
     }
 
 
+def record_path(folder: Path, case: str, environment: Row) -> Path:
+    """Where the record of a case is kept: `<case>-<device>.json`."""
+    return folder / f"{case}-{environment['device']}.json"
+
+
 def write_record(record: Record, folder: Path) -> Path:
-    """Write `<case>-<device>.json` whole or not at all, and return its path."""
+    """Write the record whole or not at all, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record['case']}-{record['environment']['device']}.json"
+    path = record_path(folder, record["case"], record["environment"])
     with whole_file(path) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path

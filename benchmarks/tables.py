@@ -91,6 +91,8 @@ def describe_settings(settings: dict[str, Any]) -> str:
 
 def describe_checks(checks: Sequence[dict[str, Any]]) -> str:
     """A sentence about the checks that came before the figures, and the closest call of them."""
+    if not checks:
+        return "Nothing was checked."
     closest = max(checks, key=lambda check: check["value"] / (check["bound"] or 1))
     return (
         f"Checked first, and passed: {len(checks)} of {len(checks)}. Closest to its bound: "

@@ -65,6 +65,20 @@ def ratios(numerators: list[float], denominators: list[float]) -> list[float]:
     return [a / b for a, b in zip(numerators, denominators, strict=False)]
 
 
+def queue_seconds(task: Task, calls: int = 5) -> float:
+    """Seconds that the host needs to queue one call for the GPU."""
+    import torch
+
+    arguments = [task.prepare() for _ in range(calls)]
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for each in arguments:
+        task.run(*each)
+    took_s = (time.perf_counter() - started) / calls
+    torch.cuda.synchronize()
+    return took_s
+
+
 def _time_round(task: Task) -> float:
     """Mean seconds of one call, over enough calls to be seen on the clock."""
     gc.collect()

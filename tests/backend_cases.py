@@ -5,7 +5,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 
 from flexmask import TreeMask, attention
 from flexmask.backends import calls
@@ -32,24 +31,6 @@ def stack(masks):
         ends.append(torch.cat([mask.subtree_end[0], missing + 1]))
         positions.append(torch.cat([mask.position_ids[0], torch.zeros_like(missing)]))
     return TreeMask(torch.stack(ends), torch.stack(positions))
-
-
-@st.composite
-def depth_lists(draw, max_tokens=40):
-    """Depths of a random forest in any preorder: chains, stars, caterpillars, lone tokens."""
-    drop = draw(st.sampled_from([0.02, 0.2, 0.5, 0.9]))  # how often a token ends its branch
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    depths = [0]
-    for _ in range(draw(st.integers(0, max_tokens - 1))):
-        depth = depths[-1] + 1
-        depths.append(int(rng.integers(0, depth + 1)) if rng.random() < drop else depth)
-    return depths
-
-
-def masks(max_rows=3, max_tokens=40):
-    """Masks of one or more rows, padded where they differ in length."""
-    rows = st.lists(depth_lists(max_tokens), min_size=1, max_size=max_rows)
-    return rows.map(lambda lists: stack([mask_from_depths(depths) for depths in lists]))
 
 
 def random_inputs(
@@ -98,17 +79,6 @@ def worst_ratio(results, references):
         bound = 8 * eps * (sum(results[0].shape[2:])) ** 0.5 * size
         worst = max(worst, (result.double() - reference).abs().max().item() / bound)
     return worst
-
-
-def reaches(max_positions=30):
-    """Options that limit how far back a query sees: none, a window, a chunk, or both."""
-    positions = st.integers(1, max_positions)
-    return st.one_of(
-        st.just({}),
-        st.fixed_dictionaries({"window": positions}),
-        st.fixed_dictionaries({"chunk": positions}),
-        st.fixed_dictionaries({"window": positions, "chunk": positions}),
-    )
 
 
 def within_reach(mask, *, window=None, chunk=None):

@@ -21,23 +21,27 @@ WAYS = ("in turn", "side by side")
 
 def compile_pass(name, way, capability, width):
     """Print seconds on the clock and of processors, the assembler's included."""
-    from flexmask_kernels import launch, launches
+    import torch
+    from flexmask_kernels import launches
+    from flexmask_kernels.backward_pass import backward
+    from flexmask_kernels.forward_pass import forward
+    from flexmask_kernels.inputs import Options
     from triton_compile import MASK, absent_gpu, zero_inputs
 
-    inputs, options = zero_inputs(MASK, width), launch.Options(0.1)
+    inputs, options = zero_inputs(MASK, width), Options(0.1)
 
-    def backward():
-        saved = (inputs.q, launch.torch.zeros(1, 8, MASK.shape[1]))
+    def run_backward():
+        saved = (inputs.q, torch.zeros(1, 8, MASK.shape[1]))
         is_split = name.startswith("deterministic")
-        launch.backward(inputs.q, inputs, *saved, options, deterministic=is_split)
+        backward(inputs.q, inputs, *saved, options, deterministic=is_split)
 
     with absent_gpu(capability):
         if way == "in turn":
             mock.patch.object(launches, "compile_new").start()
         if name != "forward":
-            launch.forward(inputs, options)  # a backward pass finds its planning compiled
+            forward(inputs, options)  # a backward pass finds its planning compiled
         started = time.perf_counter(), _processor_s()
-        backward() if name != "forward" else launch.forward(inputs, options)
+        run_backward() if name != "forward" else forward(inputs, options)
         print(time.perf_counter() - started[0], _processor_s() - started[1])
 
 

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from packaging.version import Version
-from strategies import random_samples
+from sample_cases import random_samples
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,

@@ -1,7 +1,7 @@
 """Random samples and forests, shared by the property tests."""
 
-import numpy as np
 from hypothesis import strategies as st
+from sample_cases import random_samples as random_samples
 
 from flexmask import PrefixTree, Sample, Segment
 
@@ -39,16 +39,3 @@ def segment_trees(draw, max_segments=12, max_length=9):
 def forests(max_trees=3, **kwargs):
     """Lists of one or more trees, as one packed row holds them."""
     return st.lists(segment_trees(**kwargs), min_size=1, max_size=max_trees)
-
-
-def random_samples(seed, num_samples=5, stem=6, tail=5, vocabulary=50):
-    """Samples like those of a conversation: each leaves a growing common history."""
-    rng = np.random.default_rng(seed)
-    history: list[int] = []
-    samples = []
-    for key in range(num_samples):
-        history = history + rng.integers(0, vocabulary, stem).tolist()
-        completion = rng.integers(0, vocabulary, tail).tolist()
-        weights = [0.0] * len(history) + [1.0] * tail
-        samples.append(Sample(history + completion, weights, key))
-    return samples

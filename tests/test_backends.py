@@ -4,18 +4,10 @@ import math
 
 import pytest
 import torch
-from backend_cases import (
-    mask_from_depths,
-    masks,
-    random_inputs,
-    reaches,
-    run,
-    stack,
-    within_reach,
-    worst_ratio,
-)
+from backend_cases import mask_from_depths, random_inputs, run, stack, within_reach, worst_ratio
 from hypothesis import given
 from hypothesis import strategies as st
+from mask_strategies import masks, reaches
 
 from flexmask import FlexmaskError, TreeMask, attention
 from flexmask.backends import choice, choose_backend

@@ -6,9 +6,7 @@ import pytest
 import torch
 from backend_cases import (
     mask_from_depths,
-    masks,
     random_inputs,
-    reaches,
     run,
     run_reference,
     stack,
@@ -18,6 +16,7 @@ from backend_cases import (
 )
 from hypothesis import example, given
 from hypothesis import strategies as st
+from mask_strategies import masks, reaches
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

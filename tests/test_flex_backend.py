@@ -2,29 +2,23 @@
 
 import copy
 from collections import Counter
-from functools import wraps
+from functools import cache, wraps
 from unittest import mock
 
 import pytest
 import torch
-from backend_cases import (
-    mask_from_depths,
-    masks,
-    random_inputs,
-    reaches,
-    stack,
-    within_reach,
-    worst_ratio,
-)
+from backend_cases import mask_from_depths, random_inputs, stack, within_reach, worst_ratio
 from hypothesis import given
+from mask_strategies import masks, reaches
 from model_cases import npass, packed, tiny_model
 from strategies import random_samples
 from torch._dynamo.utils import counters
 
 from flexmask import PrefixTree, attention, compile_mask, patch
-from flexmask.backends import api, flex_tables
+from flexmask.backends import api, flex, flex_tables
 from flexmask.backends.api import dispatch
 from flexmask.backends.derived import _cache
+from flexmask.backends.kept_graphs import kept_graphs
 from flexmask.backends.reach import position_floor
 from flexmask.errors import UnsupportedModelError
 
@@ -205,3 +199,17 @@ def test_models_with_windows_chunks_and_softcaps_build_tables_once_and_equal_sep
     assert len(builds) == 3
     errors = [(a - b).abs().max().item() for a, b in zip(logits, theirs[0], strict=True)]
     assert max(errors) < 1e-5
+
+
+def test_gradients_of_a_kept_graph_may_be_asked_for_twice(monkeypatch):
+    def stand_in(x, w):  # keeps what it computes, as FlexAttention's logsumexp, for the gradients
+        return ((x @ w).sigmoid() @ w).sigmoid() @ w
+
+    monkeypatch.setattr(flex, "_attend", stand_in)
+    monkeypatch.setattr(flex, "_compiled", cache(flex._compiled.__wrapped__))
+    x, w = (torch.randn(4, 4, requires_grad=True) for _ in range(2))
+    out = flex._attend_eagerly(x, w)
+    with kept_graphs():
+        first, second = (torch.autograd.grad(out.sum(), x, retain_graph=True) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    torch.testing.assert_close(first, torch.autograd.grad(stand_in(x, w).sum(), x))

@@ -9,15 +9,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from backend_cases import (
-    mask_from_depths,
-    masks,
-    random_inputs,
-    reaches,
-    within_reach,
-)
+from backend_cases import mask_from_depths, random_inputs, within_reach
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mask_strategies import masks, reaches
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -25,19 +20,23 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import triton
 import triton.language as tl
-from flexmask_kernels import launch
 from flexmask_kernels.backward_keys import turn_of
+from flexmask_kernels.backward_pass import backward
 from flexmask_kernels.configs import KERNELS, Config
+from flexmask_kernels.forward_pass import forward
+from flexmask_kernels.inputs import Counters, Inputs, Options
 from flexmask_kernels.tuning import forced_configs
 
 from benchmarks import kernel_checks, kernel_ways, kernels
 from benchmarks.__main__ import main
+from benchmarks.apart import CallFailedError
 from benchmarks.kernel_cost import Shape, kernel_cost, visited_tiles
 from benchmarks.kernel_report import targets
 from benchmarks.kernel_rows import make_row, row_makers
 from benchmarks.kernel_schedule import Programs, launch_order
 from benchmarks.report import write_report
 from flexmask import PrefixTree, compile_mask
+from flexmask.backends import triton as triton_backend
 from flexmask.backends.reach import position_floor
 
 
@@ -63,10 +62,12 @@ def test_every_way_has_a_figure_or_a_reason(record):
                 or (name in row["tflops"]["forward"] and f"{name}, backward" in row["left_out"])
             )
         assert set(row["tflops"]["backward"]) == {"triton", "triton_split", "dense", "npass"}
-        assert set(row["slower"]["both"]) == {"dense", "npass"}
+        assert set(row["slower"]["both"]) == {"triton_split", "dense", "npass"}
         assert row["left_out"]["flex_tma"] == "USE_TMA needs a Hopper GPU or a newer one"
     assert not record["targets"]
-    assert "of 2 tried" in record["settings"]["tuning_D16"]
+    for tuned in record["details"]["tuning"]["16"].values():
+        assert tuned["num_candidates"] == len(tuned["trials"]) == 2
+    assert "wrong" not in record
 
 
 def test_both_modes_were_held_to_the_reference_on_every_row(record):
@@ -83,29 +84,74 @@ def test_the_page_shows_what_has_no_figure_and_why(folder, tmp_path):
     assert (tmp_path / "images" / "benchmark-kernels-cpu.png").exists()
 
 
-def test_a_wrong_kernel_is_not_reported(tmp_path, monkeypatch, capsys):
+def few_parts(monkeypatch, *baselines):
+    """Nothing is tuned, and these are the baselines that compile nothing."""
+    monkeypatch.setattr(kernels.kernel_tuning, "tune", lambda *_: {"failure": "no time"})
+    monkeypatch.setattr(kernels, "_FIRST", baselines)
+    monkeypatch.setattr(kernels, "_LATER", ())
+
+
+def test_a_wrong_kernel_has_no_figure_and_the_rest_has(tmp_path, monkeypatch, capsys):
     def half(*args, **options):
-        out, lse2 = forward(*args, **options)
-        return out / 2, lse2
+        *grads, dsinks = backward(*args, **options)
+        factor = 1 if options["deterministic"] else 0.5
+        return *(factor * grad for grad in grads), dsinks
 
-    forward = launch.forward
-    monkeypatch.setattr(kernels, "tune", lambda *_, **__: "")
-    monkeypatch.setattr(launch, "forward", half)
+    few_parts(monkeypatch, "dense")
+    monkeypatch.setattr(triton_backend, "backward", half)
     assert main(["kernels", "--quick", "--output", str(tmp_path)]) == 1
-    assert "kernels: wrong result, nothing reported: output, 2 turns" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    shown = capsys.readouterr()
+    assert "wrong result, without figures: 2 turns to 32, D 16, triton: wrong" in shown.err
+    assert "wrong gradient of" in shown.out
+    for row in json.loads((tmp_path / "kernels-cpu.json").read_text())["rows"]:
+        assert "triton" not in row["tflops"]["forward"]
+        assert row["left_out"]["triton"].startswith("wrong gradient of q")
+        assert {"triton_split", "dense"} == set(row["tflops"]["backward"])
 
 
-def test_a_run_out_of_time_is_recorded_whole(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(kernels, "tune", lambda *_, **__: "")
-    monkeypatch.setattr(kernels, "_BUDGET_S", 0.0)
+def test_without_a_right_mode_nothing_is_compared(tmp_path, monkeypatch):
+    few_parts(monkeypatch, "dense")
+    monkeypatch.setattr(triton_backend, "forward", lambda *a: tuple(x / 2 for x in forward(*a)))
+    assert main(["kernels", "--quick", "--output", str(tmp_path)]) == 1
+    for row in json.loads((tmp_path / "kernels-cpu.json").read_text())["rows"]:
+        assert row["left_out"]["dense"] == "nothing of ours is right to compare it with"
+        assert not row["tflops"]["forward"]
+
+
+def test_a_part_that_fails_is_written_down_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
+    def call(self, function, *arguments, limit_s):
+        if function.__name__ == "measure" and "npass" in arguments[3]:
+            raise CallFailedError("its process ended with code -9")
+        return function(*arguments)
+
+    few_parts(monkeypatch, "npass", "dense")
+    monkeypatch.setattr(kernels.Here, "call", call)
     assert main(["kernels", "--quick", "--output", str(tmp_path)]) == 0
-    (row, _) = json.loads((tmp_path / "kernels-cpu.json").read_text())["rows"]
-    assert row["cost"]["forward"]["num_partial"] > 0
-    assert row["left_out"] == dict.fromkeys(
-        kernel_ways.WAYS, "not reached in the time that the run has"
-    )
-    assert "Without a figure" in capsys.readouterr().out
+    record = json.loads((tmp_path / "kernels-cpu.json").read_text())
+    for row in record["rows"]:
+        assert row["left_out"]["npass"] == "its process ended with code -9"
+        assert {"triton", "dense"} <= set(row["tflops"]["backward"])
+    assert "its process ended with code -9" in capsys.readouterr().out
+
+
+def test_a_run_out_of_time_is_recorded_whole_and_another_goes_on_with_it(tmp_path, monkeypatch):
+    arguments = ["kernels", "--quick", "--output", str(tmp_path)]
+    assert main([*arguments, "--limit", "0"]) == 0
+    before = json.loads((tmp_path / "kernels-cpu.json").read_text())
+    for row in before["rows"]:
+        assert row["cost"]["forward"]["num_partial"] > 0
+        assert row["left_out"] == dict.fromkeys(kernel_ways.WAYS, kernels.NOT_REACHED)
+    few_parts(monkeypatch, "npass")
+    assert main([*arguments, "--resume"]) == 0
+    between = json.loads((tmp_path / "kernels-cpu.json").read_text())
+    monkeypatch.setattr(kernels, "_FIRST", ("npass", "dense"))
+    monkeypatch.setattr(kernels.kernel_parts, "check_ours", None)  # is not asked again
+    assert main([*arguments, "--resume"]) == 0
+    after = json.loads((tmp_path / "kernels-cpu.json").read_text())
+    for old, new in zip(between["rows"], after["rows"], strict=True):
+        assert old["left_out"]["dense"] == kernels.NOT_REACHED
+        assert new["elapsed_s"]["forward"]["npass"] == old["elapsed_s"]["forward"]["npass"]
+        assert new["tflops"]["backward"].keys() == {"triton", "triton_split", "npass", "dense"}
 
 
 def test_a_wrong_baseline_is_left_out_with_the_reason():
@@ -156,15 +202,13 @@ def test_kernels_visit_the_tiles_that_the_cost_model_counts(mask, reach, tile, d
     q, k, v, dout = random_inputs(mask, heads=2, kv_heads=1, dtype=torch.float32)
     floor = position_floor(mask.position_ids, **reach)
     positions = None if floor is None else mask.position_ids
-    inputs = launch.Inputs(q, k, v, mask.subtree_end, positions, floor)
-    counters = launch.Counters(*torch.zeros(3, 2, dtype=torch.int32))
+    inputs = Inputs(q, k, v, mask.subtree_end, positions, floor)
+    counters = Counters(*torch.zeros(3, 2, dtype=torch.int32))
     config = Config(*tile, 1, 1)
     with forced_configs(dict.fromkeys(KERNELS, config)):
-        options = launch.Options(0.5)
-        out, lse2 = launch.forward(inputs, options, counters)
-        launch.backward(
-            dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters
-        )
+        options = Options(0.5)
+        out, lse2 = forward(inputs, options, counters)
+        backward(dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters)
     num_visible = int(within_reach(mask, **reach).sum())
     counted = {
         "forward": counters.forward,

@@ -5,10 +5,11 @@ from unittest import mock
 
 import pytest
 import torch
-from backend_cases import reaches, within_reach
+from backend_cases import within_reach
 from chat_cases import chat_case
 from hypothesis import given
 from hypothesis import strategies as st
+from mask_strategies import reaches
 from model_cases import WINDOW, tiny_model
 from strategies import segment_trees
 from transformers import AutoTokenizer

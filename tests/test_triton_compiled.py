@@ -15,9 +15,10 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from flexmask_kernels import launch  # noqa: E402 (after the skip)
-from flexmask_kernels import launches as queues  # noqa: E402
+from flexmask_kernels import launches as queues  # noqa: E402 (after the skip)
+from flexmask_kernels.backward_pass import backward  # noqa: E402
 from flexmask_kernels.configs import default_config  # noqa: E402
+from flexmask_kernels.inputs import Options  # noqa: E402
 from flexmask_kernels.tuning import forced_configs  # noqa: E402
 from triton_compile import (  # noqa: E402
     CUOBJDUMP,
@@ -154,7 +155,7 @@ def empty_caches(folder, listener):
 
 def deterministic_backward(mask, width):
     inputs, lse2 = zero_inputs(mask, width), torch.zeros(1, 8, mask.shape[1])
-    launch.backward(inputs.q, inputs, inputs.q, lse2, launch.Options(0.1), deterministic=True)
+    backward(inputs.q, inputs, inputs.q, lse2, Options(0.1), deterministic=True)
 
 
 @pytest.fixture(scope="module")

@@ -156,18 +156,18 @@ def test_checkpointing_changes_nothing(use_reentrant):
 
 @modes
 def test_counters_equal_the_tiles_of_the_mask(deterministic):
-    from flexmask_kernels import launch
+    from flexmask_kernels.backward_pass import backward
+    from flexmask_kernels.forward_pass import forward
+    from flexmask_kernels.inputs import Counters, Inputs, Options
     from flexmask_kernels.tuning import choose_config
 
     mask = MASKS["batch"]
     q, k, v, dout = inputs_on_gpu(mask)
-    counters = launch.Counters(*torch.zeros(3, 2, dtype=torch.int32, device="cuda"))
-    inputs = launch.Inputs(q, k, v, mask.subtree_end.cuda())
-    options = launch.Options(0.1)
-    out, lse2 = launch.forward(inputs, options, counters)
-    launch.backward(
-        dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters
-    )
+    counters = Counters(*torch.zeros(3, 2, dtype=torch.int32, device="cuda"))
+    inputs = Inputs(q, k, v, mask.subtree_end.cuda())
+    options = Options(0.1)
+    out, lse2 = forward(inputs, options, counters)
+    backward(dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters)
     kernels = {"forward": counters.forward}
     kernels["backward_keys" if deterministic else "backward_fused"] = counters.backward_keys
     if deterministic:

@@ -17,9 +17,7 @@ import pytest
 import torch
 from backend_cases import (
     mask_from_depths,
-    masks,
     random_inputs,
-    reaches,
     run,
     run_reference,
     stack,
@@ -28,6 +26,7 @@ from backend_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mask_strategies import masks, reaches
 from model_cases import largest_error, npass_case, single_pass
 from torch.utils.checkpoint import checkpoint
 
@@ -56,9 +55,12 @@ def test_kernels_pass_in_the_interpreter():
 
 
 if IS_CHILD:
-    from flexmask_kernels import launch
+    from flexmask_kernels import backward_pass
+    from flexmask_kernels.backward_pass import backward
     from flexmask_kernels.configs import KERNELS, Config
     from flexmask_kernels.descriptors import fits_tma, walked_tensors
+    from flexmask_kernels.forward_pass import forward
+    from flexmask_kernels.inputs import Counters, Inputs, Options
     from flexmask_kernels.tuning import forced_configs
 
     from flexmask.backends import triton as backend
@@ -226,8 +228,8 @@ def test_deterministic_gradients_are_bitwise_equal(reach):
 def test_heads_of_a_group_may_be_split_over_programs_in_any_order(splits, num_round):
     inputs = random_inputs(SMALL, heads=8, kv_heads=2, dtype=torch.float32)
     with (
-        mock.patch.object(launch, "num_head_splits", return_value=splits) as asked,
-        mock.patch.object(launch, "NUM_ROUND", num_round),  # of the two blocks of keys
+        mock.patch.object(backward_pass, "num_head_splits", return_value=splits) as asked,
+        mock.patch.object(backward_pass, "NUM_ROUND", num_round),  # of the two blocks of keys
     ):
         ours = run_triton(SMALL, *inputs, deterministic=True)
     assert asked.called
@@ -239,14 +241,12 @@ def test_heads_of_a_group_may_be_split_over_programs_in_any_order(splits, num_ro
 @pytest.mark.parametrize("shape", SHAPES)
 def test_counters_equal_the_tile_ranges(shape, deterministic):
     H, zeros = 4, torch.zeros(3, 2, dtype=torch.int32)
-    counters = launch.Counters(*zeros)
+    counters = Counters(*zeros)
     q, k, v, dout = random_inputs(BATCH, heads=H, dtype=torch.float32)
-    inputs, options = launch.Inputs(q, k, v, BATCH.subtree_end), launch.Options(0.5)
+    inputs, options = Inputs(q, k, v, BATCH.subtree_end), Options(0.5)
     with tiles(shape):
-        out, lse2 = launch.forward(inputs, options, counters)
-        launch.backward(
-            dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters
-        )
+        out, lse2 = forward(inputs, options, counters)
+        backward(dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters)
     ranges = BATCH.tiles(*SHAPES[shape])
     full = H * sum(row.num_full for row in ranges)
     expected = [full, H * sum(row.num_visited for row in ranges) - full]
@@ -259,11 +259,11 @@ def test_counters_equal_the_tile_ranges(shape, deterministic):
 @pytest.mark.parametrize("reach", [{"window": 60}, {"chunk": 60}], ids=["window", "chunk"])
 def test_a_limited_reach_skips_tiles_and_keeps_full_ones(reach):
     mask = mask_from_depths([*range(200)])
-    counters = launch.Counters(*torch.zeros(3, 2, dtype=torch.int32))
+    counters = Counters(*torch.zeros(3, 2, dtype=torch.int32))
     q, k, v, _ = random_inputs(mask, heads=1, kv_heads=1, dtype=torch.float32)
     floor = position_floor(mask.position_ids, **reach)
-    inputs = launch.Inputs(q, k, v, mask.subtree_end, mask.position_ids, floor)
-    launch.forward(inputs, launch.Options(0.5), counters)
+    inputs = Inputs(q, k, v, mask.subtree_end, mask.position_ids, floor)
+    forward(inputs, Options(0.5), counters)
     visible = within_reach(mask, **reach)[0].numpy()
     visible = np.pad(visible, (0, 8)).reshape(13, 16, 13, 16)
     full = visible.all((1, 3)).sum()
@@ -365,7 +365,8 @@ def test_operators_keep_their_promises(deterministic):
 
 @interpreted
 def test_autotune_keeps_the_fastest_and_knows_no_length(tmp_path, monkeypatch):
-    from flexmask_kernels.autotune import autotune, typical_row
+    from flexmask_kernels.autotune import autotune
+    from flexmask_kernels.candidates import typical_row
     from flexmask_kernels.tuning import choose_config
 
     monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
@@ -373,42 +374,80 @@ def test_autotune_keeps_the_fastest_and_knows_no_length(tmp_path, monkeypatch):
     assert row.num_visible < 0.5 * 5000**2 / 2
     mask = mask_from_depths([*range(7)])
     q, k, v, _ = random_inputs(mask, width=16, value_width=16, dtype=torch.float32)
-    times = iter([2.0, 1.0, 3.0] * len(KERNELS))
+    times = iter([2.0, 1.0, 3.0] * len(KERNELS))  # of all, then of the best
+    again = iter([2.0, 1.0] * len(KERNELS))
     options = [Config(16, 16, 4, stages) for stages in (1, 2, 3)]
-    autotune(
-        *(q, k, v, mask.subtree_end),
-        clock=lambda function: (function(), next(times))[1],
-        try_out=lambda *_: options,
-    )
+    monkeypatch.setattr(autotune_module(), "_FINALISTS", 2)
+    clocks = [lambda run, found=found: run() and next(found) for found in (times, again)]
+    autotune(*(q, k, v, mask.subtree_end), clocks=clocks, try_out=lambda *_: options)
     longer = random_inputs(CONVERSATION, width=16, value_width=16, dtype=torch.float32)
-    for kernel in KERNELS:
-        assert choose_config(kernel, longer[0], longer[2]) == options[1]
-        assert choose_config(kernel, longer[0].half(), longer[2].half()) != options[1]
-        assert choose_config(kernel, longer[0], longer[2], is_plain=False) != options[1]
+    for kernel in KERNELS:  # the first was quicker, the second is when they are timed longer
+        assert choose_config(kernel, longer[0], longer[2]) == options[0]
+        assert choose_config(kernel, longer[0].half(), longer[2].half()) != options[0]
+        assert choose_config(kernel, longer[0], longer[2], is_plain=False) != options[0]
+
+
+def autotune_module():
+    from flexmask_kernels import autotune
+
+    return autotune
+
+
+@interpreted
+def test_autotune_leaves_out_what_fails_or_disagrees_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
+    tuner = autotune_module()
+    mask = mask_from_depths([*range(7)])
+    q, k, v, _ = random_inputs(mask, width=16, value_width=16, dtype=torch.float32)
+    good, wrong, broken = options = [Config(16, 16, 4, stages) for stages in (1, 2, 3)]
+
+    def sometimes(inputs, settings):
+        config = tuner.choose_config("forward", inputs.q, inputs.v)
+        if config == broken:
+            raise RuntimeError("PassManager::run failed\nand more")
+        out, lse2 = forward(inputs, settings)
+        return (out * 1.001 if config == wrong else out), lse2
+
+    from flexmask_kernels.tuning import choose_config
+
+    monkeypatch.setattr(tuner, "choose_config", choose_config, raising=False)
+    monkeypatch.setattr(tuner, "forward", sometimes)
+    tuned = tuner.autotune(
+        *(q, k, v, mask.subtree_end),
+        kernels=["forward"],
+        clocks=[lambda run: run() and 1.0] * 2,
+        try_out=lambda *_: options,
+    )["forward"]
+    assert tuned.config == good
+    assert [trial.elapsed_ms for trial in tuned.trials] == [1.0, None, None]
+    assert tuned.trials[1].failure.startswith("DisagreesError: differs from the current one by")
+    assert tuned.trials[2].failure == "RuntimeError: PassManager::run failed"
 
 
 @interpreted
 def test_autotune_stops_in_time_with_at_least_the_current_configuration(tmp_path, monkeypatch):
-    from flexmask_kernels.autotune import autotune, candidates
+    from flexmask_kernels.autotune import autotune
+    from flexmask_kernels.candidates import candidates
 
     monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
     mask = mask_from_depths([*range(7)])
     q, k, v, _ = random_inputs(mask, width=16, value_width=16, dtype=torch.float32)
-    found = autotune(q, k, v, mask.subtree_end, clock=lambda run: run() or 1.0, limit_s=0)
+    clocks = [lambda run: run() and 1.0] * 2
+    found = autotune(q, k, v, mask.subtree_end, clocks=clocks, limit_s=0)
     for kernel, tuned in found.items():
         assert tuned.config == candidates(kernel, q, v)[0]
-        assert (tuned.num_tried, tuned.elapsed_ms) == (1, 1.0)
+        assert (tuned.trials, tuned.elapsed_ms) == ([(tuned.config, 1.0, "")], 1.0)
         assert tuned.num_candidates == len(set(candidates(kernel, q, v)))
 
 
 @interpreted
 @pytest.mark.parametrize(("capability", "has_tma"), [(80, False), (90, True), (120, True)])
 def test_descriptors_are_tried_where_there_is_tma(capability, has_tma):
-    from flexmask_kernels import autotune
+    from flexmask_kernels import candidates
 
     q = torch.empty(1, 1, 1, 128, dtype=torch.bfloat16)
-    with mock.patch.object(autotune, "capability_of", return_value=capability):
-        first, second, *others = autotune.candidates("forward", q, q)
+    with mock.patch.object(candidates, "capability_of", return_value=capability):
+        first, second, *others = candidates.candidates("forward", q, q)
     assert not first.use_tma
     assert (second == first._replace(use_tma=True)) == has_tma
     assert any(config.use_tma for config in others) == has_tma
@@ -416,15 +455,15 @@ def test_descriptors_are_tried_where_there_is_tma(capability, has_tma):
 
 @interpreted
 def test_compiling_ahead_runs_every_candidate_in_its_own_configuration():
-    from flexmask_kernels.autotune import _compile_ahead
+    from flexmask_kernels.autotune import compile_ahead
     from flexmask_kernels.tuning import choose_config
 
     q, _, v, _ = random_inputs(SMALL, dtype=torch.float32)
     pairs = [(kernel, Config(16, 16, 1, stages)) for kernel in KERNELS for stages in range(1, 9)]
     seen = []
-    _compile_ahead(lambda kernel: seen.append((kernel, choose_config(kernel, q, v))), pairs, np.inf)
+    compile_ahead(lambda kernel: seen.append((kernel, choose_config(kernel, q, v))), pairs, np.inf)
     assert sorted(seen) == sorted(pairs)
-    _compile_ahead(seen.clear, pairs, -np.inf)  # too late for any
+    compile_ahead(seen.clear, pairs, -np.inf)  # too late for any
     assert len(seen) == len(pairs)
 
 

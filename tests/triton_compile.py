@@ -10,7 +10,10 @@ from unittest import mock
 
 import torch
 import triton
-from flexmask_kernels import launch, tuning
+from flexmask_kernels import backward_pass, tuning
+from flexmask_kernels.backward_pass import backward
+from flexmask_kernels.forward_pass import forward
+from flexmask_kernels.inputs import Inputs, Options
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
@@ -63,7 +66,7 @@ def launches(
 ):
     """One launch of every kernel, of both modes of the backward pass, on CPU tensors."""
     inputs = zero_inputs(MASK, width, value_width, dtype, sinks=sinks, has_floor=has_floor)
-    options = launch.Options(0.1, **options)
+    options = Options(0.1, **options)
     recorded = {}
 
     def record(kernel, *, grid, warmup, **arguments):
@@ -73,11 +76,11 @@ def launches(
     with (
         mock.patch.object(JITFunction, "run", record),
         mock.patch.object(tuning, "capability_of", return_value=capability),
-        mock.patch.object(launch, "num_processors", return_value=132),
+        mock.patch.object(backward_pass, "num_processors", return_value=132),
     ):
-        out, lse2 = launch.forward(inputs, options)
+        out, lse2 = forward(inputs, options)
         for deterministic in (True, False):
-            launch.backward(out, inputs, out, lse2, options, deterministic=deterministic)
+            backward(out, inputs, out, lse2, options, deterministic=deterministic)
     return recorded
 
 
@@ -90,7 +93,7 @@ def zero_inputs(
     v = torch.zeros(*shape[:2], 2, value_width or width, dtype=dtype)
     end = mask.subtree_end
     masks = (end, end, end) if has_floor else (end, None, None)
-    return launch.Inputs(*(x.transpose(1, 2) for x in (q, k, v)), *masks, sinks)
+    return Inputs(*(x.transpose(1, 2) for x in (q, k, v)), *masks, sinks)
 
 
 class AbsentDriver:
@@ -121,7 +124,7 @@ def absent_gpu(capability):
         mock.patch.object(driver, "_active", AbsentDriver(capability)),
         mock.patch.object(JITFunction, "run", compile_only),
         mock.patch.object(tuning, "capability_of", return_value=capability),
-        mock.patch.object(launch, "num_processors", return_value=132),
+        mock.patch.object(backward_pass, "num_processors", return_value=132),
     ):
         yield
 

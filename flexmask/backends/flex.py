@@ -12,6 +12,7 @@ from functools import cache, partial
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from torch.nn.attention.flex_attention import (
     AuxRequest,
     BlockMask,
@@ -106,9 +107,16 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def _attend_eagerly(*inputs: object) -> Tensor:
-    """`_attend`, compiled: sizes are symbols, but scale and softcap are constants."""
-    with torch._dynamo.config.patch(
-        specialize_float=True, specialize_int=True, recompile_limit=MAX_COMPILES
+    """`_attend`, compiled: sizes are symbols, but scale and softcap are constants.
+
+    Compiled functions by default let their backward pass overwrite what was kept for it. Not so
+    here: eager callers may ask for gradients twice (`kept_graphs`).
+    """
+    with (
+        torch._dynamo.config.patch(
+            specialize_float=True, specialize_int=True, recompile_limit=MAX_COMPILES
+        ),
+        functorch_config.patch(donated_buffer=False),
     ):
         return _compiled()(*inputs)
 

@@ -11,8 +11,10 @@ from run to run, unless `torch.use_deterministic_algorithms(True)` was in force 
 from __future__ import annotations
 
 import torch
-from flexmask_kernels import launch
+from flexmask_kernels.backward_pass import backward
 from flexmask_kernels.configs import MAX_WIDTH
+from flexmask_kernels.forward_pass import forward
+from flexmask_kernels.inputs import Inputs, Options, empty_gradient, empty_output
 from torch import Tensor
 
 from flexmask.errors import UnsupportedModelError
@@ -81,9 +83,9 @@ def _forward(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     """Attention as out [B, H, L, D_v] and base-2 logsumexp, fp32 [B, H, L]."""
-    inputs = launch.Inputs(q, k, v, subtree_end, position_ids, position_floor, sinks)
+    inputs = Inputs(q, k, v, subtree_end, position_ids, position_floor, sinks)
     with torch.cuda.device_of(q):
-        return launch.forward(inputs, launch.Options(scale, softcap))
+        return forward(inputs, Options(scale, softcap))
 
 
 @torch.library.custom_op(
@@ -105,24 +107,22 @@ def _backward(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v and sinks; the last is fp32, and empty without sinks."""
-    inputs = launch.Inputs(q, k, v, subtree_end, position_ids, position_floor, sinks)
-    options = launch.Options(scale, softcap)
+    inputs = Inputs(q, k, v, subtree_end, position_ids, position_floor, sinks)
+    options = Options(scale, softcap)
     with torch.cuda.device_of(q):
-        dq, dk, dv, dsinks = launch.backward(
-            dout, inputs, out, lse2, options, deterministic=deterministic
-        )
+        dq, dk, dv, dsinks = backward(dout, inputs, out, lse2, options, deterministic=deterministic)
     return dq, dk, dv, lse2.new_empty(0) if dsinks is None else dsinks
 
 
 @_forward.register_fake
 def _(q, k, v, subtree_end, positions, floor, sinks, scale, softcap, deterministic):
-    return launch.empty_output(q, v), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return empty_output(q, v), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @_backward.register_fake
 def _(dout, q, k, v, end, positions, floor, sinks, out, lse2, scale, softcap, deterministic):
     dsinks = lse2.new_empty(0 if sinks is None else q.shape[1])
-    return *(launch.empty_gradient(x) for x in (q, k, v)), dsinks
+    return *(empty_gradient(x) for x in (q, k, v)), dsinks
 
 
 def _save(ctx, inputs, output) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flexmask.backends.kept_graphs import kept_graphs
 from flexmask.layout import IGNORE_INDEX
 from flexmask.loss import target_logprobs
 from flexmask.npass import npass_batches
@@ -111,9 +112,10 @@ def device_of(model: nn.Module) -> torch.device:
 def _gradients(model: nn.Module, loss: Tensor, *, retain_graph: bool) -> Gradients:
     """The gradient of each trainable parameter; zeros where it plays no part."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(
-        loss, list(named.values()), retain_graph=retain_graph, allow_unused=True
-    )
+    with kept_graphs():
+        found = torch.autograd.grad(
+            loss, list(named.values()), retain_graph=retain_graph, allow_unused=True
+        )
     return {
         name: torch.zeros_like(p) if gradient is None else gradient
         for (name, p), gradient in zip(named.items(), found, strict=True)

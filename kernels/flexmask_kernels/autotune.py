@@ -2,6 +2,9 @@
 
 Each kernel is timed on a row of packed conversations, alone, with every candidate; the fastest is
 kept on disk (see `tuning`). Minutes of compiling, once for a chip, a dtype and a head width.
+
+A candidate that does not compile, does not fit the chip, or disagrees with the current
+configuration by more than rounding is listed with its reason, and is never kept.
 """
 
 from __future__ import annotations
@@ -14,55 +17,53 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import product, zip_longest
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.errors import OutOfResources, PTXASError
+from triton import TritonError
 
-from flexmask_kernels import launch
-from flexmask_kernels.configs import KERNELS, Config, capability_of
-from flexmask_kernels.tuning import choose_config, config_key, forced_configs, save_config
+from flexmask_kernels.backward_pass import backward
+from flexmask_kernels.candidates import candidates, typical_row
+from flexmask_kernels.configs import KERNELS, Config
+from flexmask_kernels.forward_pass import forward
+from flexmask_kernels.inputs import Inputs, Options
+from flexmask_kernels.launches import compiling_only
+from flexmask_kernels.tuning import config_key, forced_configs, save_config
 
 Clock = Callable[[Callable[[], object]], float]
 
-_UNFIT = (OutOfResources, PTXASError)  # a candidate that this chip or its assembler refuses
-_SHORT = 256  # tokens of a row that is run for the compiler's sake only
+# of a candidate: compilers raise RuntimeError, as the device does (which then stays broken)
+_FAILURES = (TritonError, RuntimeError)
+_FINALISTS = 3  # are timed again, longer
+_SHORT = 256  # tokens of a row that is compiled for
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+quick_clock = partial(triton.testing.do_bench, warmup=5, rep=30, return_mode="median")
+long_clock = partial(triton.testing.do_bench, warmup=25, rep=150, return_mode="median")
 
-def candidates(kernel: str, q: Tensor, v: Tensor) -> list[Config]:
-    """The configurations worth a try: the current one first, then its neighbours.
 
-    Tiles are (queries, keys). At D = 256 a block of 64 keys spills some registers in the backward
-    kernels, but reaches Hopper's wgmma: only a measurement can weigh the two. So it is with TMA.
-    """
-    width = max(q.shape[3], v.shape[3])
-    if kernel in ("forward", "backward_queries"):
-        tiles = [(128, 64), (128, 128), (64, 64), (128, 32)]
-    else:
-        tiles = [(64, 128), (64, 64), (128, 64), (32, 64), (32, 128)]
-    if width > 128:
-        tiles = [(64, 64), (64, 32), (32, 64), (128, 32), (16, 64)]
-    stages = (2, 3) if width <= 128 else (2, 1)
-    options = product(tiles, (8, 4), stages)
-    current = choose_config(kernel, q, v)
-    found = [current, *(Config(*tile, warps, stages) for tile, warps, stages in options)]
-    if capability_of(q.device) >= 90:
-        with_tma = [config._replace(use_tma=True) for config in found]
-        found = [current, with_tma[0], *found[1:], *with_tma[1:]]
-    return list(dict.fromkeys(found))
+class Trial(NamedTuple):
+    """A candidate, and its milliseconds or why it has none."""
+
+    config: Config
+    elapsed_ms: float | None
+    failure: str = ""
 
 
 class Tuned(NamedTuple):
-    """The fastest configuration of a kernel, its milliseconds, and how many were tried."""
+    """The fastest configuration of a kernel, its milliseconds, and all that was tried."""
 
     config: Config
     elapsed_ms: float
-    num_tried: int
+    trials: list[Trial]
     num_candidates: int
+
+
+class DisagreesError(Exception):
+    """A candidate's results are not those of the current configuration."""
 
 
 def autotune(
@@ -71,98 +72,140 @@ def autotune(
     v: Tensor,
     end: Tensor,
     *,
-    clock: Clock = triton.testing.do_bench,
+    kernels: Sequence[str] = KERNELS,
+    clocks: tuple[Clock, Clock] = (quick_clock, long_clock),
     try_out: Callable[[str, Tensor, Tensor], Iterable[Config]] = candidates,
     limit_s: float = math.inf,
 ) -> dict[str, Tuned]:
-    """Time every kernel with its candidates, save and return the fastest.
+    """Time kernels with their candidates, save and return the fastest of each.
 
     Args:
         q: queries [B, H, L, D], of a size that fills the device.
         k: keys [B, H_kv, L, D].
         v: values [B, H_kv, L, D_v].
         end: int32 [B, L] or [1, L], subtree ends of a typical row.
-        clock: milliseconds that a function takes.
+        kernels: which ones, by name.
+        clocks: milliseconds that a function takes; a quick one for all, a long one for the best.
         try_out: the candidates of a kernel, the current one first.
         limit_s: seconds for all kernels together. When they are over, what has been tried counts;
             the current configuration of a kernel is always tried.
+
+    Raises:
+        RuntimeError: the current configuration fails, or the device does.
     """
     started = time.perf_counter()
-    inputs, options = launch.Inputs(q, k, v, end), launch.Options(q.shape[-1] ** -0.5)
-    L = q.shape[2]
-    out, lse2 = launch.forward(inputs, options)
-    dout = torch.randn_like(out)
-
-    def run(kernel: str, x: launch.Inputs = inputs, length: int = L) -> None:
-        """The pass that holds `kernel`; x holds the first `length` tokens."""
-        if kernel == "forward":
-            launch.forward(x, options)
-            return
-        # where a pass runs two kernels, the one that does not change adds a constant to all times
-        saved = (out[:, :, :length], lse2[:, :, :length].contiguous())
-        is_split = kernel != "backward_fused"
-        launch.backward(dout[:, :, :length], x, *saved, options, deterministic=is_split)
-
-    length = min(L, _SHORT)
-    short = launch.Inputs(*(x[:, :, :length] for x in (q, k, v)), end[:, :length].clamp(max=length))
-    plans = {kernel: list(try_out(kernel, q, v)) for kernel in KERNELS}
-    # the first candidates of each kernel come first
-    named = ([(kernel, config) for config in configs] for kernel, configs in plans.items())
-    pairs = [pair for rank in zip_longest(*named) for pair in rank if pair is not None]
+    run = _Passes(q, k, v, end)
+    plans = {kernel: list(try_out(kernel, q, v)) for kernel in kernels}
     if q.is_cuda:
-        _compile_ahead(partial(run, x=short, length=length), pairs, started + limit_s / 2)
+        # the first candidates of each kernel come first
+        named = ([(kernel, config) for config in configs] for kernel, configs in plans.items())
+        pairs = [pair for rank in zip_longest(*named) for pair in rank if pair is not None]
+        compile_ahead(run.short().once, pairs, started + limit_s / 2)
     results = {}
     for number, (kernel, configs) in enumerate(plans.items(), 1):
         until = started + limit_s * (1 + number / len(plans)) / 2
-        times: dict[Config, float] = {}
-        for config in configs:
-            if times and time.perf_counter() > until:
-                break
-            with forced_configs({kernel: config}):
-                try:
-                    times[config] = clock(partial(run, kernel))
-                except _UNFIT:
-                    continue
-        best = min(times, key=times.__getitem__)
-        save_config(config_key(kernel, q, v), best)
-        results[kernel] = Tuned(best, times[best], len(times), len(configs))
+        results[kernel] = _tune(kernel, configs, run, clocks, until)
+        save_config(config_key(kernel, q, v), results[kernel].config)
     return results
 
 
-def _compile_ahead(
-    run: Callable[[str], None],
-    pairs: Sequence[tuple[str, Config]],
+class _Passes:
+    """The passes that hold each kernel, on one row."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, end: Tensor) -> None:
+        self._inputs, self._options = Inputs(q, k, v, end), Options(q.shape[-1] ** -0.5)
+        self._out, self._lse2 = forward(self._inputs, self._options)
+        self._dout = torch.randn_like(self._out)
+
+    def once(self, kernel: str) -> tuple[Tensor, ...]:
+        """The results of the pass that holds `kernel`.
+
+        Where a pass runs two kernels, the one that does not change adds a constant to all times.
+        """
+        if kernel == "forward":
+            return forward(self._inputs, self._options)[:1]
+        saved, is_split = (self._out, self._lse2), kernel != "backward_fused"
+        return backward(self._dout, self._inputs, *saved, self._options, deterministic=is_split)[:3]
+
+    def short(self) -> _Passes:
+        """The same on the first few tokens; the compiled code is for no length."""
+        short = object.__new__(_Passes)
+        length = min(self._inputs.q.shape[2], _SHORT)
+        q, k, v, end = self._inputs[:4]
+        tensors = (x[:, :, :length] for x in (q, k, v))
+        short._inputs = Inputs(*tensors, end[:, :length].clamp(max=length))
+        short._options = self._options
+        short._out, short._dout = self._out[:, :, :length], self._dout[:, :, :length]
+        short._lse2 = self._lse2[:, :, :length].contiguous()
+        return short
+
+
+def _tune(
+    kernel: str,
+    configs: Sequence[Config],
+    run: _Passes,
+    clocks: tuple[Clock, Clock],
     until: float,
+) -> Tuned:
+    """Try the candidates of one kernel, the current one first."""
+    current, *others = configs
+    with forced_configs({kernel: current}):
+        expected = run.once(kernel)
+        trials = [Trial(current, clocks[0](partial(run.once, kernel)))]
+    for config in others:
+        if time.perf_counter() > until:
+            break
+        with forced_configs({kernel: config}):
+            try:
+                _check_agreement(run.once(kernel), expected)
+                trials.append(Trial(config, clocks[0](partial(run.once, kernel))))
+            except (*_FAILURES, DisagreesError) as failure:
+                if expected[0].is_cuda:
+                    torch.cuda.synchronize()  # a broken device raises again
+                reason = str(failure).strip().partition("\n")[0]
+                trials.append(Trial(config, None, f"{type(failure).__name__}: {reason[:200]}"))
+    quick = {trial.config: trial.elapsed_ms for trial in trials if trial.elapsed_ms is not None}
+    times = {}
+    for config in sorted(quick, key=quick.__getitem__)[:_FINALISTS]:
+        with forced_configs({kernel: config}):
+            times[config] = clocks[1](partial(run.once, kernel))
+    best = min(times, key=times.__getitem__)
+    return Tuned(best, times[best], trials, len(configs))
+
+
+def _check_agreement(results: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raise DisagreesError where a token's results differ by more than rounding.
+
+    Both are sums of products of numbers that were rounded to the dtype once or twice, so that they
+    are a few roundings apart, in norm. A row of a gradient may cancel to nothing, hence the mean.
+    """
+    for a, b in zip(results, expected, strict=True):
+        size = b.float().norm(dim=-1)
+        apart = (a.float() - b.float()).norm(dim=-1) / (size + size.square().mean().sqrt())
+        worst, bound = float(apart.max()), 8 * torch.finfo(b.dtype).eps
+        if not worst <= bound:
+            raise DisagreesError(f"differs from the current one by {worst:.2g} of {bound:.2g}")
+
+
+def compile_ahead(
+    run: Callable[[str], object], pairs: Sequence[tuple[str, Config]], until: float
 ) -> None:
-    """Fill the caches of compiled code, on all processors; nothing is timed.
+    """Fill the caches of compiled code, on all processors; nothing is launched.
 
     The compiler lets other threads run, and a kernel is compiled for no length, so that a short row
-    does. Candidates that are not begun by `until` are compiled when they are timed.
+    does. Candidates that are not begun by `until` are compiled when they are timed; what fails here
+    fails there again.
     """
 
     def compile_one(pair: tuple[str, Config]) -> None:
         if time.perf_counter() > until:
             return
         kernel, config = pair
-        with forced_configs({kernel: config}), suppress(*_UNFIT):
+        with forced_configs({kernel: config}), compiling_only(), suppress(*_FAILURES):
             run(kernel)
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(compile_one, pairs))
-
-
-def typical_row(num_tokens: int, device: str) -> Tensor:
-    """Subtree ends int32 [1, L] of conversations of 8 turns: a trunk and 7 branches each."""
-    turn, branch = 180, 420  # tokens; a branch leaves the trunk at the end of each turn but one
-    trunk = 8 * turn
-    whole = trunk + 7 * branch
-    token = torch.arange(num_tokens, device=device)
-    start, place = token // whole * whole, token % whole
-    # the branch that leaves last comes first: token p is seen by those that leave after it
-    of_trunk = trunk + (7 - place // turn) * branch
-    of_branch = trunk + ((place - trunk) // branch + 1) * branch
-    end = start + torch.where(place < trunk, of_trunk, of_branch)
-    return end.clamp(max=num_tokens).to(torch.int32).unsqueeze(0)
 
 
 def main() -> None:
@@ -185,8 +228,11 @@ def main() -> None:
     q, k, v = draw(H, args.width), draw(H_kv, args.width), draw(H_kv, value_width)
     found = autotune(q, k, v, typical_row(L, "cuda"), limit_s=args.limit)
     for kernel, tuned in found.items():
-        tried = f"{tuned.num_tried} of {tuned.num_candidates} tried"
+        tried = f"{len(tuned.trials)} of {tuned.num_candidates} tried"
         print(f"{kernel}: {tuned.config}, {tuned.elapsed_ms:.3f} ms, {tried}")
+        for trial in tuned.trials:
+            if trial.failure:
+                print(f"  {trial.config}: {trial.failure}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ for one after the other. Most of compiling (MLIR, LLVM, the assembler) lets othe
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+_only_compiles: ContextVar[bool] = ContextVar("launches only compile", default=False)
 _compiled: set[Hashable] = set()  # `_code_of` launches that need no look any more
 
 
@@ -38,10 +41,24 @@ class LaunchQueue:
 
     def run(self) -> None:
         """Launch all in order, on the current stream, and forget them."""
-        compile_new(self._launches)
-        for launch in self._launches:
+        launches, self._launches = self._launches, []
+        if _only_compiles.get():
+            for launch in launches:
+                launch.kernel.warmup(grid=launch.grid, **launch.arguments)
+            return
+        compile_new(launches)
+        for launch in launches:
             launch.kernel[launch.grid](**launch.arguments)
-        self._launches = []
+
+
+@contextmanager
+def compiling_only() -> Iterator[None]:
+    """In here, in this thread, passes compile and launch nothing: their results are any memory."""
+    token = _only_compiles.set(True)
+    try:
+        yield
+    finally:
+        _only_compiles.reset(token)
 
 
 def compile_new(launches: Sequence[Launch]) -> None:

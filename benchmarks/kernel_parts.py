@@ -1,0 +1,191 @@
+"""The parts of the kernels' benchmark, one call each: names and numbers in, plain data out.
+
+Each can be called in a process that has seen none of the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from flexmask_kernels.configs import KERNELS, num_head_splits, num_processors
+from flexmask_kernels.tuning import choose_config
+from torch import Tensor
+from triton import TritonError
+
+from benchmarks.apart import reason_of
+from benchmarks.attention_runs import Inputs
+from benchmarks.kernel_checks import Bounds, check_baseline, check_kernels, first_group
+from benchmarks.kernel_cost import Shape, kernel_cost
+from benchmarks.kernel_rows import KernelRow, row_makers
+from benchmarks.kernel_ways import LeftOutError, Way, build_way
+from benchmarks.record import Row
+from benchmarks.timing import Task, alternate, queue_seconds
+
+_FAILURES = (RuntimeError, ImportError, ValueError, TypeError, TritonError, LeftOutError)
+OURS = ("triton", "triton_split")
+
+
+class Sizes(NamedTuple):
+    """What a quick run has smaller."""
+
+    heads: tuple[int, int]
+    dtype: torch.dtype
+    rounds: int
+    is_quick: bool
+
+
+FULL = Sizes((32, 8), torch.bfloat16, 5, False)
+QUICK = Sizes((2, 1), torch.float16, 1, True)
+
+
+def device() -> str:
+    """What the case runs on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def measure_ceilings() -> dict[str, float]:
+    """What the device itself reaches: a product of bf16 matrices, a copy in its memory."""
+    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device=device()) for _ in range(2))
+    x = torch.randn(2**29, device=device())  # 2 GiB, many times the cache
+    y = torch.empty_like(x)
+    tasks = {"product": Task(lambda: a @ b), "copy": Task(lambda: y.copy_(x))}
+    for task in tasks.values():
+        task.run()
+    took = alternate(tasks, rounds=5, label="ceilings", device=device())
+    product, copy = (sorted(took[name])[2] for name in ("product", "copy"))
+    return {
+        "product_tflops": round(2 * 8192**3 / product / 1e12, 1),
+        "copy_tb_per_s": round(2 * x.numel() * 4 / copy / 1e12, 3),
+    }
+
+
+def describe(name: str, width: int, sizes: Sizes) -> Row:
+    """A row before anything of it is measured: its sizes, and what the kernels do for it."""
+    row = _row(name, sizes.is_quick)
+    H, H_kv = sizes.heads
+    like = torch.empty(1, 1, 1, width, dtype=sizes.dtype, device=device())
+    shape = Shape(H, H_kv, width, width, like.element_size())
+    costs = {}
+    for kernel in KERNELS:
+        config = choose_config(kernel, like, like)
+        num_blocks = math.ceil(row.mask.shape[1] / config.block_k) * H_kv
+        splits = num_head_splits(H // H_kv, num_blocks, num_processors(like.device))
+        cost = kernel_cost(
+            kernel,
+            row.mask,
+            config,
+            shape,
+            num_visible=row.mask.num_visible,
+            num_splits=splits if kernel == "backward_keys" else 1,
+        )
+        costs[kernel] = {"config": list(config), **cost._asdict()}
+    lengths = [sample.numel() for sample in row.samples]
+    return {
+        "name": row.name,
+        "is_short": row.is_short,
+        "head_width": width,
+        "num_heads": H,
+        "num_tokens": row.mask.shape[1],
+        "num_visible": row.mask.num_visible,
+        "num_npass_tokens": sum(lengths),
+        "num_npass_pairs": sum(n * (n + 1) // 2 for n in lengths),
+        "cost": costs,
+        "bounds": None,
+        **{kind: {"forward": {}, "backward": {}} for kind in ("elapsed_s", "tflops", "host_s")},
+        "slower": {"forward": {}, "backward": {}, "both": {}},
+    }
+
+
+def check_ours(name: str, width: int, sizes: Sizes) -> dict[str, Any]:
+    """Hold both modes to fp64: `bounds`, `checks` of (name, value, bound), and `wrong` by way."""
+    row = _row(name, sizes.is_quick)
+    checked = check_kernels(row, _draw(row, width, sizes), f"{row.name}, D {width}", OURS)
+    return checked._asdict()
+
+
+def measure(
+    name: str, width: int, sizes: Sizes, names: Sequence[str], bounds: Bounds
+) -> dict[str, Any]:
+    """Seconds of the ways `names` of a row, in turns; the first is one of ours.
+
+    Returns:
+        `took`, {direction: {way: seconds of each round}}; on a GPU `host`, seconds to queue a call;
+        `left_out`, {way: reason}.
+    """
+    row = _row(name, sizes.is_quick)
+    inputs = _draw(row, width, sizes)
+    ways: dict[str, Way] = {}
+    left_out: dict[str, str] = {}
+
+    def attempt(act: Callable[[str], None], way_name: str) -> None:
+        try:
+            act(way_name)
+        except _FAILURES as failure:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # a broken device raises again, and ends the process
+            known = isinstance(failure, LeftOutError)
+            left_out[way_name] = str(failure) if known else reason_of(failure)
+            ways.pop(way_name, None)
+
+    def build(way_name: str) -> None:
+        ways[way_name] = build_way(way_name, row, inputs)
+
+    for way_name in names:
+        attempt(build, way_name)
+    if ways.keys() & set(names) - set(OURS) or set(names) <= set(OURS):
+        ours = first_group(ways[names[0]], row)
+        for way_name in names[1:]:
+            if way_name in ways:
+                attempt(lambda n: check_baseline(ways[n], row, ours, bounds), way_name)
+    else:
+        ways = {}  # there is nothing to compare
+    outs = {name: way.forward() for name, way in ways.items() if way.no_backward is None}
+    tasks = {
+        "forward": {n: Task(way.forward) for n, way in ways.items()},
+        "backward": {n: Task(lambda n=n: ways[n].backward(outs[n])) for n in outs},
+    }
+    label = f"{name}, D {width}"
+    took = {
+        direction: alternate(named, rounds=sizes.rounds, label=label, device=device())
+        for direction, named in tasks.items()
+    }
+    host = {
+        direction: {n: queue_seconds(task) for n, task in named.items()}
+        for direction, named in tasks.items()
+        if device() == "cuda"
+    }
+    for way_name, way in ways.items():
+        if way.no_backward is not None:
+            left_out[f"{way_name}, backward"] = way.no_backward
+    return {"took": took, "host": host, "left_out": left_out}
+
+
+@cache
+def _row(name: str, is_quick: bool) -> KernelRow:
+    return row_makers(quick=is_quick)[name]()
+
+
+def draw_inputs(width: int, sizes: Sizes) -> tuple[Inputs, Tensor]:
+    """Inputs of the first row, and its subtree ends."""
+    row = _row(next(iter(row_makers(quick=sizes.is_quick))), sizes.is_quick)
+    return _draw(row, width, sizes), row.mask.subtree_end
+
+
+def _draw(row: KernelRow, width: int, sizes: Sizes) -> Inputs:
+    """Random leaves on the device, as models lay them out: views of [1, L, H, D]."""
+    generator = torch.Generator(device()).manual_seed(0)
+    H, H_kv = sizes.heads
+
+    def draw(heads: int) -> Tensor:
+        shape = (1, row.mask.shape[1], heads, width)
+        x = torch.randn(shape, generator=generator, dtype=sizes.dtype, device=device())
+        return x.transpose(1, 2)
+
+    q, k, v = (draw(heads).requires_grad_() for heads in (H, H_kv, H_kv))
+    dout = draw(H)
+    dout[:, :, row.num_used :] = 0  # no loss on padding, which N-pass does not have
+    return Inputs(q, k, v, dout)

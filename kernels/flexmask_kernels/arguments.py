@@ -1,0 +1,82 @@
+"""What the three attention kernels have in common: their work, their grid, most arguments."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexmask_kernels.configs import Config, block_width
+from flexmask_kernels.inputs import Inputs, Options
+from flexmask_kernels.launches import LaunchQueue
+from flexmask_kernels.planning import Plan, plan_lines
+from flexmask_kernels.tuning import choose_config
+
+LOG2E = math.log2(math.e)
+
+
+def plan_kernel(
+    queue: LaunchQueue, kernel: str, inputs: Inputs, options: Options
+) -> tuple[Config, Plan]:
+    """The tile sizes of `kernel`, and what its programs visit once `queue` has run."""
+    is_plain = options.softcap is None and inputs.floor is None
+    config = choose_config(kernel, inputs.q, inputs.v, is_plain=is_plain)
+    is_by_key = kernel in ("backward_keys", "backward_fused")
+    masks = (inputs.end, inputs.positions, inputs.floor)
+    return config, plan_lines(queue, *masks, config, by_key=is_by_key)
+
+
+def common_arguments(
+    inputs: Inputs, options: Options, config: Config, plan: Plan, counter: Tensor | None
+) -> dict[str, Any]:
+    """The arguments that all three attention kernels take, apart from tensors of tokens."""
+    q, k, v = inputs.q, inputs.k, inputs.v
+    width, value_width = q.shape[3], v.shape[3]
+    softcap = options.softcap
+    is_tf32 = q.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    return {
+        "end_ptr": inputs.end,
+        "position_ptr": inputs.positions,
+        "floor_ptr": inputs.floor,
+        "plan_ptr": plan.lines,
+        "tiles_ptr": plan.tiles,
+        "order_ptr": plan.order,
+        "counter_ptr": counter,
+        "stride_qb": q.stride(0),
+        "stride_qh": q.stride(1),
+        "STRIDE_Q": q.stride(2),
+        "stride_kb": k.stride(0),
+        "stride_kh": k.stride(1),
+        "STRIDE_K": k.stride(2),
+        "stride_vb": v.stride(0),
+        "stride_vh": v.stride(1),
+        "STRIDE_V": v.stride(2),
+        "L": q.shape[2],
+        "H": q.shape[1],
+        "H_KV": k.shape[1],
+        "num_lines": plan.lines.shape[1],
+        "capacity": plan.capacity,
+        "num_rows": inputs.end.shape[0],
+        "before_tanh": options.scale / (softcap or 1.0),
+        "to_log2": (softcap or options.scale) * LOG2E,
+        "D": width,
+        "D_V": value_width,
+        "BLOCK_D": block_width(width),
+        "BLOCK_D_V": block_width(value_width),
+        "BLOCK_Q": config.block_q,
+        "BLOCK_K": config.block_k,
+        "HAS_SOFTCAP": softcap is not None,
+        "HAS_FLOOR": inputs.floor is not None,
+        "PRECISION": "tf32" if is_tf32 else "ieee",
+        "COUNT_TILES": counter is not None,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,  # scores * to_log2 - lse2 is one instruction
+    }
+
+
+def head_grid(k: Tensor) -> tuple[int, int]:
+    """The second and third axis of every attention kernel's grid: key heads, rows."""
+    return k.shape[1], k.shape[0]
