@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flexmask.collator import TreeCollator
+from flexmask.counted import counted
 from flexmask.data_files import BadLine, read_conversations
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.tree import PrefixTree
@@ -63,11 +64,12 @@ class TreeDataset:
         single = sum(tree.num_tokens for tree in self.trees)
         npass = sum(tree.num_sample_tokens for tree in self.trees)
         line = (
-            f"{len(self.trees):,} conversations, {samples:,} samples, {single:,} tokens in a "
-            f"single pass ({npass:,} in N-pass, {npass / single:.2f} times as many)"
+            f"{counted(len(self.trees), 'conversation')}, {counted(samples, 'sample')}, "
+            f"{single:,} tokens in a single pass ({npass:,} in N-pass, {npass / single:.2f} times as "
+            "many)"
         )
         if self.bad_lines:
-            line += f"; {len(self.bad_lines):,} bad lines skipped"
+            line += f"; {counted(len(self.bad_lines), 'bad line')} skipped"
         return line
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from flexmask.counted import counted
 from flexmask.data_files import BadLine
 from flexmask.dataset import random_share
 from flexmask.errors import DataError
@@ -139,11 +140,11 @@ class PreparedDataset(Sequence[PrefixTree]):
     def summary(self) -> str:
         """What the folder holds and what was left out, in one line."""
         line = (
-            f"{len(self):,} conversations, {self.num_samples.sum():,} samples, "
+            f"{counted(len(self), 'conversation')}, {counted(self.num_samples.sum(), 'sample')}, "
             f"{self.num_tokens.sum():,} tokens in a single pass, prepared"
         )
         if self.manifest["bad_lines"]:
-            line += f"; {self.manifest['bad_lines']:,} bad lines skipped"
+            line += f"; {counted(self.manifest['bad_lines'], 'bad line')} skipped"
         return line
 
     def _part(self, indices: np.ndarray) -> PreparedDataset:

@@ -170,7 +170,7 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
     assert "8 rows of at most 1,500 tokens" in result.stderr
     assert run(*by_budget(model_dir, data, one, *options, "--rows_per_batch", 3)) == 0
     report = capsys.readouterr().err
-    assert "1 larger, cut into 4 pieces that compute 2,171 tokens of history again" in report
+    assert "1 larger, cut into 4 pieces, with 2,171 tokens of history computed again" in report
     assert "7 rows of at most 1,500 tokens" in report
     losses = [[e["loss"] for e in log_of(p) if "loss" in e] for p in (two, one)]
     assert len(losses[0]) == 2

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flexmask.counted import counted
 from flexmask.errors import DataError
 
 
@@ -62,14 +63,14 @@ def run_prepare(options: argparse.Namespace) -> int:
         )
     ratio = manifest["sample_tokens"] / manifest["tokens"]
     print(
-        f"{options.output}: {manifest['conversations']:,} conversations, "
-        f"{manifest['samples']:,} samples, {manifest['tokens']:,} tokens in a single pass "
+        f"{options.output}: {counted(manifest['conversations'], 'conversation')}, "
+        f"{counted(manifest['samples'], 'sample')}, {manifest['tokens']:,} tokens in a single pass "
         f"({manifest['sample_tokens']:,} in N-pass, {ratio:.2f} times as many), "
-        f"{len(manifest['shards']):,} {'shard' if len(manifest['shards']) == 1 else 'shards'}"
+        f"{counted(len(manifest['shards']), 'shard')}"
     )
     if manifest["bad_lines"]:
         listed = Path(options.output) / LEFT_OUT
-        print(f"{manifest['bad_lines']:,} bad lines skipped, listed in {listed}")
+        print(f"{counted(manifest['bad_lines'], 'bad line')} skipped, listed in {listed}")
     plainly = RenderedPlainly(**manifest["rendered_plainly"])
     if plainly.conversations:
         print(plainly, file=sys.stderr)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from flexmask.counted import counted
 from flexmask.errors import DataError, TemplateError
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def _verify(options: argparse.Namespace) -> VerifyReport:
         more = f" (and {len(refused) - _SHOWN} more)" if len(refused) > _SHOWN else ""
         finding = Finding("template", False, "; ".join(refused[:_SHOWN]) + more)
     else:
-        finding = Finding("template", True, f"{num_turns} turns are written as at inference")
+        written = counted(num_turns, "turn is", "turns are")
+        finding = Finding("template", True, f"{written} written as at inference")
     if not chats:
         return VerifyReport(findings=[finding], checked={"data": _data_text(options, chats)})
     model = _load_model(options, device)
@@ -167,7 +169,8 @@ def _checked(
     config = text_config(model)
     weights = "random weights" if options.from_config else "its own weights"
     return {
-        "model": f"{options.model}: {type(model).__name__}, {config.num_hidden_layers} layers, "
+        "model": f"{options.model}: {type(model).__name__}, "
+        f"{counted(config.num_hidden_layers, 'layer')}, "
         f"{model.num_parameters():,} parameters, {weights}",
         "in": f"{str(model.dtype).removeprefix('torch.')} on {model.device}, training mode; "
         f"N-pass attention: {config._attn_implementation}",
@@ -181,8 +184,8 @@ def _data_text(options: argparse.Namespace, chats: list[Chat]) -> str:
     npass = sum(len(sample) for chat in chats for sample in chat.samples)
     single = sum(len(chat.row) for chat in chats)
     return (
-        f"{options.data}: {len(chats)} conversations, {turns} turns, {npass:,} tokens in N-pass, "
-        f"{single:,} in a single pass"
+        f"{options.data}: {counted(len(chats), 'conversation')}, {counted(turns, 'turn')}, "
+        f"{npass:,} tokens in N-pass, {single:,} in a single pass"
     )
 
 
