@@ -55,6 +55,16 @@ class TreeDataset:
         first, rest = random_share(len(self), share, seed)
         return self._part(first), self._part(rest)
 
+    @classmethod
+    def joined(cls, parts: Iterable[TreeDataset]) -> TreeDataset:
+        """The trees of several files, one file after the other."""
+        whole = cls()
+        for part in parts:
+            whole.trees += part.trees
+            whole.places += part.places
+            whole.bad_lines += part.bad_lines
+        return whole
+
     def _part(self, indices: np.ndarray) -> TreeDataset:
         return TreeDataset([self.trees[i] for i in indices], [self.places[i] for i in indices])
 
@@ -65,8 +75,8 @@ class TreeDataset:
         npass = sum(tree.num_sample_tokens for tree in self.trees)
         line = (
             f"{counted(len(self.trees), 'conversation')}, {counted(samples, 'sample')}, "
-            f"{single:,} tokens in a single pass ({npass:,} in N-pass, {npass / single:.2f} times as "
-            "many)"
+            f"{single:,} tokens in a single pass ({npass:,} in N-pass, "
+            f"{npass / single:.2f} times as many)"
         )
         if self.bad_lines:
             line += f"; {counted(len(self.bad_lines), 'bad line')} skipped"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,15 @@ def open_prepared(
     tokenizer: Any,
     *,
     weighting: Weighting = "token",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> PreparedDataset:
     """The trees of a prepared folder, for a model with this tokenizer.
 
+    `chat_template_kwargs` are held to those of the folder, unless they are None.
+
     Raises:
         DataError: the folder is not finished or damaged, or was made with another tokenizer,
-            chat template or weighting.
+            chat template, settings of it or weighting.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -180,5 +183,11 @@ def open_prepared(
         raise DataError(
             f"{folder}: was made with weighting {manifest['weighting']!r}, not {weighting!r}; "
             f"{remedy}"
+        )
+    made_with = manifest["chat_template_kwargs"]
+    if chat_template_kwargs is not None and made_with != chat_template_kwargs:
+        raise DataError(
+            f"{folder}: was made with chat_template_kwargs {made_with}, not "
+            f"{dict(chat_template_kwargs)}; {remedy}"
         )
     return PreparedDataset(folder, manifest)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
+from flexmask.commands.template_options import add_template_options, read_template_kwargs
 from flexmask.counted import counted
-from flexmask.errors import DataError
 
 
 def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,8 +21,7 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("data", nargs="+", metavar="DATA", help="files, folders or patterns of conversations")
     add("--tokenizer", required=True, metavar="PATH_OR_ID", help="with its chat template")
     add("--output", required=True, metavar="DIR", help="a new folder, or one to go on with")
-    add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
-    add("--chat_template_kwargs", metavar="JSON", help="such as '{\"enable_thinking\": true}'")
+    add_template_options(prepare)
     add("--weighting", choices=("token", "turn", "conversation"), default="token")
     add("--on_bad_line", choices=("error", "skip"), default="error")
     add("--num_proc", type=int, default=1, metavar="N", help="processes; default: 1")
@@ -46,7 +43,7 @@ def run_prepare(options: argparse.Namespace) -> int:
     from flexmask.rendering.plain import RenderedPlainly
     from flexmask.rendering.text_pieces import why_whole
 
-    variables = _read_kwargs(options.chat_template_kwargs)
+    variables = read_template_kwargs(options.chat_template_kwargs)
     tokenizer = load_tokenizer(options.tokenizer, options.chat_template)
     tqdm.monitor_interval = 0  # no thread of tqdm's when processes are forked
     with tqdm(desc=f"preparing {options.output}", unit=" conversations") as bar:
@@ -80,15 +77,3 @@ def run_prepare(options: argparse.Namespace) -> int:
     if not num_listed(tokenizer.get_chat_template()):
         print("slow: every prompt was rendered whole by this chat template", file=sys.stderr)
     return 0
-
-
-def _read_kwargs(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        variables = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"--chat_template_kwargs is not JSON ({error.msg}): {text}") from None
-    if not isinstance(variables, dict):
-        raise DataError(f"--chat_template_kwargs must be a JSON object, got {text}")
-    return variables

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from flexmask.commands.template_options import add_template_options, read_template_kwargs
 from flexmask.counted import counted
 from flexmask.errors import DataError, TemplateError
 
@@ -32,9 +33,9 @@ def add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--model", required=True, metavar="PATH_OR_ID", help="the model to check")
     add("--data", required=True, metavar="FILE", help="conversations, one JSON object a line")
     add("--tokenizer", metavar="PATH_OR_ID", help="default: the model's own")
-    add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
+    add_template_options(verify)
     add("--conversations", type=int, default=3, metavar="N", help="check the first N; default: 3")
-    add("--on-bad-line", "--on_bad_line", choices=("error", "skip"), default="error")
+    add("--on_bad_line", choices=("error", "skip"), default="error")
     add("--backend", choices=("auto", "reference", "cpu", "flex", "triton"), default="auto")
     add("--from_config", action="store_true", help="random weights from the model's config")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
@@ -100,18 +101,20 @@ def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat]
     from flexmask.samples import render_samples
     from flexmask.verify.proof import Chat
 
+    settings = read_template_kwargs(options.chat_template_kwargs)
     chats: list[Chat] = []
     refused: list[str] = []
     file = read_conversations(options.data, on_bad_line=options.on_bad_line)
     for conversation in file:
         try:
-            chats.append(Chat.of(render_samples(conversation, tokenizer), conversation.where))
+            samples = render_samples(conversation, tokenizer, chat_template_kwargs=settings)
+            chats.append(Chat.of(samples, conversation.where))
         except TemplateError as error:
             refused.append(str(error))
         if len(chats) + len(refused) == options.conversations:
             break
     for bad in file.bad_lines:
-        print(f"skipped line {bad.line}: {bad.reason}", file=sys.stderr)
+        print(f"skipped {bad.reason}", file=sys.stderr)
     return chats, refused
 
 

@@ -20,6 +20,7 @@ from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.loss import TreeLoss
 from flexmask.mask import TreeMask
 from flexmask.model.experts import has_auxiliary_loss, take_counts
+from flexmask.mask.intervals import check_position_ids
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.structure import active_dropouts, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
@@ -46,6 +47,7 @@ class ModelPatch:
         handles: of its hooks.
         is_disabled: whether tree batches are refused for now.
         is_counted: whether the batch at hand has its `sample_counts` for an attention mask.
+        checks_positions: whether positions have to be those that the mask says; see `wrong_masks`.
     """
 
     layers: list[LayerPatch | MixerForward]
@@ -58,6 +60,7 @@ class ModelPatch:
     handles: list[RemovableHandle] = field(default_factory=list)
     is_disabled: bool = False
     is_counted: bool = False
+    checks_positions: bool = True
 
 
 def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -159,6 +162,9 @@ def take_tree(
         _check_length(position_ids, patch.max_length)
     if subtree_end.device.type == "cpu" and not torch.compiler.is_compiling():
         TreeMask(subtree_end)  # raises unless these are the subtree ends of a forest
+        if patch.checks_positions and position_ids.device.type == "cpu":
+            for end, positions in zip(subtree_end.numpy(), position_ids.numpy(), strict=True):
+                check_position_ids(end, positions)
     mask = to_mask(subtree_end, position_ids)
     kwargs["attention_mask"] = dict.fromkeys(patch.mask_names, mask) if patch.mask_names else mask
     kwargs["use_cache"] = False

@@ -42,7 +42,12 @@ class ShownConversation:
 
 
 def read_shown(
-    path: str | os.PathLike[str], index: int, tokenizer: Any, *, max_tokens: int | None = None
+    path: str | os.PathLike[str],
+    index: int,
+    tokenizer: Any,
+    *,
+    max_tokens: int | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> ShownConversation:
     """Return conversation `index` of a JSON Lines file, rendered with the tokenizer's template.
 
@@ -51,6 +56,7 @@ def read_shown(
         index: which one, from 0.
         tokenizer: a Hugging Face tokenizer with a chat template.
         max_tokens: budget of a packed row, in tokens; None for no limit.
+        chat_template_kwargs: settings for the template.
 
     Raises:
         DataError, TemplateError: the file, the conversation or a number cannot be used.
@@ -60,8 +66,10 @@ def read_shown(
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
     conversation = _read(Path(path), index)
-    samples = render_samples(conversation, tokenizer)
-    tree = label_tree(build_tree(samples), conversation, tokenizer)
+    samples = render_samples(conversation, tokenizer, chat_template_kwargs=chat_template_kwargs)
+    tree = label_tree(
+        build_tree(samples), conversation, tokenizer, chat_template_kwargs=chat_template_kwargs
+    )
     name = Path(conversation.where or "").name
     return ShownConversation(
         name, len(conversation.messages), tree, tuple(_split(tree, max_tokens, name))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.collator import TreeCollator
+from flexmask.data_files import find_data_files
 from flexmask.dataset import TreeDataset, load_trees
+from flexmask.errors import DataError
 from flexmask.prepared import PreparedDataset, is_prepared, open_prepared
 from flexmask.rows.fitting import FittedTrees
 from flexmask.rows.sampler import TreeBatchSampler
@@ -78,22 +81,35 @@ def _fit(
 
 
 def _load(
-    path: str, config: TrainConfig, collator: TreeCollator, training: TrainingArguments
+    data: Sequence[str], config: TrainConfig, collator: TreeCollator, training: TrainingArguments
 ) -> Trees:
     from tqdm import tqdm
 
     is_main = training.process_index == 0
 
-    def progress(items: Iterable[Any]) -> Iterable[Any]:
-        return tqdm(items, desc=f"reading {path}", unit=" conversations", disable=not is_main)
+    def load_file(path: Path) -> TreeDataset:
+        def progress(items: Iterable[Any]) -> Iterable[Any]:
+            return tqdm(items, desc=f"reading {path}", unit=" conversations", disable=not is_main)
+
+        return load_trees(path, collator, on_bad_line=config.on_bad_line, progress=progress)
 
     dataset: Trees
-    if is_prepared(path):
-        dataset = open_prepared(path, collator.tokenizer, weighting=config.weighting)
+    if len(data) == 1 and is_prepared(data[0]):
+        dataset = open_prepared(
+            data[0],
+            collator.tokenizer,
+            weighting=config.weighting,
+            chat_template_kwargs=config.chat_template_kwargs,
+        )
     else:
-        dataset = load_trees(path, collator, on_bad_line=config.on_bad_line, progress=progress)
+        for path in filter(is_prepared, data):
+            raise DataError(
+                f"{path}: a prepared folder must be all of the data, got {len(data)} paths; "
+                "`flexmask prepare` takes several files into one folder"
+            )
+        dataset = TreeDataset.joined(map(load_file, find_data_files(data)))
     if is_main:
-        print(f"{path}: {dataset.summary()}", file=sys.stderr)
+        print(f"{', '.join(data)}: {dataset.summary()}", file=sys.stderr)
         for bad in dataset.bad_lines:
-            print(f"  skipped line {bad.line}: {bad.reason}", file=sys.stderr)
+            print(f"  skipped {bad.reason}", file=sys.stderr)
     return dataset
