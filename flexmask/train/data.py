@@ -49,12 +49,17 @@ def make_batch_sampler(
         return None
     from flexmask.plan.cost import CostModel
 
+    cost = CostModel.of(model)
+    costs = None  # of trees, where windows and chunks have to be counted for each
+    if cost.reaches:
+        costs = [cost.tree_cost(train_set[index]) for index in range(len(train_set))]
     sampler = TreeBatchSampler(
         train_set,
         max_tokens=config.max_tokens,
         rows_per_batch=config.rows_per_batch,
         num_processes=training.world_size,
-        pairs_per_token=CostModel.of(model).pairs_per_token,
+        pairs_per_token=cost.pairs_per_token,
+        costs=costs,
         seed=_data_seed(training),
     )
     if training.process_index == 0:
