@@ -116,7 +116,8 @@ def find_data_files(data: Sequence[str | os.PathLike[str]]) -> list[Path]:
         else:
             files = sorted(map(Path, glob(name, recursive=True)))
         if not files:
-            raise DataError(f"{name}: no such data file; flexmask reads {', '.join(SUFFIXES)}")
+            what = "holds no data file" if path.is_dir() else "no such file"
+            raise DataError(f"{name}: {what}; flexmask reads {', '.join(SUFFIXES)}")
         found.extend(files)
     seen: set[Path] = set()
     for file in found:

@@ -196,7 +196,16 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--train_sampling_strategy", "group_by_length"), "group_by_length cannot see"),
         (("--backend", "triton"), "backend 'triton' needs CUDA tensors, got cpu"),
         (("--backend", "flex"), "--backend flex has no backward pass on the CPU"),
-        (("--eval_strategy", "steps"), "option of the Trainer: You have set `args.eval_strategy`"),
+        (("--eval_strategy", "steps"), "--eval_strategy steps has nothing to evaluate on"),
+        (("--load_best_model_at_end", "--eval_split", 0.5), "strategy: SaveStrategy.STEPS"),
+        (("--use_liger_kernel",), "--use_liger_kernel needs a GPU, got cpu"),
+        (("--report_to", "nowhere"), "--report_to: nowhere is not supported"),
+        (("--optim", "galore_adamw"), "--optim galore_adamw: You need to install"),
+        (("--use_peft", "--lora_dropout", 0.1), "--lora_dropout must be 0, got 0.1"),
+        (("--use_peft", "--lora_target_modules", "x"), "--lora options: Target modules {'x'} not"),
+        (("--lora_r", 8), "--lora_r says how adapters are made; give --use_peft too"),
+        (("--num_epochs", 3), "unknown option --num_epochs (did you mean --num_train_epochs?)"),
+        (("--chat_template_kwargs", "[]"), "--chat_template_kwargs must be a JSON object"),
         (("--use_peft", "--lora_r", 0), "--lora options: `r` should be a positive"),
         (("--chat_template", sys.executable), "cannot be read: 'utf-8' codec"),
     ],
@@ -209,6 +218,58 @@ def test_options_that_cannot_be_used_are_one_line_and_write_nothing(
     assert run("train", *names, *options) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_an_option_of_the_trainer_with_a_wrong_value_takes_two_lines(model_dir, data, capsys):
+    names = ("--model", model_dir, "--data", data, "--output", "out")
+    assert run("train", *names, "--learning_rate", "low") == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: flexmask train --model PATH_OR_ID")
+    assert error.endswith("invalid float value: 'low'")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tokenizer", "A"), "A: the tokenizer has no chat template"),
+        (("--chat_template", "wrong.jinja"), "wrong.jinja: the chat template is no Jinja template: "
+         "line 2: "),
+        ((), "holds a config but no weights (*.safetensors or *.bin); --from_config draws them"),
+    ],
+)  # fmt: skip
+def test_a_template_or_model_that_cannot_be_used_is_found_before_the_data_are_read(
+    model_dir, data, tmp_path, capsys, monkeypatch, options, message
+):
+    shutil.copytree(model_dir, tmp_path / "A", ignore=shutil.ignore_patterns("*.jinja"))
+    (tmp_path / "wrong.jinja").write_text("{% for m in messages %}\n{% if %}")
+    monkeypatch.chdir(tmp_path)
+    names = ("--model", model_dir, "--data", data, "--output", "out", "--use_cpu")
+    assert run("train", *names, *(("--from_config", *options) if options else ())) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "reading" not in error
+
+
+def test_several_files_are_one_set_of_data_with_the_settings_of_the_template(
+    model_dir, data, tmp_path, capsys
+):
+    lines = data.read_text().splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_text("".join(lines[:3]))
+    (tmp_path / "b.jsonl").write_text("".join(lines[3:5]))
+    (tmp_path / "template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ tone }}{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{{ tone }}{% endif %}"
+    )
+    options = ("--chat_template", tmp_path / "template.jinja", "--on_overflow", "error")
+    options += ("--chat_template_kwargs", '{"tone": "calm"}', "--max_tokens", 9)
+    assert train(model_dir, tmp_path / "*.jsonl", tmp_path / "out", *options) == 2
+    said = capsys.readouterr().err
+    assert "*.jsonl: 5 conversations, " in said
+    assert "a.jsonl:1: must have at most max_tokens = 9 tokens" in said
+    with pytest.raises(SystemExit):
+        main(["show", str(data), "--tokenizer", str(model_dir), *map(str, options[:2]),
+              *options[4:6]])  # fmt: skip
+    assert "<|im_start|>calm" in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_another_model_is_one_line(model_dir, data, tmp_path, capsys):
