@@ -27,6 +27,10 @@ class TreeCollator:
     or a parsed `Conversation`), the samples of one conversation, or a finished PrefixTree. Without
     items (a process for which `TreeBatchSampler` has no tree) the batch is padding alone.
 
+    Only a model that `patch` was called on knows what `subtree_end` is. Others either refuse it as
+    an unexpected argument or, where their forward takes `**kwargs`, ignore it and take a packed row
+    for one sequence, in silence: `TreeTrainer` checks; in a loop of your own, `is_patched` does.
+
     Attributes:
         tokenizer: a Hugging Face tokenizer with a chat template; may be None where every item is
             made of samples or trees.

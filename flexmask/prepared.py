@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flexmask.counted import counted
-from flexmask.data_files import BadLine
+from flexmask.data_files import SETTINGS, BadLine
 from flexmask.dataset import random_share
 from flexmask.errors import DataError
 from flexmask.fingerprint import tokenizer_fingerprint
@@ -25,7 +25,6 @@ from flexmask.weighting import Weighting
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-SETTINGS = "settings.json"
 LEFT_OUT = "left_out.jsonl"
 
 

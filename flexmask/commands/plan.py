@@ -65,7 +65,6 @@ def run_plan(options: argparse.Namespace) -> int:
     from flexmask.whole_file import write_json
 
     config, reaches = (None, ()) if options.model is None else _load_config(options)
-    files = find_data_files(options.data)
     kept: list[Sequence[Sample]] = []
 
     def keep(samples: Sequence[Sample]) -> None:
@@ -73,6 +72,7 @@ def run_plan(options: argparse.Namespace) -> int:
             check_vocabulary(config, [samples])
             kept.append(samples)
 
+    files = find_data_files(options.data)
     plan = make_plan(
         files,
         load_tokenizer(options.tokenizer, options.chat_template),

@@ -20,7 +20,6 @@ from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.loss import TreeLoss
 from flexmask.mask import TreeMask
 from flexmask.model.experts import has_auxiliary_loss, take_counts
-from flexmask.mask.intervals import check_position_ids
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.structure import active_dropouts, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
@@ -161,10 +160,8 @@ def take_tree(
     if patch.max_length is not None:
         _check_length(position_ids, patch.max_length)
     if subtree_end.device.type == "cpu" and not torch.compiler.is_compiling():
-        TreeMask(subtree_end)  # raises unless these are the subtree ends of a forest
-        if patch.checks_positions and position_ids.device.type == "cpu":
-            for end, positions in zip(subtree_end.numpy(), position_ids.numpy(), strict=True):
-                check_position_ids(end, positions)
+        # Raises unless these are the subtree ends and depths of a forest.
+        TreeMask(subtree_end, position_ids if patch.checks_positions else None)
     mask = to_mask(subtree_end, position_ids)
     kwargs["attention_mask"] = dict.fromkeys(patch.mask_names, mask) if patch.mask_names else mask
     kwargs["use_cache"] = False

@@ -171,7 +171,7 @@ def _over_budget(budget: RowBudget) -> str:
 
 def _bad_lines(plan: Plan) -> str:
     lines = [f"{counted(plan.num_bad_lines, 'bad line')} skipped"]
-    lines.extend(f"  line {line}: {reason}" for line, reason in plan.bad_lines)
+    lines.extend(f"  {reason}" for _, reason in plan.bad_lines)
     if plan.num_bad_lines > len(plan.bad_lines):
         lines.append(f"  and {plan.num_bad_lines - len(plan.bad_lines):,} more")
     return "\n".join(lines)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from flexmask.collator import TreeCollator
 from flexmask.data_files import find_data_files
 from flexmask.dataset import TreeDataset, load_trees
-from flexmask.errors import DataError
 from flexmask.prepared import PreparedDataset, is_prepared, open_prepared
 from flexmask.rows.fitting import FittedTrees
 from flexmask.rows.sampler import TreeBatchSampler
@@ -107,11 +106,6 @@ def _load(
             chat_template_kwargs=config.chat_template_kwargs,
         )
     else:
-        for path in filter(is_prepared, data):
-            raise DataError(
-                f"{path}: a prepared folder must be all of the data, got {len(data)} paths; "
-                "`flexmask prepare` takes several files into one folder"
-            )
         dataset = TreeDataset.joined(map(load_file, find_data_files(data)))
     if is_main:
         print(f"{', '.join(data)}: {dataset.summary()}", file=sys.stderr)

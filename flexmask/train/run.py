@@ -68,6 +68,8 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         model = add_lora(model, config)
     patch(model, backend=config.backend)
     freeze_unreached(model, training)
+    if training.process_index == 0:
+        tell_rounding(model)
     try:
         trainer = TreeTrainer(
             model=model,
@@ -100,11 +102,13 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
 
 def load_model(config: TrainConfig) -> PreTrainedModel:
     """The model to train, with weights from disk or, with `from_config`, drawn at random."""
+    import torch
     from transformers import AutoConfig
 
     if config.from_config:
         settings = load_pretrained(AutoConfig.from_pretrained, config.model, "model config")
-        return random_model(settings)
+        dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+        return random_model(settings, dtype)
     return load_weights(config.model, config.dtype)
 
 
@@ -118,6 +122,21 @@ def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:
     if unreached and training.process_index == 0:
         count = sum(weight.numel() for weight in unreached)
         print(f"frozen: {count:,} parameters that text does not reach", file=sys.stderr)
+
+
+def tell_rounding(model: nn.Module) -> None:
+    """Say so where weights are trained in a type that rounds small updates away."""
+    import torch
+
+    for dtype in {weight.dtype for weight in model.parameters() if weight.requires_grad}:
+        if torch.finfo(dtype).bits < 32:
+            name = str(dtype).removeprefix("torch.")
+            print(
+                f"rounding: weights are trained in {name}, which loses updates below about "
+                f"1/{2 / torch.finfo(dtype).eps:.0f} of a weight; --dtype float32 keeps them, and "
+                "with --bf16 computes in bfloat16 all the same",
+                file=sys.stderr,
+            )
 
 
 def draw_training(log: list[dict[str, float]], path: Path) -> None:
