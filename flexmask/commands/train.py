@@ -60,17 +60,44 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="a batch is R rows of at most --max_tokens tokens, from the whole data; default "
         "with --max_tokens: 1, unless --per_device_train_batch_size counts conversations",
     )
-    add("--on_overflow", choices=("split", "drop", "error"), default="split")
-    add("--weighting", choices=("token", "turn", "conversation"), default="token")
-    add("--on_bad_line", choices=("error", "skip"), default="error")
-    add("--backend", choices=("auto", "reference", "cpu", "flex", "triton"), default="auto")
+    add(
+        "--on_overflow",
+        choices=("split", "drop", "error"),
+        default="split",
+        help="what is larger than the budget is cut (split), cut and without samples longer than "
+        "it (drop), or refused; default: split",
+    )
+    add(
+        "--weighting",
+        choices=("token", "turn", "conversation"),
+        default="token",
+        help="what counts once in the loss; default: token",
+    )
+    add("--on_bad_line", choices=("error", "skip"), default="error", help="default: error")
+    add(
+        "--backend",
+        choices=("auto", "reference", "cpu", "flex", "triton"),
+        default="auto",
+        help="of attention; default: flex on a GPU, else cpu",
+    )
     add("--from_config", action="store_true", help="random weights from the model's config")
-    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the weights; default: the checkpoint's",
+    )
     add("--use_peft", action="store_true", help="train LoRA adapters only")
-    add("--lora_r", type=int, default=16)
-    add("--lora_alpha", type=int, default=32)
-    add("--lora_dropout", type=float, default=0.0)
-    add("--lora_target_modules", nargs="+", default=["all-linear"])
+    add("--lora_r", type=int, default=16, metavar="R", help="rank; default: 16")
+    add("--lora_alpha", type=int, default=32, metavar="A", help="updates times A / R; default: 32")
+    add("--lora_dropout", type=float, default=0.0, metavar="P", help="must be 0")
+    add(
+        "--lora_target_modules",
+        nargs="+",
+        default=["all-linear"],
+        metavar="NAME",
+        help="default: all-linear",
+    )
     add("--resume", action="store_true", help="go on from the last checkpoint, or begin")
 
 

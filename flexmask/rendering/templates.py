@@ -231,7 +231,10 @@ class ChatTemplate:
         if "reasoning_content" in message and "enable_thinking" in str(
             self.tokenizer.chat_template
         ):
-            remedy = "this message has thinking: try chat_template_kwargs={'enable_thinking': True}"
+            remedy = (
+                "this message has thinking: try chat_template_kwargs={'enable_thinking': True}, on "
+                """the command line --chat_template_kwargs '{"enable_thinking": true}'"""
+            )
         return (
             "the chat template does not continue its own prompt: the prompt has "
             f"{prompt[shown]!r} where the message has {full[shown]!r}; {remedy}"

@@ -95,6 +95,7 @@ def split_overflow(
         leaf = tree.leaves[split.too_long[0]]
         raise DataError(
             f"{where}, sample {leaf.key!r}: must have at most max_tokens = {max_tokens} tokens, "
-            f"got {tree.sample_length(leaf)}; raise it or use on_overflow='drop'"
+            f"got {tree.sample_length(leaf)}; raise it or use on_overflow='drop' "
+            "(--on_overflow drop)"
         )
     return split

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexmask.backends.choice import choose_backend
+from flexmask.backends.choice import choose_backend, is_interpreting
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.train.config import TrainConfig
 
@@ -114,7 +113,7 @@ def _check_liger(training: TrainingArguments) -> None:
 
     if not is_liger_kernel_available():
         raise DataError("--use_liger_kernel needs liger-kernel; pip install liger-kernel")
-    if training.device.type == "cpu" and not os.environ.get("TRITON_INTERPRET"):
+    if training.device.type == "cpu" and not is_interpreting():
         raise UnsupportedModelError(
             "--use_liger_kernel needs a GPU, got cpu: Liger's kernels are written in Triton; "
             "leave it out"
