@@ -11,6 +11,7 @@ from benchmarks.models import SMALL, TINY, gradient_differences, run_step, take_
 from benchmarks.record import Measurement, Record, Row, Target
 from benchmarks.tables import Table
 from flexmask import Sample, patch, unpatch
+from flexmask.model.adapter import wrong_masks
 
 TITLE = "Exactness"
 ABOUT = """\
@@ -81,7 +82,7 @@ def _compare(model: LlamaForCausalLM, samples: list[Sample], backend: str) -> Ro
         loss = run_step(model, [batch])
         ours = take_gradients(model)
         batch["subtree_end"] = torch.full_like(batch["subtree_end"], batch["subtree_end"].shape[1])
-        with torch.no_grad():
+        with torch.no_grad(), wrong_masks(model):
             num_trained = models.count_trained([batch])
             wrong = float(models.loss_of(model, batch, num_trained))
     finally:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from flexmask.errors import DataError
 from flexmask.messages import Conversation, parse_conversation
 from flexmask.rendering.plain import RenderedPlainly
+from flexmask.rendering.templates import check_template
 from flexmask.rows.packing import PackedRow, check_multiple, pack, stack_rows
 from flexmask.samples import Sample, render_samples
 from flexmask.splitting import Overflow, check_budget
 from flexmask.tree import PrefixTree, build_tree
-from flexmask.weighting import Weighting, weigh_samples
+from flexmask.weighting import Weighting, check_weighting, weigh_samples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,10 @@ class TreeCollator:
     Each item may be a conversation (a dict with `messages` or `conversations`, a list of messages,
     or a parsed `Conversation`), the samples of one conversation, or a finished PrefixTree. Without
     items (a process for which `TreeBatchSampler` has no tree) the batch is padding alone.
+
+    Only a model that `patch` was called on knows what `subtree_end` is. Others either refuse it as
+    an unexpected argument or, where their forward takes `**kwargs`, ignore it and take a packed row
+    for one sequence, in silence: `TreeTrainer` checks; in a loop of your own, `is_patched` does.
 
     Attributes:
         tokenizer: a Hugging Face tokenizer with a chat template; may be None where every item is
@@ -49,6 +54,9 @@ class TreeCollator:
         pad_to_multiple_of: int = 1,
     ) -> None:
         check_budget(max_tokens, on_overflow)
+        check_weighting(weighting)
+        if getattr(tokenizer, "chat_template", None):  # one without will do for samples and trees
+            check_template(tokenizer)
         check_multiple(pad_to_multiple_of)
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens

@@ -15,6 +15,7 @@ from flexmask.message_fields import parse_json
 from flexmask.messages import Conversation, parse_conversation
 
 ON_BAD_LINE = ("error", "skip")
+SETTINGS = "settings.json"  # in a folder that was prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ def read_conversations(
     if on_bad_line not in ON_BAD_LINE:
         raise DataError(f"on_bad_line must be 'error' or 'skip', got {on_bad_line!r}")
     path = Path(path)
+    _check_not_prepared(path)
     if path.is_dir():
         raise DataError(f"{path}: is a directory; name a file of conversations in it")
     if not path.exists():
@@ -109,6 +111,7 @@ def find_data_files(data: Sequence[str | os.PathLike[str]]) -> list[Path]:
     for entry in data:
         name = os.fspath(entry)
         path = Path(name)
+        _check_not_prepared(path)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
         elif path.exists():
@@ -116,7 +119,8 @@ def find_data_files(data: Sequence[str | os.PathLike[str]]) -> list[Path]:
         else:
             files = sorted(map(Path, glob(name, recursive=True)))
         if not files:
-            raise DataError(f"{name}: no such data file; flexmask reads {', '.join(SUFFIXES)}")
+            what = "holds no data file" if path.is_dir() else "no such file"
+            raise DataError(f"{name}: {what}; flexmask reads {', '.join(SUFFIXES)}")
         found.extend(files)
     seen: set[Path] = set()
     for file in found:
@@ -124,6 +128,14 @@ def find_data_files(data: Sequence[str | os.PathLike[str]]) -> list[Path]:
             raise DataError(f"{file}: is named twice; name every file once")
         seen.add(file.resolve())
     return found
+
+
+def _check_not_prepared(path: Path) -> None:
+    if (path / SETTINGS).is_file():
+        raise DataError(
+            f"{path}: is a folder of `flexmask prepare`, which only `flexmask train` reads, as all "
+            "of its data; name the files that it was made from"
+        )
 
 
 def parse_line(line: bytes, where: str) -> Conversation | None:
@@ -151,4 +163,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return parse_json(text.strip(), "the line")
     except DataError as error:
-        raise DataError(f"{where}: {error}; write one JSON object a line") from None
+        remedy = "write one JSON object a line"
+        if text.strip() in ("[", "{"):  # as the first line of a document over many has it
+            remedy += ", such as `jq -c '.[]' FILE.json > FILE.jsonl` makes of an array"
+        raise DataError(f"{where}: {error}; {remedy}") from None

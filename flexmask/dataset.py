@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flexmask.collator import TreeCollator
+from flexmask.counted import counted
 from flexmask.data_files import BadLine, read_conversations
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.tree import PrefixTree
@@ -54,6 +55,16 @@ class TreeDataset:
         first, rest = random_share(len(self), share, seed)
         return self._part(first), self._part(rest)
 
+    @classmethod
+    def joined(cls, parts: Iterable[TreeDataset]) -> TreeDataset:
+        """The trees of several files, one file after the other."""
+        whole = cls()
+        for part in parts:
+            whole.trees += part.trees
+            whole.places += part.places
+            whole.bad_lines += part.bad_lines
+        return whole
+
     def _part(self, indices: np.ndarray) -> TreeDataset:
         return TreeDataset([self.trees[i] for i in indices], [self.places[i] for i in indices])
 
@@ -63,11 +74,12 @@ class TreeDataset:
         single = sum(tree.num_tokens for tree in self.trees)
         npass = sum(tree.num_sample_tokens for tree in self.trees)
         line = (
-            f"{len(self.trees):,} conversations, {samples:,} samples, {single:,} tokens in a "
-            f"single pass ({npass:,} in N-pass, {npass / single:.2f} times as many)"
+            f"{counted(len(self.trees), 'conversation')}, {counted(samples, 'sample')}, "
+            f"{single:,} tokens in a single pass ({npass:,} in N-pass, "
+            f"{npass / single:.2f} times as many)"
         )
         if self.bad_lines:
-            line += f"; {len(self.bad_lines):,} bad lines skipped"
+            line += f"; {counted(len(self.bad_lines), 'bad line')} skipped"
         return line
 
 

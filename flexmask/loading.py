@@ -18,12 +18,16 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedT
 
     Raises:
         DataError: there is no such tokenizer, or no such file, or it holds no template.
+        TemplateError: there is no chat template, or one with a mistake in it.
     """
     from transformers import AutoTokenizer
+
+    from flexmask.rendering.templates import check_template
 
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
     if chat_template is not None:
         tokenizer.chat_template = _read_template(Path(chat_template))
+    check_template(tokenizer, chat_template or source)
     return tokenizer
 
 

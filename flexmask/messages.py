@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from flexmask.counted import counted
 from flexmask.errors import DataError
 from flexmask.message_fields import (
     REASONING_KEYS,
@@ -24,6 +25,7 @@ from flexmask.message_fields import (
 )
 
 ROLES = ("system", "user", "assistant", "tool")
+_HOLD_MESSAGES = ("messages", "conversations")
 
 _SHAREGPT_ROLES = {
     **{role: role for role in ROLES},
@@ -85,6 +87,7 @@ def parse_conversation(record: Any, where: str | None = None) -> Conversation:
         return record
     try:
         if isinstance(record, list):
+            _check_one_conversation(record)
             record = {"messages": record}
         messages = _read_messages(record)
         _check_order(messages)
@@ -95,13 +98,22 @@ def parse_conversation(record: Any, where: str | None = None) -> Conversation:
     return Conversation(messages, tools, None if name is None else str(name), where)
 
 
+def _check_one_conversation(record: list[Any]) -> None:
+    first = record[0] if record else None
+    if isinstance(first, list) or (isinstance(first, dict) and {*first} & {*_HOLD_MESSAGES}):
+        raise DataError(
+            f"is a list of {counted(len(record), 'conversation')}; write one a line, as "
+            "`jq -c '.[]' FILE.json > FILE.jsonl` does"
+        )
+
+
 def _read_messages(record: Any) -> list[dict[str, Any]]:
     if not isinstance(record, dict):
         raise DataError(
             f"a conversation must be an object or a list, got {type(record).__name__}; "
             'write {"messages": [...]}'
         )
-    names = [name for name in ("messages", "conversations") if record.get(name) is not None]
+    names = [name for name in _HOLD_MESSAGES if record.get(name) is not None]
     if len(names) != 1:
         found = " and ".join(map(repr, names)) or f"the keys {list(record)}"
         raise DataError(f"a conversation needs one of 'messages' and 'conversations', got {found}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flexmask.data_files import BadLine
+from flexmask.counted import counted
+from flexmask.data_files import SETTINGS, BadLine
 from flexmask.dataset import random_share
 from flexmask.errors import DataError
 from flexmask.fingerprint import tokenizer_fingerprint
@@ -24,7 +25,6 @@ from flexmask.weighting import Weighting
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-SETTINGS = "settings.json"
 LEFT_OUT = "left_out.jsonl"
 
 
@@ -139,11 +139,11 @@ class PreparedDataset(Sequence[PrefixTree]):
     def summary(self) -> str:
         """What the folder holds and what was left out, in one line."""
         line = (
-            f"{len(self):,} conversations, {self.num_samples.sum():,} samples, "
+            f"{counted(len(self), 'conversation')}, {counted(self.num_samples.sum(), 'sample')}, "
             f"{self.num_tokens.sum():,} tokens in a single pass, prepared"
         )
         if self.manifest["bad_lines"]:
-            line += f"; {self.manifest['bad_lines']:,} bad lines skipped"
+            line += f"; {counted(self.manifest['bad_lines'], 'bad line')} skipped"
         return line
 
     def _part(self, indices: np.ndarray) -> PreparedDataset:
@@ -161,12 +161,15 @@ def open_prepared(
     tokenizer: Any,
     *,
     weighting: Weighting = "token",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> PreparedDataset:
     """The trees of a prepared folder, for a model with this tokenizer.
 
+    `chat_template_kwargs` are held to those of the folder, unless they are None.
+
     Raises:
         DataError: the folder is not finished or damaged, or was made with another tokenizer,
-            chat template or weighting.
+            chat template, settings of it or weighting.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -179,5 +182,11 @@ def open_prepared(
         raise DataError(
             f"{folder}: was made with weighting {manifest['weighting']!r}, not {weighting!r}; "
             f"{remedy}"
+        )
+    made_with = manifest["chat_template_kwargs"]
+    if chat_template_kwargs is not None and made_with != chat_template_kwargs:
+        raise DataError(
+            f"{folder}: was made with chat_template_kwargs {made_with}, not "
+            f"{dict(chat_template_kwargs)}; {remedy}"
         )
     return PreparedDataset(folder, manifest)

@@ -176,7 +176,30 @@ class PrefixTree:
         )
 
 
+def check_trees(trees: Iterable[PrefixTree], taken_by: str) -> list[PrefixTree]:
+    """The trees as a list.
+
+    Raises:
+        MaskError: what `taken_by` was given are no trees.
+    """
+    remedy = "make trees with build_tree, PrefixTree.from_turns or PrefixTree.from_segments"
+    if isinstance(trees, PrefixTree) or not isinstance(trees, Iterable):
+        raise MaskError(f"{taken_by} takes a list of PrefixTree, got {type(trees).__name__}")
+    listed = list(trees)
+    for index, tree in enumerate(listed):
+        if not isinstance(tree, PrefixTree):
+            raise MaskError(
+                f"{taken_by}: tree {index} must be a PrefixTree, got {type(tree).__name__}; "
+                f"{remedy}"
+            )
+    return listed
+
+
 def _check_segment(index: int, segment: Segment) -> None:
+    if not isinstance(segment, Segment):
+        raise MaskError(
+            f"segment {index}: must be a Segment(length, parent), got {type(segment).__name__}"
+        )
     if not isinstance(segment.length, (int, np.integer)) or segment.length < 1:
         raise MaskError(
             f"segment {index}: length must be an integer of at least 1, got {segment.length}"
@@ -195,10 +218,16 @@ def build_tree(samples: Sequence[Sample]) -> PrefixTree:
     each of them, so that every node has a single target.
 
     Raises:
-        DataError: no samples.
+        DataError: no samples, or something else.
     """
     if not samples:
         raise DataError("a tree needs at least one sample, got none")
+    for index, sample in enumerate(samples):
+        if not isinstance(sample, Sample):
+            raise DataError(
+                f"sample {index}: must be a Sample(input_ids, loss_weights), got "
+                f"{type(sample).__name__}"
+            )
     root = _Run(np.empty(0, np.int64), np.empty(0))
     for index, sample in enumerate(samples):
         _insert(root, sample, index)

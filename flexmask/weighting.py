@@ -11,6 +11,12 @@ from flexmask.samples import Sample
 Weighting = Literal["token", "turn", "conversation"]
 
 
+def check_weighting(weighting: Weighting) -> None:
+    """Raise DataError for an unknown weighting."""
+    if weighting not in get_args(Weighting):
+        raise DataError(f"weighting must be one of {get_args(Weighting)}, got {weighting!r}")
+
+
 def weigh_samples(samples: Sequence[Sample], weighting: Weighting = "token") -> list[Sample]:
     """The samples of one conversation with their loss weights scaled.
 
@@ -23,8 +29,7 @@ def weigh_samples(samples: Sequence[Sample], weighting: Weighting = "token") -> 
     Raises:
         DataError: an unknown weighting.
     """
-    if weighting not in get_args(Weighting):
-        raise DataError(f"weighting must be one of {get_args(Weighting)}, got {weighting!r}")
+    check_weighting(weighting)
     if weighting == "token":
         return list(samples)
     totals = [float(sample.loss_weights[1:].sum()) for sample in samples]

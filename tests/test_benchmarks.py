@@ -76,9 +76,8 @@ def test_report_without_results_says_what_to_run(tmp_path, capsys):
 
 def all_visible(trees):
     """A mask that is plain causal, whatever the tree."""
-    mask = flexmask.compile_mask(trees)
-    L = mask.shape[1]
-    return flexmask.TreeMask(torch.full((1, L), L), mask.position_ids)
+    L = flexmask.compile_mask(trees).shape[1]
+    return flexmask.TreeMask(torch.full((1, L), L), torch.arange(L))
 
 
 single_pass_batches = models.single_pass_batches
@@ -88,6 +87,7 @@ def causal_batches(conversations):
     batches = single_pass_batches(conversations)
     for batch in batches:
         batch["subtree_end"][:] = batch["subtree_end"].shape[1]
+        batch["position_ids"][:] = torch.arange(batch["position_ids"].shape[1])
     return batches
 
 

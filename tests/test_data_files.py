@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flexmask.data_files import BadLine, read_conversations
+from flexmask.data_files import BadLine, find_data_files, read_conversations
 from flexmask.errors import DataError
 
 GOOD = json.dumps(
@@ -91,3 +91,24 @@ def test_rejects_missing_file_and_directory_at_once(tmp_path):
 def test_rejects_unknown_policy(write):
     with pytest.raises(DataError, match="must be 'error' or 'skip', got 'ignore'"):
         read_conversations(write(GOOD), on_bad_line="ignore")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"messages": []}, {"messages": []}]', r":1: is a list of 2 conversations; write one a"),
+        ("[\n  {}\n]", r":1: the line is not JSON .* such as `jq -c '\.\[\]' FILE.json > FILE"),
+    ],
+)
+def test_an_array_of_conversations_is_told_how_to_become_lines(tmp_path, text, message):
+    path = tmp_path / "array.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        list(read_conversations(path))
+
+
+@pytest.mark.parametrize("read", [read_conversations, lambda path: find_data_files([path])])
+def test_only_training_reads_a_prepared_folder(tmp_path, read):
+    (tmp_path / "settings.json").touch()
+    with pytest.raises(DataError, match="is a folder of `flexmask prepare`, which only"):
+        read(tmp_path)

@@ -16,7 +16,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # A module imports only what stands to its left (in an earlier line, or earlier in its own).
 LEFT_TO_RIGHT = (
-    *("errors", "whole_file", "message_fields", "messages", "file_formats", "data_files"),
+    *("counted", "errors", "whole_file"),
+    *("message_fields", "messages", "file_formats", "data_files"),
     *("rendering", "samples", "weighting"),
     *("tree", "layout", "npass", "splitting", "rows", "shards", "fingerprint"),
     *("mask", "backends", "logprobs", "loss", "model"),

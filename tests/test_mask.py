@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from strategies import forests, segment_trees
 from torch.nn.attention.flex_attention import create_block_mask
 
-from flexmask import FlexmaskError, PrefixTree, Segment, TreeMask, compile_mask
+from flexmask import (
+    FlexmaskError,
+    PrefixTree,
+    Sample,
+    Segment,
+    TreeCollator,
+    TreeMask,
+    attention,
+    build_tree,
+    compile_mask,
+    pack,
+)
 from flexmask.mask.dense import ancestry
 
 
@@ -136,9 +147,47 @@ def test_rejects_positions_of_another_shape():
         TreeMask([2, 2], [0, 1, 2])
 
 
-def test_rejects_no_trees():
-    with pytest.raises(FlexmaskError, match="at least one tree"):
-        compile_mask([])
+@given(forests(), st.data())
+def test_rejects_positions_that_are_no_depths(trees, data):
+    mask = compile_mask(trees)
+    positions = mask.position_ids[0].clone()
+    q = data.draw(st.integers(0, len(positions) - 1))
+    depth = int(positions[q])
+    positions[q] = data.draw(st.integers(0, 99).filter(lambda value: value != depth))
+    if depth == 0 and mask.subtree_end[0, q] == q + 1:
+        TreeMask(mask.subtree_end, positions)  # alone, as padding is
+        return
+    with pytest.raises(FlexmaskError, match=rf"position_ids\[{q}\] must be {depth}, the number of"):
+        TreeMask(mask.subtree_end, positions)
+
+
+@pytest.mark.parametrize(
+    ("given_trees", "message"),
+    [
+        ([], "at least one tree"),
+        (None, "compile_mask takes a list of PrefixTree, got NoneType"),
+        ([[1, 2]], "tree 0 must be a PrefixTree, got list; make trees with build_tree"),
+    ],
+)
+def test_rejects_what_are_no_trees(given_trees, message):
+    with pytest.raises(FlexmaskError, match=message):
+        compile_mask(given_trees)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: build_tree([[1, 2]]), r"sample 0: must be a Sample\(.*\), got list"),
+        (lambda: pack(build_tree([Sample([1], [0])])), "pack takes a list of PrefixTree, got Pref"),
+        (lambda: PrefixTree.from_segments([5]), r"segment 0: must be a Segment\(.*\), got int"),
+        (lambda: attention(*[torch.ones(1, 1, 2, 4)] * 3, torch.ones(1, 2)), "must be a TreeMask"),
+        (lambda: attention(*[np.ones((1, 1, 2, 4))] * 3, TreeMask([2, 2])), "q must be a torch.Te"),
+        (lambda: TreeCollator(weighting="word"), "weighting must be one of .* got 'word'"),
+    ],
+)
+def test_things_of_another_kind_are_refused_by_their_name(make, message):
+    with pytest.raises(FlexmaskError, match=message):
+        make()
 
 
 def test_a_mask_draws_itself():

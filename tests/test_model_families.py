@@ -2,6 +2,7 @@
 
 import copy
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from flexmask import FlexmaskError, patch
 from flexmask.backends.api import dispatch
 from flexmask.model import families, tree_attention
+from flexmask.model.adapter import wrong_masks
 from flexmask.model.families import FAMILIES, REASONS, SINCE, VERSIONS, check_family
 from flexmask.model.mixers.kinds import MIXERS
 from flexmask.model.reach import BY_LAYER_TYPE, ONE_WINDOW
@@ -58,7 +60,7 @@ def error_with(model, family, *, is_causal=False):
     row, batch = packed(samples)
     if is_causal:
         batch["subtree_end"][:] = batch["subtree_end"].shape[1]
-    with torch.no_grad():
+    with torch.no_grad(), wrong_masks(model) if is_causal else nullcontext():
         logits = row.gather(model(**batch).logits[0])
     return max((a - b).abs().max().item() for a, b in zip(logits, theirs[0], strict=True))
 

@@ -8,7 +8,7 @@ from strategies import random_samples
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from flexmask import FlexmaskError, patch
+from flexmask import FlexmaskError, disabled, patch, unpatch
 from flexmask.loading import random_model
 
 IDS = torch.arange(12).view(2, 6)
@@ -154,6 +154,7 @@ def test_what_that_refuses_would_not_be_exact(family, rope, monkeypatch):
         ({"position_ids": IDS[:1]}, "must have the same shape"),
         ({"subtree_end": IDS[:1], "position_ids": IDS[:1]}, r"must be \[B, L\] = \[1, 54\]"),
         ({"subtree_end": torch.zeros(1, 54, dtype=int)}, r"subtree_end\[0\] must be in \[1, 54\]"),
+        ({"position_ids": torch.arange(54)[None]}, r"position_ids\[\d+\] must be \d+, the number"),
         ({"attention_mask": IDS}, "takes no attention_mask"),
         ({"past_key_values": object()}, "takes no past_key_values"),
         ({"output_attentions": True}, "has no attention weights"),
@@ -166,6 +167,16 @@ def test_what_that_refuses_would_not_be_exact(family, rope, monkeypatch):
 def test_rejects_a_tree_batch_that_is_ambiguous(model, batch, change, message):
     with pytest.raises(FlexmaskError, match=message):
         patch(model)(**batch | change)
+
+
+@pytest.mark.parametrize(
+    ("given", "described"),
+    [(None, "None"), ("Qwen/Qwen3-4B", "'Qwen/Qwen3-4B'"), (TINY, "a dict")],
+)
+@pytest.mark.parametrize("call", [patch, unpatch, lambda model: disabled(model).__enter__()])
+def test_what_is_no_model_is_refused_by_its_name(call, given, described):
+    with pytest.raises(FlexmaskError, match=f"takes a model, got {described}; load one with Auto"):
+        call(given)
 
 
 def test_rejects_positional_arguments(model, batch):

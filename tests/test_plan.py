@@ -241,7 +241,7 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
     path.write_text((json.dumps({"messages": messages}) + "\n" + "{\n") * 4000)
     rng = np.random.default_rng(0)
 
-    def render(conversation, tokenizer):
+    def render(conversation, tokenizer, **settings):
         ids = rng.integers(9, size=rng.integers(2, 60))
         return [Sample(ids, np.arange(ids.size) > 0, 1)]
 
@@ -410,8 +410,8 @@ def test_bad_lines_are_skipped_on_request_and_listed(data, tmp_path, capsys):
     assert run(path, "--tokenizer", TOKENIZER_PATH, "--on-bad-line", "skip") == 0
     out = capsys.readouterr().out
     assert "2 bad lines skipped" in out
-    assert "line 1: " in out
-    assert "line 3: " in out
+    assert "mixed.jsonl:1: " in out
+    assert "mixed.jsonl:3: " in out
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What `flexmask plan` counts for layers with windows and chunks, against the dense mask."""
 
 import json
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -24,6 +25,8 @@ from flexmask.plan.estimate import estimate
 from flexmask.plan.report import estimate_text
 from flexmask.plan.survey import make_plan
 from flexmask.plan.work import npass_tiled, npass_work, single_pass_tiled, single_pass_work
+from flexmask.train import TrainConfig
+from flexmask.train.data import make_batch_sampler
 from flexmask.tree import build_tree
 
 BLOCK = 4  # tokens on a side of a tile, in place of 128
@@ -87,6 +90,23 @@ def test_operations_are_those_of_each_layer_by_itself(family):
     width = 4 * 8  # of the heads of a layer
     linear = 6 * (cost.linear + cost.head) * tree.num_tokens
     assert cost.flops(counted) == linear + 12 * width * pairs
+
+
+def test_batches_of_a_windowed_model_are_balanced_by_what_it_sees():
+    """A long conversation and a short one: with the window, many short ones outweigh the long."""
+    trees = [PrefixTree.from_segments([Segment(length)]) for length in [400, *[50] * 40]]
+    cost = CostModel.of(tiny_model("mistral"))
+    sampler = make_batch_sampler(
+        TrainConfig("model", ["data"], "output", max_tokens=400, rows_per_batch=1),
+        SimpleNamespace(world_size=2, seed=0, data_seed=None, process_index=1),
+        trees,
+        tiny_model("mistral"),
+    )
+    costs = [sum(cost.tree_cost(trees[i]) for i in batch) for batch in sampler.plan().batches]
+    assert sampler.plan().costs.ravel().tolist() == pytest.approx(costs)
+    pairs = 400 * WINDOW - WINDOW * (WINDOW - 1) // 2
+    width = 12 * sum(cost.widths.values())
+    assert cost.tree_cost(trees[0]) == 400 + width * pairs / (6 * (cost.linear + cost.head))
 
 
 def test_the_estimate_says_what_layers_with_a_window_see(tmp_path):

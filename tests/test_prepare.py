@@ -132,7 +132,7 @@ def test_files_come_from_folders_and_patterns_in_order(tmp_path):
     names = [file.name for file in find_data_files([tmp_path])]
     assert names == ["a.jsonl.gz", "b.jsonl", "c.parquet"]
     assert [file.name for file in find_data_files([f"{tmp_path}/b.*"])] == ["b.jsonl"]
-    with pytest.raises(DataError, match=r"x\*: no such data file; flexmask reads \.jsonl, "):
+    with pytest.raises(DataError, match=r"x\*: no such file; flexmask reads \.jsonl, "):
         find_data_files([f"{tmp_path}/x*"])
     with pytest.raises(DataError, match=r"b\.jsonl: is named twice"):
         find_data_files([tmp_path / "b.jsonl", tmp_path])

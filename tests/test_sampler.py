@@ -231,6 +231,8 @@ def test_preparing_checks_what_accelerate_would_do():
     [
         ([], {}, "at least one tree"),
         ([5, 9], {}, "tree 1: must have at most max_tokens = 8 tokens, got 9; .* FittedTrees"),
+        ([5, 2], {"costs": [1.0]}, r"costs must be \[2\], one above 0 for each tree, got \[1\]"),
+        ([5], {"costs": [0.0]}, r"costs must be \[1\], one above 0"),
         ([5], {"rows_per_batch": 0}, "rows_per_batch must be at least 1, got 0"),
         ([5], {"num_processes": 2, "process_index": 2}, r"process_index must be in \[0, 2\)"),
     ],

@@ -88,9 +88,11 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(model_dir, data, tmp
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
 
 
-def test_lora_trains_adapters_only(model_dir, data, tmp_path):
+def test_lora_trains_adapters_only(model_dir, data, tmp_path, capsys):
     output = tmp_path / "lora"
-    assert train(model_dir, data, output, "--use_peft", "--lora_r", 2) == 0
+    options = ("--use_peft", "--lora_r", 2, "--dtype", "bfloat16")
+    assert train(model_dir, data, output, *options) == 0
+    assert "rounding" not in capsys.readouterr().err  # adapters are trained in float32
     assert (output / "adapter_model.safetensors").exists()
     assert not (output / "model.safetensors").exists()
 
@@ -113,9 +115,10 @@ def test_a_model_for_images_trains_what_text_reaches(model_dir, data, tmp_path, 
 
 
 @pytest.mark.parametrize("weighting", ["turn", "conversation"])
-def test_weightings_give_a_mean_loss_per_unit(model_dir, data, tmp_path, weighting):
+def test_weightings_give_a_mean_loss_per_unit(model_dir, data, tmp_path, capsys, weighting):
     output = tmp_path / "run"
-    assert train(model_dir, data, output, "--weighting", weighting) == 0
+    assert train(model_dir, data, output, "--weighting", weighting, "--dtype", "bfloat16") == 0
+    assert "loses updates below about 1/256 of a weight" in capsys.readouterr().err
     first = next(entry["loss"] for entry in log_of(output) if "loss" in entry)
     assert first == pytest.approx(torch.log(torch.tensor(2048.0)).item(), rel=0.1)
 
@@ -170,7 +173,7 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
     assert "8 rows of at most 1,500 tokens" in result.stderr
     assert run(*by_budget(model_dir, data, one, *options, "--rows_per_batch", 3)) == 0
     report = capsys.readouterr().err
-    assert "1 larger, cut into 4 pieces that compute 2,171 tokens of history again" in report
+    assert "1 larger, cut into 4 pieces, with 2,171 tokens of history computed again" in report
     assert "7 rows of at most 1,500 tokens" in report
     losses = [[e["loss"] for e in log_of(p) if "loss" in e] for p in (two, one)]
     assert len(losses[0]) == 2
@@ -196,7 +199,16 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--train_sampling_strategy", "group_by_length"), "group_by_length cannot see"),
         (("--backend", "triton"), "backend 'triton' needs CUDA tensors, got cpu"),
         (("--backend", "flex"), "--backend flex has no backward pass on the CPU"),
-        (("--eval_strategy", "steps"), "option of the Trainer: You have set `args.eval_strategy`"),
+        (("--eval_strategy", "steps"), "--eval_strategy steps has nothing to evaluate on"),
+        (("--load_best_model_at_end", "--eval_split", 0.5), "strategy: SaveStrategy.STEPS"),
+        (("--use_liger_kernel",), "--use_liger_kernel needs a GPU, got cpu"),
+        (("--report_to", "nowhere"), "--report_to: nowhere is not supported"),
+        (("--optim", "galore_adamw"), "--optim galore_adamw: You need to install"),
+        (("--use_peft", "--lora_dropout", 0.1), "--lora_dropout must be 0, got 0.1"),
+        (("--use_peft", "--lora_target_modules", "x"), "--lora options: Target modules {'x'} not"),
+        (("--lora_r", 8), "--lora_r says how adapters are made; give --use_peft too"),
+        (("--num_epochs", 3), "unknown option --num_epochs (did you mean --num_train_epochs?)"),
+        (("--chat_template_kwargs", "[]"), "--chat_template_kwargs must be a JSON object"),
         (("--use_peft", "--lora_r", 0), "--lora options: `r` should be a positive"),
         (("--chat_template", sys.executable), "cannot be read: 'utf-8' codec"),
     ],
@@ -209,6 +221,56 @@ def test_options_that_cannot_be_used_are_one_line_and_write_nothing(
     assert run("train", *names, *options) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_an_option_of_the_trainer_with_a_wrong_value_takes_two_lines(model_dir, data, capsys):
+    names = ("--model", model_dir, "--data", data, "--output", "out")
+    assert run("train", *names, "--learning_rate", "low") == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: flexmask train --model PATH_OR_ID")
+    assert error.endswith("invalid float value: 'low'")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tokenizer", "A"), "A: the tokenizer has no chat template"),
+        (("--chat_template", "wrong.jinja"), "wrong.jinja: the chat template is no Jinja template: "
+         "line 2: "),
+        ((), "holds a config but no weights (*.safetensors or *.bin); --from_config draws them"),
+    ],
+)  # fmt: skip
+def test_a_template_or_model_that_cannot_be_used_is_found_before_the_data_are_read(
+    model_dir, data, tmp_path, capsys, monkeypatch, options, message
+):
+    shutil.copytree(model_dir, tmp_path / "A", ignore=shutil.ignore_patterns("*.jinja"))
+    (tmp_path / "wrong.jinja").write_text("{% for m in messages %}\n{% if %}")
+    monkeypatch.chdir(tmp_path)
+    names = ("--model", model_dir, "--data", data, "--output", "out", "--use_cpu")
+    assert run("train", *names, *(("--from_config", *options) if options else ())) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "reading" not in error
+
+
+def test_several_files_are_one_set_of_data_with_the_settings_of_the_template(
+    model_dir, data, tmp_path, capsys
+):
+    lines = data.read_text().splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_text("".join(lines[:3]))
+    (tmp_path / "b.jsonl").write_text("".join(lines[3:5]))
+    template = (TOKENIZER_PATH / "chat_template.jinja").read_text()
+    (tmp_path / "template.jinja").write_text("{{ tone }}" + template)
+    options = ("--chat_template", tmp_path / "template.jinja", "--on_overflow", "error")
+    options += ("--chat_template_kwargs", '{"tone": "calm"}', "--max_tokens", 9)
+    assert train(model_dir, tmp_path / "*.jsonl", tmp_path / "out", *options) == 2
+    said = capsys.readouterr().err
+    assert "*.jsonl: 5 conversations, " in said
+    assert "a.jsonl:1: must have at most max_tokens = 9 tokens" in said
+    with pytest.raises(SystemExit):
+        main(["show", str(data), "--tokenizer", str(model_dir), *map(str, options[:2]),
+              *options[4:6]])  # fmt: skip
+    assert "calm<|im_start|>" in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_another_model_is_one_line(model_dir, data, tmp_path, capsys):
@@ -348,8 +410,8 @@ def test_bad_lines_are_skipped_on_request_and_listed(model_dir, data, tmp_path, 
     assert train(model_dir, path, tmp_path / "out", "--on-bad-line", "skip") == 0
     report = capsys.readouterr().err
     assert "2 bad lines skipped" in report
-    assert "skipped line 1: " in report
-    assert "skipped line 10: " in report
+    assert ":1: " in report
+    assert ":10: " in report
 
 
 def test_help_names_the_trainer(capsys):

@@ -198,7 +198,7 @@ def run(model_dir, data, *options):
 def test_the_command_says_what_it_checked(model_dir, data, tmp_path, capsys):
     assert run(model_dir, data, "--conversations", 2, "--json", tmp_path / "report.json") == 0
     out = capsys.readouterr().out
-    for text in ("Qwen3ForCausalLM, 1 layers", "float32 on cpu", "2 conversations, ", "whole step"):
+    for text in ("Qwen3ForCausalLM, 1 layer,", "float32 on cpu", "2 conversations, ", "whole step"):
         assert text in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["proved"] is True

@@ -150,6 +150,8 @@ def _implementation(name: str) -> Callable[..., Tensor]:
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> None:
     """Raise MaskError unless the tensors have shapes, dtypes and devices that fit together."""
     for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise MaskError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
         if x.ndim != 4 or x.numel() == 0:
             raise MaskError(f"{name} must be 4-D and not empty, got {list(x.shape)}")
     B, H, L, D = q.shape
@@ -171,6 +173,11 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Non
 
 
 def _check_mask(q: Tensor, mask: TreeMask, *, needs_positions: bool) -> None:
+    if not hasattr(mask, "subtree_end"):
+        raise MaskError(
+            f"mask must be a TreeMask, got {type(mask).__name__}; make one with compile_mask, "
+            "or TreeMask(subtree_end)"
+        )
     B, _, L, _ = q.shape
     if mask.shape not in ((B, L), (1, L)):
         raise MaskError(f"mask must be [B, L] = {[B, L]} or [1, {L}], got {list(mask.shape)}")

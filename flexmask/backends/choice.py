@@ -43,7 +43,7 @@ def choose_backend(device: torch.device | str, backend: str = "auto") -> Backend
     if backend not in BACKENDS:
         raise MaskError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "triton":
-        if kind != "cuda" and not (kind == "cpu" and _is_interpreting()):
+        if kind != "cuda" and not (kind == "cpu" and is_interpreting()):
             raise MaskError(
                 f"backend 'triton' needs CUDA tensors, got {kind}; use backend='{_elsewhere(kind)}'"
             )
@@ -70,7 +70,7 @@ def _automatic(kind: str) -> BackendChoice:
     return BackendChoice("reference", f"the only backend for {kind} tensors")
 
 
-def _is_interpreting() -> bool:
+def is_interpreting() -> bool:
     """Whether Triton kernels run on the CPU, in Triton's interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flexmask.commands.template_options import add_template_options, read_template_kwargs
+from flexmask.counted import counted
 from flexmask.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,11 +31,11 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         allow_abbrev=False,
     )
     add = plan.add_argument
-    add("data", metavar="DATA", help="conversations: JSON Lines, plain or compressed, or Parquet")
+    add("data", nargs="+", metavar="DATA", help="files, folders or patterns of conversations")
     add("--tokenizer", required=True, metavar="PATH_OR_ID", help="with its chat template")
-    add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
+    add_template_options(plan)
     add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")
-    add("--on-bad-line", "--on_bad_line", choices=("error", "skip"), default="error")
+    add("--on_bad_line", choices=("error", "skip"), default="error")
     add("--model", metavar="PATH_OR_ID", help="estimate speed-up and memory; its config is enough")
     add("--dtype", choices=_DTYPES, default="auto", help="of the model's weights")
     add(
@@ -56,6 +58,7 @@ def run_plan(options: argparse.Namespace) -> int:
         FlexmaskError: an input that cannot be used.
     """
     _check(options)
+    from flexmask.data_files import find_data_files
     from flexmask.loading import load_tokenizer
     from flexmask.plan.measure import check_vocabulary
     from flexmask.plan.survey import make_plan
@@ -69,13 +72,15 @@ def run_plan(options: argparse.Namespace) -> int:
             check_vocabulary(config, [samples])
             kept.append(samples)
 
+    files = find_data_files(options.data)
     plan = make_plan(
-        options.data,
+        files,
         load_tokenizer(options.tokenizer, options.chat_template),
         max_tokens=options.max_tokens,
+        chat_template_kwargs=read_template_kwargs(options.chat_template_kwargs),
         on_bad_line=options.on_bad_line,
         reaches=reaches,
-        progress=_progress(options.data),
+        progress=_progress(files),
         watch=keep,
     )
     report = plan.to_json() | {"estimate": None, "measured": None}
@@ -109,15 +114,17 @@ def _check(options: argparse.Namespace) -> None:
         raise DataError("--measure runs steps of a model; name one with --model")
 
 
-def _progress(path: str) -> Any:
-    """A progress bar over the lines of a file, on stderr."""
+def _progress(files: Sequence[Path]) -> Any:
+    """A progress bar over the lines of some files, on stderr."""
     from tqdm import tqdm
 
-    total = _count_lines(Path(path))
+    counts = list(map(_count_lines, files))
+    total = sum(filter(None, counts)) if all(counts) else None
+    name = files[0] if len(files) == 1 else counted(len(files), "file")
 
     def progress(items: Iterable[Any]) -> Iterable[Any]:
         return tqdm(
-            items, desc=f"reading {path}", unit=" conversations", total=total, file=sys.stderr
+            items, desc=f"reading {name}", unit=" conversations", total=total, file=sys.stderr
         )
 
     return progress

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from flexmask.errors import DataError
+from flexmask.commands.template_options import add_template_options, read_template_kwargs
+from flexmask.counted import counted
 
 
 def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,8 +21,7 @@ def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("data", nargs="+", metavar="DATA", help="files, folders or patterns of conversations")
     add("--tokenizer", required=True, metavar="PATH_OR_ID", help="with its chat template")
     add("--output", required=True, metavar="DIR", help="a new folder, or one to go on with")
-    add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
-    add("--chat_template_kwargs", metavar="JSON", help="such as '{\"enable_thinking\": true}'")
+    add_template_options(prepare)
     add("--weighting", choices=("token", "turn", "conversation"), default="token")
     add("--on_bad_line", choices=("error", "skip"), default="error")
     add("--num_proc", type=int, default=1, metavar="N", help="processes; default: 1")
@@ -45,7 +43,7 @@ def run_prepare(options: argparse.Namespace) -> int:
     from flexmask.rendering.plain import RenderedPlainly
     from flexmask.rendering.text_pieces import why_whole
 
-    variables = _read_kwargs(options.chat_template_kwargs)
+    variables = read_template_kwargs(options.chat_template_kwargs)
     tokenizer = load_tokenizer(options.tokenizer, options.chat_template)
     tqdm.monitor_interval = 0  # no thread of tqdm's when processes are forked
     with tqdm(desc=f"preparing {options.output}", unit=" conversations") as bar:
@@ -62,14 +60,14 @@ def run_prepare(options: argparse.Namespace) -> int:
         )
     ratio = manifest["sample_tokens"] / manifest["tokens"]
     print(
-        f"{options.output}: {manifest['conversations']:,} conversations, "
-        f"{manifest['samples']:,} samples, {manifest['tokens']:,} tokens in a single pass "
+        f"{options.output}: {counted(manifest['conversations'], 'conversation')}, "
+        f"{counted(manifest['samples'], 'sample')}, {manifest['tokens']:,} tokens in a single pass "
         f"({manifest['sample_tokens']:,} in N-pass, {ratio:.2f} times as many), "
-        f"{len(manifest['shards']):,} {'shard' if len(manifest['shards']) == 1 else 'shards'}"
+        f"{counted(len(manifest['shards']), 'shard')}"
     )
     if manifest["bad_lines"]:
         listed = Path(options.output) / LEFT_OUT
-        print(f"{manifest['bad_lines']:,} bad lines skipped, listed in {listed}")
+        print(f"{counted(manifest['bad_lines'], 'bad line')} skipped, listed in {listed}")
     plainly = RenderedPlainly(**manifest["rendered_plainly"])
     if plainly.conversations:
         print(plainly, file=sys.stderr)
@@ -79,15 +77,3 @@ def run_prepare(options: argparse.Namespace) -> int:
     if not num_listed(tokenizer.get_chat_template()):
         print("slow: every prompt was rendered whole by this chat template", file=sys.stderr)
     return 0
-
-
-def _read_kwargs(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        variables = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"--chat_template_kwargs is not JSON ({error.msg}): {text}") from None
-    if not isinstance(variables, dict):
-        raise DataError(f"--chat_template_kwargs must be a JSON object, got {text}")
-    return variables

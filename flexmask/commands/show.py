@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 
+from flexmask.commands.template_options import add_template_options, read_template_kwargs
 from flexmask.errors import DataError
 
 _PIPE_COLUMNS = 120  # where the output is not a terminal
@@ -24,7 +25,7 @@ def add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "default: the tutoring conversations that ship")  # fmt: skip
     add("--index", type=int, default=0, metavar="I", help="which one, from 0; default: 0")
     add("--tokenizer", metavar="PATH_OR_ID", help="default, without DATA: the one that ships")
-    add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
+    add_template_options(show)
     add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")
     add("--output", metavar="FILE", help="draw the row as PNG or SVG, by the ending of FILE")
     add("--compare", choices=("paper",), help="the paper's order of the same tokens beside it")
@@ -43,8 +44,15 @@ def run_show(options: argparse.Namespace) -> int:
     from flexmask.show.row_figures import COLORS
 
     data = options.data or DATA_PATH
+    settings = read_template_kwargs(options.chat_template_kwargs)
     tokenizer = load_tokenizer(options.tokenizer or str(TOKENIZER_PATH), options.chat_template)
-    shown = read_shown(data, options.index, tokenizer, max_tokens=options.max_tokens)
+    shown = read_shown(
+        data,
+        options.index,
+        tokenizer,
+        max_tokens=options.max_tokens,
+        chat_template_kwargs=settings,
+    )
     compare = options.compare is not None
     if options.output is not None or compare:
         check_drawable(shown, compare=compare)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from flexmask.commands.template_options import add_template_options, read_template_kwargs
+from flexmask.counted import counted
 from flexmask.errors import DataError, TemplateError
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ def add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--model", required=True, metavar="PATH_OR_ID", help="the model to check")
     add("--data", required=True, metavar="FILE", help="conversations, one JSON object a line")
     add("--tokenizer", metavar="PATH_OR_ID", help="default: the model's own")
-    add("--chat_template", metavar="FILE", help="a Jinja file; default: the tokenizer's own")
+    add_template_options(verify)
     add("--conversations", type=int, default=3, metavar="N", help="check the first N; default: 3")
-    add("--on-bad-line", "--on_bad_line", choices=("error", "skip"), default="error")
+    add("--on_bad_line", choices=("error", "skip"), default="error")
     add("--backend", choices=("auto", "reference", "cpu", "flex", "triton"), default="auto")
     add("--from_config", action="store_true", help="random weights from the model's config")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
@@ -77,7 +79,8 @@ def _verify(options: argparse.Namespace) -> VerifyReport:
         more = f" (and {len(refused) - _SHOWN} more)" if len(refused) > _SHOWN else ""
         finding = Finding("template", False, "; ".join(refused[:_SHOWN]) + more)
     else:
-        finding = Finding("template", True, f"{num_turns} turns are written as at inference")
+        written = counted(num_turns, "turn is", "turns are")
+        finding = Finding("template", True, f"{written} written as at inference")
     if not chats:
         return VerifyReport(findings=[finding], checked={"data": _data_text(options, chats)})
     model = _load_model(options, device)
@@ -98,18 +101,20 @@ def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat]
     from flexmask.samples import render_samples
     from flexmask.verify.proof import Chat
 
+    settings = read_template_kwargs(options.chat_template_kwargs)
     chats: list[Chat] = []
     refused: list[str] = []
     file = read_conversations(options.data, on_bad_line=options.on_bad_line)
     for conversation in file:
         try:
-            chats.append(Chat.of(render_samples(conversation, tokenizer), conversation.where))
+            samples = render_samples(conversation, tokenizer, chat_template_kwargs=settings)
+            chats.append(Chat.of(samples, conversation.where))
         except TemplateError as error:
             refused.append(str(error))
         if len(chats) + len(refused) == options.conversations:
             break
     for bad in file.bad_lines:
-        print(f"skipped line {bad.line}: {bad.reason}", file=sys.stderr)
+        print(f"skipped {bad.reason}", file=sys.stderr)
     return chats, refused
 
 
@@ -167,7 +172,8 @@ def _checked(
     config = text_config(model)
     weights = "random weights" if options.from_config else "its own weights"
     return {
-        "model": f"{options.model}: {type(model).__name__}, {config.num_hidden_layers} layers, "
+        "model": f"{options.model}: {type(model).__name__}, "
+        f"{counted(config.num_hidden_layers, 'layer')}, "
         f"{model.num_parameters():,} parameters, {weights}",
         "in": f"{str(model.dtype).removeprefix('torch.')} on {model.device}, training mode; "
         f"N-pass attention: {config._attn_implementation}",
@@ -181,8 +187,8 @@ def _data_text(options: argparse.Namespace, chats: list[Chat]) -> str:
     npass = sum(len(sample) for chat in chats for sample in chat.samples)
     single = sum(len(chat.row) for chat in chats)
     return (
-        f"{options.data}: {len(chats)} conversations, {turns} turns, {npass:,} tokens in N-pass, "
-        f"{single:,} in a single pass"
+        f"{options.data}: {counted(len(chats), 'conversation')}, {counted(turns, 'turn')}, "
+        f"{npass:,} tokens in N-pass, {single:,} in a single pass"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from flexmask.errors import MaskError
 from flexmask.layout import concatenate, lay_out
 from flexmask.mask.tree_mask import TreeMask
-from flexmask.tree import PrefixTree
+from flexmask.tree import PrefixTree, check_trees
 
 
 def compile_mask(trees: PrefixTree | Iterable[PrefixTree]) -> TreeMask:
@@ -23,13 +23,13 @@ def compile_mask(trees: PrefixTree | Iterable[PrefixTree]) -> TreeMask:
         A TreeMask of one row, with position ids, on the CPU.
 
     Raises:
-        MaskError: no trees.
+        MaskError: no trees, or something else.
 
     >>> from flexmask import PrefixTree
     >>> compile_mask(PrefixTree.from_turns([(60, 300, 120)] * 8))
     TreeMask(rows=1, tokens=4680, visible=3,897,540)
     """
-    listed = [trees] if isinstance(trees, PrefixTree) else list(trees)
+    listed = [trees] if isinstance(trees, PrefixTree) else check_trees(trees, "compile_mask")
     if not listed:
         raise MaskError("compile_mask needs at least one tree, got none")
     layout = concatenate([lay_out(tree) for tree in listed])

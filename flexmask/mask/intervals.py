@@ -41,6 +41,27 @@ def check_subtree_end(end: np.ndarray) -> None:
         open_ends.append(stop)
 
 
+def check_position_ids(end: np.ndarray, position_ids: np.ndarray) -> None:
+    """Raise MaskError unless each token's position is its depth: the number of its ancestors.
+
+    `end` [L] says how many these are: of the q tokens before q, those whose subtree is still open.
+    A token that is alone in its tree, as padding is, may have any position: it sees no other.
+    O(L) time.
+    """
+    closed = np.cumsum(np.bincount(end, minlength=end.size + 1))[: end.size]
+    index = np.arange(end.size)
+    depth = index - closed
+    is_alone = (depth == 0) & (end == index + 1)
+    wrong = np.flatnonzero((position_ids != depth) & ~is_alone)
+    if wrong.size:
+        q = int(wrong[0])
+        raise MaskError(
+            f"position_ids[{q}] must be {depth[q]}, the number of tokens that token {q} sees "
+            f"before itself by subtree_end, got {position_ids[q]}; take both from TreeCollator, "
+            "PackedRow.to_batch or compile_mask"
+        )
+
+
 def count_visible(end: np.ndarray) -> int:
     """The number of visible pairs (q, k) of a row with subtree ends `end` [L]."""
     return int((end.astype(np.int64) - np.arange(end.size)).sum())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flexmask.errors import MaskError
-from flexmask.mask.intervals import check_subtree_end, count_visible
+from flexmask.mask.intervals import check_position_ids, check_subtree_end, count_visible
 from flexmask.mask.slices import Slice, mask_slices
 from flexmask.mask.tiles import TileRanges, tile_ranges
 
@@ -31,11 +31,13 @@ class TreeMask:
     Attributes:
         subtree_end: int32 [B, L]; one row [L], arrays and lists are accepted.
         position_ids: int32 [B, L], depth of each token in its tree, or None. Only sliding windows
-            and chunks need it, because they count positions, not packed indices.
+            and chunks need it, because they count positions, not packed indices. They follow from
+            `subtree_end`: of the tokens before q, those that q sees are its ancestors.
 
     Raises:
         MaskError: a shape that does not fit, or (checked on CPU tensors only, since looking at a
-            CUDA tensor waits for the device) values that are not subtree ends in preorder.
+            CUDA tensor waits for the device) values that are not subtree ends in preorder, or
+            positions that are not the depths that these say.
 
     >>> mask = TreeMask([3, 2, 3])  # a root with two children: they do not see each other
     >>> mask.to_dense().int().tolist()
@@ -60,6 +62,9 @@ class TreeMask:
         if end.device.type == "cpu" and not torch.compiler.is_compiling():
             for row in end.numpy():
                 check_subtree_end(row)
+            if positions is not None and positions.device.type == "cpu":
+                for row, depths in zip(end.numpy(), positions.numpy(), strict=True):
+                    check_position_ids(row, depths)
 
     @property
     def shape(self) -> tuple[int, int]:

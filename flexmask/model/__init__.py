@@ -1,5 +1,5 @@
 """The drop-in for Hugging Face models."""
 
-from flexmask.model.adapter import disabled, patch, unpatch
+from flexmask.model.adapter import disabled, is_patched, patch, unpatch
 
-__all__ = ["disabled", "patch", "unpatch"]
+__all__ = ["disabled", "is_patched", "patch", "unpatch"]

@@ -120,6 +120,21 @@ def disabled(model: nn.Module) -> Iterator[None]:
         state.is_disabled = before
 
 
+@contextmanager
+def wrong_masks(model: nn.Module) -> Iterator[None]:
+    """A block in which positions may contradict the mask: for controls, which must come out wrong.
+
+    The mask alone is then wrong, not the positions with it.
+    """
+    state = _state_of(model)
+    assert state is not None, "a control runs on a patched model"
+    before, state.checks_positions = state.checks_positions, False
+    try:
+        yield
+    finally:
+        state.checks_positions = before
+
+
 def is_patched(model: nn.Module) -> bool:
     """Whether a model takes tree batches, or would if it were not `disabled`."""
     return _state_of(model) is not None

@@ -46,6 +46,7 @@ class ModelPatch:
         handles: of its hooks.
         is_disabled: whether tree batches are refused for now.
         is_counted: whether the batch at hand has its `sample_counts` for an attention mask.
+        checks_positions: whether positions have to be those that the mask says; see `wrong_masks`.
     """
 
     layers: list[LayerPatch | MixerForward]
@@ -58,6 +59,7 @@ class ModelPatch:
     handles: list[RemovableHandle] = field(default_factory=list)
     is_disabled: bool = False
     is_counted: bool = False
+    checks_positions: bool = True
 
 
 def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -158,7 +160,8 @@ def take_tree(
     if patch.max_length is not None:
         _check_length(position_ids, patch.max_length)
     if subtree_end.device.type == "cpu" and not torch.compiler.is_compiling():
-        TreeMask(subtree_end)  # raises unless these are the subtree ends of a forest
+        # Raises unless these are the subtree ends and depths of a forest.
+        TreeMask(subtree_end, position_ids if patch.checks_positions else None)
     mask = to_mask(subtree_end, position_ids)
     kwargs["attention_mask"] = dict.fromkeys(patch.mask_names, mask) if patch.mask_names else mask
     kwargs["use_cache"] = False

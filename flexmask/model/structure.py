@@ -19,14 +19,24 @@ def find_model(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside any wrappers, such as those of peft and DDP.
 
     Raises:
-        UnsupportedModelError: there is none, or it has a head other than a language model's.
+        UnsupportedModelError: there is none.
     """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"flexmask takes a model, got {_described(model)}; "
+            "load one with AutoModelForCausalLM.from_pretrained"
+        )
     top = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     if top is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} holds no Hugging Face model; load it with AutoModelForCausalLM"
         )
     return top
+
+
+def _described(given: object) -> str:
+    """What was given in place of a model, in a few words."""
+    return repr(given) if given is None or isinstance(given, str) else f"a {type(given).__name__}"
 
 
 def find_decoder(top: PreTrainedModel) -> PreTrainedModel:

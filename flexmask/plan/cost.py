@@ -21,7 +21,8 @@ from flexmask.errors import UnsupportedModelError
 from flexmask.model.checks import check_model
 from flexmask.model.reach import FULL, Reach, layer_reaches
 from flexmask.model.structure import attention_layers, find_decoder, text_config
-from flexmask.plan.work import Work
+from flexmask.plan.work import Work, single_pass_work
+from flexmask.tree import PrefixTree
 
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _NUM_ACTIVE = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token")
@@ -92,6 +93,10 @@ class CostModel:
         per_token = 6 * (self.linear + self.head)
         per_pair = (12 * width * work.pairs(reach) for reach, width in self.widths.items())
         return per_token * work.num_tokens + sum(per_pair)
+
+    def tree_cost(self, tree: PrefixTree) -> float:
+        """The operations of one pass over a tree, in tokens that see nothing."""
+        return self.flops(single_pass_work(tree, self.reaches)) / (6 * (self.linear + self.head))
 
     def speed_up(self, before: Work, after: Work) -> float:
         """How many times faster `after` is than `before`, at the same operations a second."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from flexmask.counted import counted
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.row_budget import RowBudget
 from flexmask.plan.survey import Plan
@@ -69,8 +70,8 @@ def measured_text(measured: Measured) -> str:
             )
         )
     heading = (
-        f"measured on {measured.device}: {measured.conversations} conversations, random weights, "
-        "forward + backward"
+        f"measured on {measured.device}: {counted(measured.conversations, 'conversation')}, "
+        "random weights, forward + backward"
     )
     names = ("", "seconds", "speed-up", "", "kept by autograd", "")
     below = ("", "", "predicted", "measured", "predicted", "measured")
@@ -80,7 +81,7 @@ def measured_text(measured: Measured) -> str:
 def _bounded(kind: BoundedLayers) -> str:
     limits = {"window": kind.window, "chunk": kind.chunk}
     named = ", ".join(f"{name} of {size:,}" for name, size in limits.items() if size is not None)
-    named += f" in {kind.layers} layer{'s' * (kind.layers > 1)}"
+    named += f" in {counted(kind.layers, 'layer')}"
     return (
         f"  {named:<33}{kind.npass_visible_pairs:,} visible pairs "
         f"N-pass, {kind.single_pass_visible_pairs:,} single-pass"
@@ -100,7 +101,7 @@ def _overview(plan: Plan) -> str:
     density = (f"{plan.npass_tile_density:.3f}", f"{plan.tile_density:.3f}")
     rows.append(("tile density", *density, ""))
     return (
-        f"{plan.conversations:,} conversations, {plan.samples:,} samples, "
+        f"{counted(plan.conversations, 'conversation')}, {counted(plan.samples, 'sample')}, "
         f"{plan.trained_tokens:,} trained tokens\n\n{_table(rows)}"
     )
 
@@ -132,8 +133,9 @@ def _mistrained(plan: Plan) -> str:
     text = _table(rows)
     if counts.conversations_with_tool_messages:
         text += (
-            f"\nthe paper's code cannot take the {counts.conversations_with_tool_messages:,} "
-            "conversations with tool messages at all"
+            "\nthe paper's code cannot take the "
+            f"{counted(counts.conversations_with_tool_messages, 'conversation')} with tool "
+            "messages at all"
         )
     return text
 
@@ -141,21 +143,22 @@ def _mistrained(plan: Plan) -> str:
 def _over_budget(budget: RowBudget) -> str:
     split = budget.split
     lines = [f"with rows of at most {budget.max_tokens:,} tokens"]
-    rows = f"  no packing has fewer than {budget.fewest_rows:,} rows"
+    rows = f"  no packing has fewer than {counted(budget.fewest_rows, 'row')}"
     if not split.trees:
         return f"{lines[0]}: every conversation fits\n{rows}"
     lines.append(
-        f"  larger: {split.trees:,} conversations, cut into {split.pieces:,} pieces "
-        f"that compute {split.repeated_tokens:,} tokens of history again\n"
-        f"  any cut: at least {split.fewest_repeated_tokens:,} tokens of history again"
+        f"  larger: {counted(split.trees, 'conversation')}, cut into "
+        f"{counted(split.pieces, 'piece')}, with "
+        f"{split.repeated_tokens:,} tokens of history computed again\n"
+        f"  any cut: at least {split.fewest_repeated_tokens:,} tokens of history computed again"
     )
     if split.dropped_samples:
         lines.append(
-            f"  too long by themselves: {split.dropped_samples:,} samples with "
+            f"  too long by themselves: {counted(split.dropped_samples, 'sample')} with "
             f"{budget.dropped_trained_tokens:,} trained tokens; --on_overflow split refuses "
             "them, drop leaves them out"
         )
-        lines.append(f"  left without any sample: {split.lost_trees:,} conversations")
+        lines.append(f"  left without any sample: {counted(split.lost_trees, 'conversation')}")
     if budget.tokens:
         ratio = budget.npass_tokens / budget.tokens
         lines.append(
@@ -167,8 +170,8 @@ def _over_budget(budget: RowBudget) -> str:
 
 
 def _bad_lines(plan: Plan) -> str:
-    lines = [f"{plan.num_bad_lines:,} bad lines skipped"]
-    lines.extend(f"  line {line}: {reason}" for line, reason in plan.bad_lines)
+    lines = [f"{counted(plan.num_bad_lines, 'bad line')} skipped"]
+    lines.extend(f"  {reason}" for _, reason in plan.bad_lines)
     if plan.num_bad_lines > len(plan.bad_lines):
         lines.append(f"  and {plan.num_bad_lines - len(plan.bad_lines):,} more")
     return "\n".join(lines)

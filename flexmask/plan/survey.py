@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
-from flexmask.data_files import read_conversations
+from flexmask.data_files import ConversationFile, read_conversations
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.messages import Conversation
 from flexmask.model.reach import Reach
@@ -167,21 +168,23 @@ class Plan:
 
 
 def make_plan(
-    path: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     tokenizer: Any,
     *,
     max_tokens: int | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     on_bad_line: str = "error",
     reaches: Iterable[Reach] = (),
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     watch: Callable[[Sequence[Sample]], None] | None = None,
 ) -> Plan:
-    """The plan for the conversations of a JSON Lines file.
+    """The plan for the conversations of one or several files.
 
     Args:
-        path: the file.
+        data: the file, or files.
         tokenizer: a Hugging Face tokenizer with a chat template.
         max_tokens: budget of a row, or None.
+        chat_template_kwargs: settings for the template.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" counts it.
         reaches: windows and chunks of a model, to count their pairs.
         progress: wraps the iteration over conversations, such as `tqdm.tqdm`.
@@ -192,12 +195,15 @@ def make_plan(
     """
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
-    file = read_conversations(path, on_bad_line=on_bad_line)
+    paths = [data] if isinstance(data, (str, os.PathLike)) else data
+    files = [read_conversations(path, on_bad_line=on_bad_line) for path in paths]
     plan = Plan(None if max_tokens is None else RowBudget(max_tokens), tuple(reaches))
-    for conversation in progress(file):
-        _take_bad_lines(plan, file.bad_lines)
+    for conversation in progress(chain.from_iterable(files)):
+        _take_bad_lines(plan, files)
         try:
-            samples = render_samples(conversation, tokenizer)
+            samples = render_samples(
+                conversation, tokenizer, chat_template_kwargs=chat_template_kwargs
+            )
         except FlexmaskError as error:
             if on_bad_line == "error":
                 raise
@@ -206,14 +212,17 @@ def make_plan(
         plan.add(conversation, samples, tokenizer)
         if watch is not None:
             watch(samples)
-    _take_bad_lines(plan, file.bad_lines)
+    _take_bad_lines(plan, files)
     if not plan.conversations:
-        raise DataError(f"{path}: no conversation can be used; the first: {plan.bad_lines[0][1]}")
+        raise DataError(
+            f"{paths[0]}: no conversation can be used; the first: {plan.bad_lines[0][1]}"
+        )
     return plan
 
 
-def _take_bad_lines(plan: Plan, bad_lines: list[Any]) -> None:
-    """Count the lines that the file has listed since, and forget them there."""
-    for bad in bad_lines:
-        plan.skip(bad.line, bad.reason)
-    bad_lines.clear()
+def _take_bad_lines(plan: Plan, files: Sequence[ConversationFile]) -> None:
+    """Count the lines that the files have listed since, and forget them there."""
+    for file in files:
+        for bad in file.bad_lines:
+            plan.skip(bad.line, bad.reason)
+        file.bad_lines.clear()

@@ -294,6 +294,16 @@ def _rewritten(
     return template, sites, keys
 
 
+@lru_cache(maxsize=8)
+def syntax_error(source: str) -> jinja2.TemplateSyntaxError | None:
+    """The mistake that keeps a template from being compiled, None if there is none."""
+    try:
+        _compiled(source)
+    except jinja2.TemplateSyntaxError as error:
+        return error
+    return None
+
+
 @lru_cache(maxsize=1)
 def _probe() -> None:
     """Make the template `_PROBE` note what it can see."""

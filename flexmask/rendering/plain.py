@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from flexmask.counted import counted
+
 
 @dataclass(slots=True)
 class RenderedPlainly:
@@ -28,8 +30,8 @@ class RenderedPlainly:
         self.conversations += later.conversations
 
     def __str__(self) -> str:
-        many = "conversation was" if self.conversations == 1 else "conversations were"
-        return f"slow: {self.conversations:,} {many} rendered plainly; the first, {self.first}"
+        many = counted(self.conversations, "conversation was", "conversations were")
+        return f"slow: {many} rendered plainly; the first, {self.first}"
 
 
 def reason_of(error: Exception) -> str:

@@ -30,7 +30,12 @@ from functools import cache
 from typing import Any
 
 from flexmask.errors import TemplateError
-from flexmask.rendering.memo import RAISED_BY_TEMPLATES, TurnRenderer, num_listed
+from flexmask.rendering.memo import (
+    RAISED_BY_TEMPLATES,
+    TurnRenderer,
+    num_listed,
+    syntax_error,
+)
 from flexmask.rendering.plain import reason_of
 from flexmask.rendering.turn_ends import last_special, next_role
 
@@ -51,6 +56,28 @@ class ThinkingTags:
 
 
 THINKING_TAGS = (ThinkingTags(open="<think>\n", close="\n</think>\n\n"),)
+
+
+def check_template(tokenizer: Any, name: str | None = None) -> None:
+    """Raise TemplateError unless a tokenizer has a chat template that is one.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        name: what to call it in an error: a template's file, or a tokenizer's folder or hub id.
+    """
+    templates = getattr(tokenizer, "chat_template", None)
+    where = "" if name is None else f"{name}: "
+    if not templates:
+        raise TemplateError(
+            f"{where}the tokenizer has no chat template; set tokenizer.chat_template, or name a "
+            "file with --chat_template"
+        )
+    for source in templates.values() if isinstance(templates, dict) else [templates]:
+        if (mistake := syntax_error(source)) is not None:
+            raise TemplateError(
+                f"{where}the chat template is no Jinja template: line {mistake.lineno}: "
+                f"{mistake.message}; mend the template"
+            )
 
 
 class ChatTemplate:
@@ -77,11 +104,7 @@ class ChatTemplate:
         *,
         remember: bool = False,
     ) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise TemplateError(
-                "the tokenizer has no chat template; set tokenizer.chat_template, or name a file "
-                "with --chat_template"
-            )
+        check_template(tokenizer)
         self.tokenizer = tokenizer
         self.tools = tools or None
         self.settings = dict(settings or {})
@@ -208,7 +231,10 @@ class ChatTemplate:
         if "reasoning_content" in message and "enable_thinking" in str(
             self.tokenizer.chat_template
         ):
-            remedy = "this message has thinking: try chat_template_kwargs={'enable_thinking': True}"
+            remedy = (
+                "this message has thinking: try chat_template_kwargs={'enable_thinking': True}, on "
+                """the command line --chat_template_kwargs '{"enable_thinking": true}'"""
+            )
         return (
             "the chat template does not continue its own prompt: the prompt has "
             f"{prompt[shown]!r} where the message has {full[shown]!r}; {remedy}"

@@ -23,7 +23,7 @@ from flexmask.layout import (
 )
 from flexmask.rows.filling import fewer_rows
 from flexmask.splitting import Overflow, SplitCount, check_budget, split_overflow
-from flexmask.tree import PrefixTree
+from flexmask.tree import PrefixTree, check_trees
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,10 +196,11 @@ def pack(
             in `.dropped`) samples that are longer than the budget by themselves; "error": raise.
 
     Raises:
+        MaskError: something else than trees.
         DataError: no trees, a budget below 1, an unknown policy, or a tree or sample that does not
             fit and may be neither split nor dropped.
     """
-    listed = list(trees)
+    listed = check_trees(trees, "pack")
     if not listed:
         raise DataError("pack needs at least one tree, got none")
     check_budget(max_tokens, on_overflow)

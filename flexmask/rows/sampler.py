@@ -43,7 +43,9 @@ class TreeBatchSampler:
     Rows are as few as `fill_rows` finds, or up to 1% more where that lets every epoch mix them
     anew, rounded up to a multiple of `num_processes`. Those of one step have about the same cost,
 
-        tokens + visible pairs / pairs_per_token.
+        tokens + visible pairs / pairs_per_token,
+
+    or the one that `costs` gives: layers with a window see fewer pairs.
 
     Where a step has fewer trees than processes, some get an empty batch, which the collator turns
     into padding that trains nothing; `plan().num_empty` counts them.
@@ -67,6 +69,7 @@ class TreeBatchSampler:
         num_processes: int = 1,
         process_index: int | None = None,
         pairs_per_token: float = PAIRS_PER_TOKEN,
+        costs: Any = None,
         seed: int = 0,
     ) -> None:
         """Plan the rows of all epochs.
@@ -81,6 +84,8 @@ class TreeBatchSampler:
                 by step, for accelerate to hand out.
             pairs_per_token: visible pairs that cost as much as one token;
                 `CostModel.of(model).pairs_per_token` knows it for a model.
+            costs: predicted cost of each tree, above 0, in any unit, [n]; in place of what
+                `pairs_per_token` gives. `CostModel.of(model).tree_cost` knows them.
             seed: with the epoch, what rows and order are drawn from.
 
         Raises:
@@ -89,6 +94,13 @@ class TreeBatchSampler:
         self._sizes, pairs = sizes_of(trees)
         _check(self._sizes, max_tokens, rows_per_batch, num_processes, process_index)
         self._costs = self._sizes + pairs / pairs_per_token
+        if costs is not None:
+            self._costs = np.asarray(costs, np.float64)
+            if self._costs.shape != self._sizes.shape or not (self._costs > 0).all():
+                raise DataError(
+                    f"costs must be [{self._sizes.size}], one above 0 for each tree, got "
+                    f"{list(self._costs.shape)}"
+                )
         self.max_tokens = max_tokens
         self.rows_per_batch = rows_per_batch
         self.num_processes = num_processes

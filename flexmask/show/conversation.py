@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flexmask.counted import counted
 from flexmask.data_files import read_conversations
 from flexmask.errors import DataError
 from flexmask.layout import lay_out
@@ -41,7 +42,12 @@ class ShownConversation:
 
 
 def read_shown(
-    path: str | os.PathLike[str], index: int, tokenizer: Any, *, max_tokens: int | None = None
+    path: str | os.PathLike[str],
+    index: int,
+    tokenizer: Any,
+    *,
+    max_tokens: int | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> ShownConversation:
     """Return conversation `index` of a JSON Lines file, rendered with the tokenizer's template.
 
@@ -50,6 +56,7 @@ def read_shown(
         index: which one, from 0.
         tokenizer: a Hugging Face tokenizer with a chat template.
         max_tokens: budget of a packed row, in tokens; None for no limit.
+        chat_template_kwargs: settings for the template.
 
     Raises:
         DataError, TemplateError: the file, the conversation or a number cannot be used.
@@ -59,8 +66,10 @@ def read_shown(
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
     conversation = _read(Path(path), index)
-    samples = render_samples(conversation, tokenizer)
-    tree = label_tree(build_tree(samples), conversation, tokenizer)
+    samples = render_samples(conversation, tokenizer, chat_template_kwargs=chat_template_kwargs)
+    tree = label_tree(
+        build_tree(samples), conversation, tokenizer, chat_template_kwargs=chat_template_kwargs
+    )
     name = Path(conversation.where or "").name
     return ShownConversation(
         name, len(conversation.messages), tree, tuple(_split(tree, max_tokens, name))
@@ -87,8 +96,8 @@ def shown_text(
     tree = shown.tree
     num_single = sum(row.num_tokens for row in shown.rows)
     lines = [
-        f"{shown.name}: {_count(shown.num_messages, 'message')}, "
-        f"{_count(len(tree.leaves), 'sample')}",
+        f"{shown.name}: {counted(shown.num_messages, 'message')}, "
+        f"{counted(len(tree.leaves), 'sample')}",
         f"{num_single:,} tokens in a single pass, {tree.num_sample_tokens:,} in N-pass "
         f"({tree.num_sample_tokens / num_single:.2f} times as many)",
         f"density {_density(shown.rows[0]):.3f}: visible pairs per pair in a visited tile of "
@@ -139,7 +148,8 @@ def _read(path: Path, index: int) -> Conversation:
             return conversation
         count += 1
     raise DataError(
-        f"{path}: has {_count(count, 'conversation')}; --index must be in [0, {count}), got {index}"
+        f"{path}: has {counted(count, 'conversation')}; --index must be in [0, {count}), "
+        f"got {index}"
     )
 
 
@@ -152,7 +162,7 @@ def _split(tree: PrefixTree, max_tokens: int | None, name: str) -> Iterator[Pref
         leaf = tree.leaves[split.too_long[0]]
         raise DataError(
             f"{name}: the sample of message {leaf.key} must have at most --max_tokens = "
-            f"{max_tokens} tokens, got {tree.sample_length(leaf)}; raise --max_tokens"
+            f"{max_tokens:,} tokens, got {tree.sample_length(leaf)}; raise --max_tokens"
         )
     yield from split.pieces()
 
@@ -171,7 +181,7 @@ def _pictures(shown: ShownConversation, compare: bool) -> list[RowPicture]:
 def _heading(shown: ShownConversation) -> str:
     num_single = sum(row.num_tokens for row in shown.rows)
     return (
-        f"{shown.name}: {_count(len(shown.tree.leaves), 'sample')}, {num_single:,} tokens "
+        f"{shown.name}: {counted(len(shown.tree.leaves), 'sample')}, {num_single:,} tokens "
         f"instead of {shown.tree.num_sample_tokens:,}"
     )
 
@@ -182,13 +192,9 @@ def _row_title(shown: ShownConversation, number: int) -> str:
         return f"heavy-first order: density {_density(row):.3f}"
     return (
         f"row {number + 1} of {len(shown.rows)}: {row.num_tokens:,} tokens, "
-        f"{_count(len(row.leaves), 'sample')}, density {_density(row):.3f}"
+        f"{counted(len(row.leaves), 'sample')}, density {_density(row):.3f}"
     )
 
 
 def _density(tree: PrefixTree) -> float:
     return density(tree, lay_out(tree).order.tolist())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

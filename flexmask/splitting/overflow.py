@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from flexmask.counted import counted
 from flexmask.errors import DataError
 from flexmask.splitting.pieces import Split, split_tree
 from flexmask.tree import PrefixTree
@@ -43,14 +44,16 @@ class SplitCount:
 
     def __str__(self) -> str:
         line = (
-            f"{self.trees:,} larger, cut into {self.pieces:,} pieces that compute "
-            f"{self.repeated_tokens:,} tokens of history again (any cut at least "
+            f"{self.trees:,} larger, cut into {counted(self.pieces, 'piece')}, with "
+            f"{counted(self.repeated_tokens, 'token')} of history computed again (any cut at least "
             f"{self.fewest_repeated_tokens:,})"
         )
         if self.dropped_samples:
+            line += f"; {counted(self.dropped_samples, 'sample')} dropped, longer than the budget"
+        if self.lost_trees:
             line += (
-                f"; {self.dropped_samples:,} samples dropped, longer than the budget, and with "
-                f"them {self.lost_trees:,} whole conversations"
+                f", and with {'it' if self.dropped_samples == 1 else 'them'} "
+                f"{counted(self.lost_trees, 'whole conversation')}"
             )
         return line
 
@@ -92,6 +95,7 @@ def split_overflow(
         leaf = tree.leaves[split.too_long[0]]
         raise DataError(
             f"{where}, sample {leaf.key!r}: must have at most max_tokens = {max_tokens} tokens, "
-            f"got {tree.sample_length(leaf)}; raise it or use on_overflow='drop'"
+            f"got {tree.sample_length(leaf)}; raise it or use on_overflow='drop' "
+            "(--on_overflow drop)"
         )
     return split

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexmask.backends.choice import choose_backend
+from flexmask.backends.choice import choose_backend, is_interpreting
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.train.config import TrainConfig
 
@@ -49,15 +49,112 @@ def check_backend(training: TrainingArguments, config: TrainConfig) -> None:
         )
 
 
-def check_training_arguments(training: TrainingArguments, config: TrainConfig) -> None:
-    """Raise UnsupportedModelError for Trainer options that packed rows cannot honour exactly.
+def check_model(training: TrainingArguments, config: TrainConfig) -> None:
+    """Raise FlexmaskError for a model that cannot be trained, before the data are read.
 
-    And for shares and rates out of range, before anything is read.
+    The model is built without weights, as its config describes it, with the adapters asked for.
     """
+    import torch
+    from transformers import AutoConfig, Trainer
+
+    from flexmask.loading import load_pretrained, meta_model
+    from flexmask.model.checks import check_model as check_exact
+    from flexmask.train.lora import add_lora
+
+    folder = Path(config.model)
+    what = "model config" if config.from_config else "model"
+    model = meta_model(
+        load_pretrained(AutoConfig.from_pretrained, config.model, what), torch.float32
+    )
+    if not config.from_config and folder.is_dir() and not _holds_weights(folder):
+        raise DataError(
+            f"{folder}: holds a config but no weights (*.safetensors or *.bin); "
+            "--from_config draws them at random"
+        )
+    check_exact(model, model)
+    whole = add_lora(model, config) if config.use_peft else model
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(training, whole)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"--optim {_value(training.optim)}: {one_line(error)}") from error
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+
+
+def _value(option: Any) -> str:
+    """An option of the Trainer as it is written, which keeps some as members of an enumeration."""
+    return getattr(option, "value", option)
+
+
+def one_line(error: Exception) -> str:
+    """What an error of another library says, without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _check_lora(config: TrainConfig) -> None:
+    if config.use_peft:
+        if config.lora_dropout:
+            raise UnsupportedModelError(
+                f"--lora_dropout must be 0, got {config.lora_dropout}; N-pass would drop others"
+            )
+        return
+    for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+        given = getattr(config, name)
+        plain = TrainConfig.__dataclass_fields__[name].default
+        if (tuple(given) if isinstance(given, list) else given) != plain:
+            raise DataError(f"--{name} says how adapters are made; give --use_peft too")
+
+
+def _check_liger(training: TrainingArguments) -> None:
+    """Raise for a run on Liger's kernels where these cannot run, or are not there."""
+    from transformers.utils import is_liger_kernel_available
+
+    if not is_liger_kernel_available():
+        raise DataError("--use_liger_kernel needs liger-kernel; pip install liger-kernel")
+    if training.device.type == "cpu" and not is_interpreting():
+        raise UnsupportedModelError(
+            "--use_liger_kernel needs a GPU, got cpu: Liger's kernels are written in Triton; "
+            "leave it out"
+        )
+
+
+def _check_reports(training: TrainingArguments) -> None:
+    """Raise DataError for `--report_to` a package that is not there."""
+    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+    missing = set(training.report_to or ()) - set(get_available_reporting_integrations())
+    try:
+        for make in get_reporting_integration_callbacks(sorted(missing)):
+            make()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise DataError(f"--report_to: {one_line(error)}") from error
+
+
+def _check_evaluation(training: TrainingArguments, config: TrainConfig) -> None:
     if not 0 <= config.eval_split < 1:
         raise DataError(f"--eval_split must be in [0, 1), got {config.eval_split}")
     if config.eval_split and config.eval_data is not None:
         raise DataError("--eval_data and --eval_split both say what to evaluate on; leave out one")
+    if training.eval_strategy != "no" and not config.eval_split and config.eval_data is None:
+        raise DataError(
+            f"--eval_strategy {_value(training.eval_strategy)} has nothing to evaluate on; give "
+            "--eval_data or --eval_split"
+        )
+
+
+def check_training_arguments(training: TrainingArguments, config: TrainConfig) -> None:
+    """Raise UnsupportedModelError for Trainer options that packed rows cannot honour exactly.
+
+    And for what is out of range, goes together with nothing, or needs what is not there.
+    """
+    _check_evaluation(training, config)
+    _check_lora(config)
+    _check_reports(training)
+    if training.use_liger_kernel:
+        _check_liger(training)
     if not training.learning_rate >= 0:
         raise DataError(f"--learning_rate must be at least 0, got {training.learning_rate}")
     if training.neftune_noise_alpha:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from flexmask.splitting import Overflow
 from flexmask.weighting import Weighting
@@ -16,11 +16,13 @@ class TrainConfig:
 
     Attributes:
         model: a model's folder or hub id.
-        data: file of conversations, or a folder that `flexmask prepare` made.
+        data: files of conversations, folders and patterns of them, or a folder that `flexmask
+            prepare` made.
         output: folder for checkpoints and the trained model; must be new, or hold a run to resume.
         tokenizer: folder or hub id; the model's own where None.
         chat_template: a Jinja file in place of the tokenizer's template, or None.
-        eval_data: file or prepared folder to evaluate on, or None.
+        chat_template_kwargs: settings for the template, or None; of a prepared folder its own.
+        eval_data: what to evaluate on, likewise, or None.
         eval_split: share of the conversations of `data` held out for evaluation, in [0, 1).
         max_tokens: budget of a packed row, or None for one row per batch. Larger conversations are
             cut up front, and count as so many.
@@ -35,11 +37,12 @@ class TrainConfig:
     """
 
     model: str
-    data: str
+    data: Sequence[str]
     output: str
     tokenizer: str | None = None
     chat_template: str | None = None
-    eval_data: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    eval_data: Sequence[str] | None = None
     eval_split: float = 0.0
     max_tokens: int | None = None
     rows_per_batch: int | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.collator import TreeCollator
+from flexmask.data_files import find_data_files
 from flexmask.dataset import TreeDataset, load_trees
 from flexmask.prepared import PreparedDataset, is_prepared, open_prepared
 from flexmask.rows.fitting import FittedTrees
@@ -46,12 +48,17 @@ def make_batch_sampler(
         return None
     from flexmask.plan.cost import CostModel
 
+    cost = CostModel.of(model)
+    costs = None  # of trees, where windows and chunks have to be counted for each
+    if cost.reaches:
+        costs = [cost.tree_cost(train_set[index]) for index in range(len(train_set))]
     sampler = TreeBatchSampler(
         train_set,
         max_tokens=config.max_tokens,
         rows_per_batch=config.rows_per_batch,
         num_processes=training.world_size,
-        pairs_per_token=CostModel.of(model).pairs_per_token,
+        pairs_per_token=cost.pairs_per_token,
+        costs=costs,
         seed=_data_seed(training),
     )
     if training.process_index == 0:
@@ -78,22 +85,30 @@ def _fit(
 
 
 def _load(
-    path: str, config: TrainConfig, collator: TreeCollator, training: TrainingArguments
+    data: Sequence[str], config: TrainConfig, collator: TreeCollator, training: TrainingArguments
 ) -> Trees:
     from tqdm import tqdm
 
     is_main = training.process_index == 0
 
-    def progress(items: Iterable[Any]) -> Iterable[Any]:
-        return tqdm(items, desc=f"reading {path}", unit=" conversations", disable=not is_main)
+    def load_file(path: Path) -> TreeDataset:
+        def progress(items: Iterable[Any]) -> Iterable[Any]:
+            return tqdm(items, desc=f"reading {path}", unit=" conversations", disable=not is_main)
+
+        return load_trees(path, collator, on_bad_line=config.on_bad_line, progress=progress)
 
     dataset: Trees
-    if is_prepared(path):
-        dataset = open_prepared(path, collator.tokenizer, weighting=config.weighting)
+    if len(data) == 1 and is_prepared(data[0]):
+        dataset = open_prepared(
+            data[0],
+            collator.tokenizer,
+            weighting=config.weighting,
+            chat_template_kwargs=config.chat_template_kwargs,
+        )
     else:
-        dataset = load_trees(path, collator, on_bad_line=config.on_bad_line, progress=progress)
+        dataset = TreeDataset.joined(map(load_file, find_data_files(data)))
     if is_main:
-        print(f"{path}: {dataset.summary()}", file=sys.stderr)
+        print(f"{', '.join(data)}: {dataset.summary()}", file=sys.stderr)
         for bad in dataset.bad_lines:
-            print(f"  skipped line {bad.line}: {bad.reason}", file=sys.stderr)
+            print(f"  skipped {bad.reason}", file=sys.stderr)
     return dataset

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flexmask.collator import TreeCollator
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.loading import load_pretrained, load_tokenizer, load_weights, random_model
 from flexmask.train.checks import (
     check_backend,
+    check_model,
     check_output,
     check_token_ids,
     check_training_arguments,
+    one_line,
 )
 from flexmask.train.config import TrainConfig
 from flexmask.train.data import load_datasets, make_batch_sampler
+from flexmask.train.lora import add_lora
 from flexmask.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -38,12 +41,14 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     checkpoint = check_output(config)
     check_training_arguments(training, config)
     check_backend(training, config)
+    check_model(training, config)
     tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template)
     collator = TreeCollator(
         tokenizer,
         max_tokens=config.max_tokens,
         on_overflow=config.on_overflow,
         weighting=config.weighting,
+        chat_template_kwargs=config.chat_template_kwargs,
     )
     train_set, eval_set = load_datasets(config, collator, training)
     if training.process_index == 0 and collator.rendered_plainly.conversations:
@@ -58,9 +63,13 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     from flexmask.trainer import TreeTrainer
 
     if config.use_peft:
-        model = add_lora(model, config, bool(training.gradient_checkpointing))
+        if training.gradient_checkpointing:
+            model.enable_input_require_grads()
+        model = add_lora(model, config)
     patch(model, backend=config.backend)
     freeze_unreached(model, training)
+    if training.process_index == 0:
+        tell_rounding(model)
     try:
         trainer = TreeTrainer(
             model=model,
@@ -74,14 +83,14 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     except FlexmaskError:
         raise
     except ValueError as error:  # options that the Trainer looks at together
-        raise DataError(f"option of the Trainer: {str(error).splitlines()[0]}") from error
+        raise DataError(f"option of the Trainer: {one_line(error)}") from error
     except OSError as error:
         raise DataError(f"{config.output}: cannot be written: {error.strerror}") from None
     if config.resume and checkpoint is None and trainer.is_world_process_zero():
         print(f"{config.output}: holds no checkpoint yet, begins at step 0", file=sys.stderr)
     trainer.train(resume_from_checkpoint=checkpoint)
     if eval_set is not None:
-        trainer.log(trainer.evaluate())
+        trainer.evaluate()  # which logs what it finds
     trainer.save_model()
     if trainer.is_world_process_zero():
         output = Path(config.output)
@@ -93,38 +102,14 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
 
 def load_model(config: TrainConfig) -> PreTrainedModel:
     """The model to train, with weights from disk or, with `from_config`, drawn at random."""
+    import torch
     from transformers import AutoConfig
 
     if config.from_config:
         settings = load_pretrained(AutoConfig.from_pretrained, config.model, "model config")
-        return random_model(settings)
+        dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+        return random_model(settings, dtype)
     return load_weights(config.model, config.dtype)
-
-
-def add_lora(model: PreTrainedModel, config: TrainConfig, checkpointing: bool) -> Any:
-    """The model with trainable LoRA adapters around frozen weights.
-
-    Raises:
-        DataError: peft refuses a rank or a name of modules.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    if checkpointing:
-        model.enable_input_require_grads()
-    targets = list(config.lora_target_modules)
-    try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                r=config.lora_r,
-                lora_alpha=config.lora_alpha,
-                lora_dropout=config.lora_dropout,
-                target_modules=targets[0] if targets == ["all-linear"] else targets,
-                task_type="CAUSAL_LM",
-            ),
-        )
-    except ValueError as error:  # a rank below 1, or modules that the model does not have
-        raise DataError(f"--lora options: {str(error).splitlines()[0]}") from error
 
 
 def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:
@@ -137,6 +122,21 @@ def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:
     if unreached and training.process_index == 0:
         count = sum(weight.numel() for weight in unreached)
         print(f"frozen: {count:,} parameters that text does not reach", file=sys.stderr)
+
+
+def tell_rounding(model: nn.Module) -> None:
+    """Say so where weights are trained in a type that rounds small updates away."""
+    import torch
+
+    for dtype in {weight.dtype for weight in model.parameters() if weight.requires_grad}:
+        if torch.finfo(dtype).bits < 32:
+            name = str(dtype).removeprefix("torch.")
+            print(
+                f"rounding: weights are trained in {name}, which loses updates below about "
+                f"1/{2 / torch.finfo(dtype).eps:.0f} of a weight; --dtype float32 keeps them, and "
+                "with --bf16 computes in bfloat16 all the same",
+                file=sys.stderr,
+            )
 
 
 def draw_training(log: list[dict[str, float]], path: Path) -> None:

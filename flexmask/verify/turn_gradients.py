@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from flexmask.backends.kept_graphs import kept_graphs
 from flexmask.layout import IGNORE_INDEX
 from flexmask.loss import target_logprobs
+from flexmask.model.adapter import wrong_masks
 from flexmask.npass import npass_batches
 from flexmask.rows.packing import PackedRow
 from flexmask.samples import Sample
@@ -80,7 +82,8 @@ def row_logprobs(
     if subtree_end is not None:
         batch["subtree_end"] = torch.from_numpy(subtree_end)[None]
     names = ("input_ids", "position_ids", "subtree_end")
-    logits = model(**{name: batch[name].to(device_of(model)) for name in names}).logits
+    with nullcontext() if subtree_end is None else wrong_masks(model):
+        logits = model(**{name: batch[name].to(device_of(model)) for name in names}).logits
     return target_logprobs(logits, batch["shift_labels"])[0]
 
 
