@@ -86,7 +86,7 @@ def test_text_reaches_all_parameters_but_those_said_to_be_unreached(family):
         assert (weight.grad is None) == (weight in unreached), name
 
 
-@pytest.mark.parametrize("name", ["pixel_values", "token_type_ids"])
+@pytest.mark.parametrize("name", ["pixel_values", "token_type_ids", "input_values"])
 def test_images_are_refused(name):
     _, batch = packed(random_samples(1, vocabulary=45))
     model = patch(model_with_images("gemma3"))

@@ -25,7 +25,9 @@ from flexmask.model.structure import active_dropouts, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
 
 # Names of inputs that stand for something else than text, or tell where that is.
-_NOT_TEXT = re.compile("pixel|image|video|audio|input_features|token_type")
+_NOT_TEXT = re.compile(
+    "pixel|image|video|audio|input_features|input_values|encoder_outputs|token_type"
+)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -58,12 +58,23 @@ def unreached_parameters(top: PreTrainedModel) -> Iterator[nn.Parameter]:
     if is_wrapped(top, decoder):
         head = top.get_output_embeddings()
         reached = {*decoder.parameters(), *(head.parameters() if head is not None else ())}
+        for name, part in decoder.named_modules():
+            if name.endswith(".vision_moe"):  # of Ernie 4.5: experts for the tokens of images
+                reached -= {*part.parameters()}
         yield from (weight for weight in top.parameters() if weight not in reached)
 
 
 def text_config(top: PreTrainedModel) -> PreTrainedConfig:
     """The configuration of the decoder stack of `top`."""
     return top.config.get_text_config(decoder=True)
+
+
+def attention_kinds(config: PreTrainedConfig) -> list[str]:
+    """The types of the layers that have an attention, in order; empty where there are no types."""
+    types = getattr(config, "layer_types", None) or []
+    if config.model_type not in MIXERS:
+        return list(types)
+    return [kind for kind in types if kind not in WITHOUT_ATTENTION]
 
 
 def attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
@@ -83,10 +94,9 @@ def attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
         for module in decoder.modules()
         if type(module).__name__.endswith("Attention") and module not in mixers
     ]
-    expected = decoder.config.num_hidden_layers
-    types = getattr(decoder.config, "layer_types", None)
-    if types and decoder.config.model_type in MIXERS:
-        expected -= sum(kind in WITHOUT_ATTENTION for kind in types)
+    types = getattr(decoder.config, "layer_types", None) or []
+    without = len(types) - len(attention_kinds(decoder.config))
+    expected = decoder.config.num_hidden_layers - without
     if len(layers) != expected:
         raise UnsupportedModelError(
             f"{type(decoder).__name__} must have one attention module in each of {expected} "
@@ -109,7 +119,7 @@ def mask_names(decoder: PreTrainedModel) -> tuple[str, ...]:
     names = inspect.unwrap(type(decoder).forward).__code__.co_names
     if not {"isinstance", "dict"} <= set(names):  # it asks whether its mask is one
         return ()
-    return ("full_attention", "linear_attention", "conv")
+    return ("full_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding")
 
 
 def active_dropouts(model: nn.Module) -> Iterator[tuple[str, float]]:
