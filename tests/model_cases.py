@@ -83,7 +83,8 @@ HYBRIDS = {
         "mamba_d_state": 8,
         "chunk_size": 8,
     },
-    "minimax": _TWO_KINDS | {"block_size": 8, "num_local_experts": 4, "linear_attn_beta_factor": 2}
+    "minimax": _TWO_KINDS
+    | {"block_size": 8, "num_local_experts": 4, "linear_attn_beta_factor": 2}
     | WINDOWED,
     "zaya": {
         "layer_types": ["hybrid_sliding", "hybrid"],

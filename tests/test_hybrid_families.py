@@ -28,7 +28,14 @@ from flexmask.model.tree_attention import is_tree
 from flexmask.rows.packing import stack_rows
 
 IDS = torch.arange(12).view(2, 6) % 50
-KINDS = ("lfm2", "qwen3_5_text", "bamba", "jamba", "minimax", "zaya")  # one family for each kind of layer
+KINDS = (
+    "lfm2",
+    "qwen3_5_text",
+    "bamba",
+    "jamba",
+    "minimax",
+    "zaya",
+)  # one family for each kind of layer
 
 
 @pytest.fixture(params=KINDS)
@@ -54,7 +61,10 @@ SHARED_WEIGHTS = {  # the first and the third attention of zamba2 share their we
 
 @pytest.mark.parametrize(
     ("family", "settings"),
-    [*((name, {}) for name in supported(HYBRIDS)), *((name, SHARED_WEIGHTS) for name in supported(["zamba2"]))],
+    [
+        *((name, {}) for name in supported(HYBRIDS)),
+        *((name, SHARED_WEIGHTS) for name in supported(["zamba2"])),
+    ],
 )
 def test_in_fp64_logits_and_gradients_agree_to_ten_digits(family, settings):
     model = fp64_model(family, max_position_embeddings=256, **settings)

@@ -13,7 +13,7 @@ from flexmask.errors import UnsupportedModelError
 from flexmask.model.families import check_family
 from flexmask.model.mixers.kinds import MIXERS, find_mixers
 from flexmask.model.reach import layer_reaches
-from flexmask.model.structure import active_dropouts, find_decoder, text_config
+from flexmask.model.structure import active_dropouts, find_decoder, find_head, text_config
 
 # Rotary embeddings that depend on a token's own position only.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
@@ -82,9 +82,9 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
 
 
 def _model_reasons(model: nn.Module, top: PreTrainedModel) -> Iterator[str]:
-    if top.get_output_embeddings() is None and find_decoder(top) is not top:
-        yield f"{type(top).__name__} has another head than a language model's"
     decoder = find_decoder(top)
+    if find_head(top) is None and decoder is not top:
+        yield f"{type(top).__name__} has another head than a language model's"
     if decoder.config.model_type not in MIXERS:
         for mixer in find_mixers(decoder):
             yield f"its {type(mixer).__name__} looks along the sequence, and has not been verified"

@@ -14,6 +14,9 @@ from flexmask.model.mixers.kinds import MIXERS, find_mixers
 # Types of layers, as configurations of families in MIXERS name them, that have no attention.
 WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "mlp", "moe")
 
+# Part of the names of experts that only tokens of images meet, as in Ernie 4.5.
+FOR_IMAGES = ".vision_moe."
+
 
 def find_model(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside any wrappers, such as those of peft and DDP.
@@ -44,9 +47,18 @@ def find_decoder(top: PreTrainedModel) -> PreTrainedModel:
 
 def is_wrapped(top: PreTrainedModel, decoder: PreTrainedModel) -> bool:
     """Whether another model, such as one for images too, lies between `top` and its decoder."""
+    return len(_models_around(top, decoder)) > 2
+
+
+def find_head(top: PreTrainedModel) -> nn.Module | None:
+    """The head of a language model: that of `top`, or of a language model inside it, or None."""
+    heads = (m.get_output_embeddings() for m in _models_around(top, find_decoder(top)))
+    return next((head for head in heads if head is not None), None)
+
+
+def _models_around(top: PreTrainedModel, decoder: PreTrainedModel) -> list[PreTrainedModel]:
     models = [m for m in top.modules() if isinstance(m, PreTrainedModel)]
-    around = [m for m in models if any(part is decoder for part in m.modules())]
-    return len(around) > 2
+    return [m for m in models if any(part is decoder for part in m.modules())]
 
 
 def unreached_parameters(top: PreTrainedModel) -> Iterator[nn.Parameter]:
@@ -55,12 +67,10 @@ def unreached_parameters(top: PreTrainedModel) -> Iterator[nn.Parameter]:
     A step on text gives them no gradient, which DistributedDataParallel takes for an error.
     """
     decoder = find_decoder(top)
-    if is_wrapped(top, decoder):
-        head = top.get_output_embeddings()
+    if sum(isinstance(part, PreTrainedModel) for part in top.modules()) > 2:
+        head = find_head(top)
         reached = {*decoder.parameters(), *(head.parameters() if head is not None else ())}
-        for name, part in decoder.named_modules():
-            if name.endswith(".vision_moe"):  # of Ernie 4.5: experts for the tokens of images
-                reached -= {*part.parameters()}
+        reached -= {w for name, w in decoder.named_parameters() if FOR_IMAGES in name}
         yield from (weight for weight in top.parameters() if weight not in reached)
 
 

@@ -20,7 +20,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.checks import check_model
 from flexmask.model.reach import FULL, Reach, layer_reaches
-from flexmask.model.structure import attention_layers, find_decoder, text_config
+from flexmask.model.structure import (
+    FOR_IMAGES,
+    attention_layers,
+    find_decoder,
+    find_head,
+    text_config,
+)
 from flexmask.plan.work import Work
 
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -56,7 +62,7 @@ class CostModel:
         """
         check_model(model, model)
         config, decoder = text_config(model), find_decoder(model)
-        head = model.get_output_embeddings()
+        head = find_head(model)
         widths: dict[Reach, float] = {}
         reaches = layer_reaches(decoder)
         for layer, reach in zip(attention_layers(decoder), reaches, strict=True):
@@ -100,11 +106,11 @@ class CostModel:
 
 def _width(layer: nn.Module, config: PreTrainedConfig) -> float:
     """The heads of an attention module times the mean width of their keys and values."""
-    plain = config.hidden_size // config.num_attention_heads
+    heads = getattr(layer, "num_heads", None) or config.num_attention_heads
     given = (getattr(layer, name, None) for name in ("qk_head_dim", "head_dim"))
-    keys = next((width for width in given if width), None) or plain
+    keys = next((width for width in given if width), None) or config.hidden_size // heads
     values = getattr(layer, "v_head_dim", None) or keys
-    return config.num_attention_heads * (keys + values) / 2
+    return heads * (keys + values) / 2
 
 
 def _linear_parameters(decoder: PreTrainedModel, config: PreTrainedConfig) -> float:
@@ -115,7 +121,7 @@ def _linear_parameters(decoder: PreTrainedModel, config: PreTrainedConfig) -> fl
     }
     total = 0.0
     for name, parameter in decoder.named_parameters():
-        if parameter.ndim < 2 or id(parameter) in others:
+        if parameter.ndim < 2 or id(parameter) in others or FOR_IMAGES in name:
             continue
         is_expert = parameter.ndim == 3 or ".experts." in name
         total += parameter.numel() * (_active_share(config) if is_expert else 1.0)
