@@ -83,6 +83,15 @@ HYBRIDS = {
         "mamba_d_state": 8,
         "chunk_size": 8,
     },
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"],
+        "num_key_value_heads": 4,
+        "attention_head_dim": 16,
+        "n_mamba_heads": 2,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "tie_word_embeddings": False,
+    },
     "minimax": _TWO_KINDS
     | {"block_size": 8, "num_local_experts": 4, "linear_attn_beta_factor": 2}
     | WINDOWED,
@@ -155,6 +164,8 @@ IN_IMAGE_MODELS = {
     ),
     "step3p5": ("step3p7", {"vision_config": _SIGHT | {"image_size": 28}}),
     "ernie4_5_vl_moe_text": ("ernie4_5_vl_moe", {"vision_config": TOWER | {"hidden_size": 16}}),
+    "glm_ocr_text": ("glm_ocr", _16_TO_32),
+    "cosmos3_edge_text": ("cosmos3_edge", {"vision_config": _SIGHT}),
     "hunyuan_vl_text": ("hunyuan_vl", {"vision_config": _SIGHT}),
 }
 _AXES = {"mrope_section": [2, 1, 1]}  # of rotary frequencies: time, height and width
@@ -207,6 +218,8 @@ SETTINGS = {
         "moe_k": 2,
     },
     "hunyuan_vl_text": AXES,
+    "glm_ocr_text": AXES,
+    "cosmos3_edge_text": AXES,
     "muse_glimmer_text": {**MIXED, "layer_rope_theta": [1e4, 0]},
     "muse_spark_text": {
         **MIXED,

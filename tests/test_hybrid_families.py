@@ -38,7 +38,7 @@ KINDS = (
 )  # one family for each kind of layer
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=supported(KINDS))
 def family(request):
     return request.param
 

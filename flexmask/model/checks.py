@@ -67,7 +67,7 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
         if is_rate and isinstance(value, (int, float)) and value > 0:
             yield f"{name} must be 0, got {value}; N-pass would draw other noise, load it with 0"
     if config.model_type == "zaya" and config.attention_bias:
-        yield f"attention_bias must be off, got {config.attention_bias!r}; its paths begin with zeros"
+        yield f"attention_bias must be off, got {config.attention_bias!r}; paths begin with zeros"
     bidirectional = getattr(config, "use_bidirectional_attention", None)
     if bidirectional and bidirectional != "vision":  # that of gemma4: between images' tokens only
         yield f"use_bidirectional_attention must be off, got {bidirectional!r}"

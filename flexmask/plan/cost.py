@@ -72,7 +72,9 @@ class CostModel:
             linear=_linear_parameters(decoder, config),
             widths=widths,
             num_layers=Counter(reaches),
-            head=0 if head is None else head.weight.numel(),
+            head=sum(w.numel() for w in head.parameters() if w.ndim == 2)
+            if head is not None
+            else 0,
         )
 
     @property

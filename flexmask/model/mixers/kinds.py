@@ -41,7 +41,7 @@ MIXERS = {
     **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTION),
     **dict.fromkeys(("falcon_h1", "nemotron_h", "bamba", "granitemoehybrid"), _MAMBA2),
     "zamba2": _MAMBA2,
-    "jamba": _MAMBA,
+    **dict.fromkeys(("jamba", "zamba"), _MAMBA),
     "minimax": _LIGHTNING,
     "zaya": _COMPRESSED,
 }
