@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.checks import check_model
+from flexmask.model.mixers.kinds import find_mixers
 from flexmask.model.reach import FULL, Reach, layer_reaches
 from flexmask.model.structure import (
     FOR_IMAGES,
@@ -121,11 +122,13 @@ def _linear_parameters(decoder: PreTrainedModel, config: PreTrainedConfig) -> fl
         for module in decoder.modules()
         if isinstance(module, (nn.Embedding, nn.Conv1d))
     }
+    in_mixers = {id(w) for mixer in find_mixers(decoder) for w in mixer.parameters()}
     total = 0.0
     for name, parameter in decoder.named_parameters():
         if parameter.ndim < 2 or id(parameter) in others or FOR_IMAGES in name:
             continue
-        is_expert = parameter.ndim == 3 or ".experts." in name
+        is_stack = parameter.ndim == 3 and id(parameter) not in in_mixers
+        is_expert = is_stack or ".experts." in name
         total += parameter.numel() * (_active_share(config) if is_expert else 1.0)
     return total
 
