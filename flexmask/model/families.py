@@ -17,6 +17,7 @@ AUXILIARY = "its auxiliary loss is that of a batch of all samples"
 _SOFTCAP = "softcap; not with sdpa, which leaves it out"
 _ONE_WAY = "text, with attention to earlier tokens only"
 _NO_IMAGES = "text in its model of images"
+_THINKER = "text in its thinker, which has a model class of its own"
 _LATENT = "multi-head latent attention"
 
 # model_type -> what is worth knowing about the family.
@@ -114,8 +115,8 @@ FAMILIES = {
     "qwen3_vl_moe_text": f"{_NO_IMAGES}; {AUXILIARY}",
     "glm4v_text": _NO_IMAGES,
     "glm4v_moe_text": f"{_NO_IMAGES}; {AUXILIARY}",
-    "qwen2_5_omni_text": _NO_IMAGES,
-    "qwen3_omni_moe_text": f"{_NO_IMAGES}; {AUXILIARY}",
+    "qwen2_5_omni_text": _THINKER,
+    "qwen3_omni_moe_text": f"{_THINKER}; {AUXILIARY}",
     "ernie4_5_vl_moe_text": f"{_NO_IMAGES}; {AUXILIARY}",
     "hunyuan_vl_text": _NO_IMAGES,
     "glm_ocr_text": _NO_IMAGES,

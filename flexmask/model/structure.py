@@ -51,8 +51,13 @@ def is_wrapped(top: PreTrainedModel, decoder: PreTrainedModel) -> bool:
 
 
 def find_head(top: PreTrainedModel) -> nn.Module | None:
-    """The head of a language model: that of `top`, or of a language model inside it, or None."""
-    heads = (m.get_output_embeddings() for m in _models_around(top, find_decoder(top)))
+    """The head of a language model, or None.
+
+    It is that of `top`, or stands in a model inside `top`, if `top` itself computes the loss.
+    """
+    has_loss = "loss_function" in inspect.unwrap(type(top).forward).__code__.co_names
+    models = _models_around(top, find_decoder(top)) if has_loss else [top]
+    heads = (model.get_output_embeddings() for model in models)
     return next((head for head in heads if head is not None), None)
 
 
