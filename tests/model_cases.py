@@ -34,6 +34,8 @@ TINY = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+WINDOW = 4  # positions; below a branch's length in every sample
+WINDOWED = {"sliding_window": WINDOW}
 _TWO_KINDS = {"layer_types": ["linear_attention", "full_attention"]}
 _DELTA = _TWO_KINDS | {
     "linear_num_key_heads": 2,
@@ -68,6 +70,39 @@ HYBRIDS = {
     | {"mamba_d_state": 4, "mamba_dt_rank": 4},
     "falcon_h1": _MAMBA2 | {"mamba_d_ssm": 64, "mamba_rms_norm": True},
     "bamba": _MAMBA2 | {"attn_layer_indices": [1]},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"],
+        "tie_word_embeddings": False,
+        "use_mem_rope": True,
+        "use_shared_attention_adapter": True,
+        "adapter_rank": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "n_mamba_heads": 4,
+        "mamba_ngroups": 2,
+        "mamba_d_state": 8,
+        "chunk_size": 8,
+    },
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"],
+        "num_key_value_heads": 4,
+        "attention_head_dim": 16,
+        "n_mamba_heads": 2,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "tie_word_embeddings": False,
+    },
+    "minimax": _TWO_KINDS
+    | {"block_size": 8, "num_local_experts": 4, "linear_attn_beta_factor": 2}
+    | WINDOWED,
+    "zaya": {
+        "layer_types": ["hybrid_sliding", "hybrid"],
+        "num_experts": 4,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "router_hidden_size": 8,
+    }
+    | WINDOWED,
     "granitemoehybrid": _MAMBA2
     | {"layer_types": ["mamba", "attention"]}
     | {"shared_intermediate_size": 16, "num_local_experts": 4},
@@ -81,8 +116,6 @@ HYBRIDS = {
     }
     | {"moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16},
 }
-WINDOW = 4  # positions; below a branch's length in every sample
-WINDOWED = {"sliding_window": WINDOW}
 MIXED = {**WINDOWED, "layer_types": ["sliding_attention", "full_attention"]}
 LATENT = {  # heads of 12 for scores and of 8 for values
     "q_lora_rank": 12,
@@ -102,18 +135,50 @@ SHARED = {  # layers that share keys and values, and have inputs of their own
     "vocab_size_per_layer_input": 50,
     **WINDOWED,
 }
-# Families that come only inside a model of images and text, and with that what its tower needs.
-IN_IMAGE_MODELS = {
-    "qwen2_vl_text": ("qwen2_vl", {"embed_dim": 16, "hidden_size": 32}),
-    "qwen2_5_vl_text": ("qwen2_5_vl", {"hidden_size": 16, "out_hidden_size": 32}),
-    "qwen3_vl_text": ("qwen3_vl", {"hidden_size": 16, "out_hidden_size": 32}),
-    "qwen3_vl_moe_text": ("qwen3_vl_moe", {"hidden_size": 16, "out_hidden_size": 32}),
-    "glm4v_text": ("glm4v", {"hidden_size": 16, "out_hidden_size": 32}),
-    "glm4v_moe_text": ("glm4v_moe", {"hidden_size": 16, "out_hidden_size": 32}),
-}
 TOWER = {"depth": 1, "num_heads": 2, "intermediate_size": 16}
+_HEARING = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "output_dim": 32}
+_HEARING |= {"encoder_ffn_dim": 16, "num_mel_bins": 8, "downsample_hidden_size": 4}
+_PYRAMID = {"patch_sizes": [2], "hidden_sizes": [8], "depths": [1], "num_hidden_layers": 1}
+_SIGHT = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+_SIGHT |= {"intermediate_size": 16}
+_MUSE = {"out_hidden_size": 64, "projector_hidden_size": 16, "vision_config": _SIGHT}
+_16_TO_32 = {"vision_config": TOWER | {"hidden_size": 16, "out_hidden_size": 32}}
+# Families that come only inside a model of images and text, and with that what its towers need.
+IN_IMAGE_MODELS = {
+    "qwen2_vl_text": ("qwen2_vl", {"vision_config": TOWER | {"embed_dim": 16, "hidden_size": 32}}),
+    "qwen2_5_vl_text": ("qwen2_5_vl", _16_TO_32),
+    "qwen3_vl_text": ("qwen3_vl", _16_TO_32),
+    "qwen3_vl_moe_text": ("qwen3_vl_moe", _16_TO_32),
+    "glm4v_text": ("glm4v", _16_TO_32),
+    "glm4v_moe_text": ("glm4v_moe", _16_TO_32),
+    "qwen2_5_omni_text": ("qwen2_5_omni_thinker", _16_TO_32 | {"audio_config": _HEARING}),
+    "qwen3_omni_moe_text": (
+        "qwen3_omni_moe_thinker",
+        _16_TO_32 | {"audio_config": _HEARING, "vision_start_token_id": 50},
+    ),
+    "mistral4": ("mistral3", {"vision_config": _SIGHT | {"model_type": "pixtral", "head_dim": 8}}),
+    "muse_glimmer_text": ("muse_glimmer", _MUSE),
+    "muse_spark_text": (
+        "muse_spark",
+        _MUSE | {"audio_config": _PYRAMID | {"out_hidden_size": 32}},
+    ),
+    "step3p5": ("step3p7", {"vision_config": _SIGHT | {"image_size": 28}}),
+    "ernie4_5_vl_moe_text": ("ernie4_5_vl_moe", {"vision_config": TOWER | {"hidden_size": 16}}),
+    "glm_ocr_text": ("glm_ocr", _16_TO_32),
+    "cosmos3_edge_text": ("cosmos3_edge", {"vision_config": _SIGHT}),
+    "hunyuan_vl_text": ("hunyuan_vl", {"vision_config": _SIGHT}),
+}
 _AXES = {"mrope_section": [2, 1, 1]}  # of rotary frequencies: time, height and width
 AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, **_AXES}}
+_WARM = {  # a temperature that changes within the samples
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 8,
+        "llama_4_scaling_beta": 0.5,
+    }
+}
 # What a family's config needs: to be one that trees are exact on, and to have all that it can have.
 SETTINGS = {
     **dict.fromkeys(ONE_WINDOW, WINDOWED),
@@ -125,15 +190,16 @@ SETTINGS = {
     "smollm3": {**MIXED, "use_sliding_window": True},
     "seed_oss": {"attention_dropout": 0.0, "residual_dropout": 0.0},
     "starcoder2": {**WINDOWED, "residual_dropout": 0.0, "embedding_dropout": 0.0},
-    "ministral3": {  # a temperature that changes within the samples
-        **WINDOWED,
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 1e4,
-            "factor": 4.0,
-            "original_max_position_embeddings": 8,
-            "llama_4_scaling_beta": 0.5,
-        },
+    "ministral3": {**WINDOWED, **_WARM},
+    "mistral4": {
+        **LATENT,
+        **EXPERTS,
+        **_WARM,
+        "head_dim": 12,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "first_k_dense_replace": 1,
     },
     **HYBRIDS,
     "qwen2_vl_text": {**MIXED, **AXES, "use_sliding_window": True},
@@ -141,6 +207,53 @@ SETTINGS = {
     "qwen3_vl_text": AXES,
     "qwen3_vl_moe_text": AXES | _EXPERTS,
     "glm4v_text": AXES,
+    "qwen2_5_omni_text": {**MIXED, **AXES, "use_sliding_window": True},
+    "qwen3_omni_moe_text": {**AXES, **_EXPERTS, "mlp_only_layers": [0]},
+    "ernie4_5_vl_moe_text": {
+        "rope_parameters": {**AXES["rope_parameters"], "mrope_section": [1, 1, 2]},
+        "mlp_layer_types": ["dense", "sparse"],
+        "moe_intermediate_size": [16, 16],
+        "moe_num_experts": 4,
+        "moe_num_shared_experts": 1,
+        "moe_k": 2,
+    },
+    "hunyuan_vl_text": AXES,
+    "glm_ocr_text": AXES,
+    "cosmos3_edge_text": AXES,
+    "muse_glimmer_text": {**MIXED, "layer_rope_theta": [1e4, 0]},
+    "muse_spark_text": {
+        **MIXED,
+        "layer_rope_theta": [1e4, 0],
+        "mlp_layer_types": ["dense", "sparse"],
+        "moe_hidden_size": 24,
+        "moe_intermediate_size": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "step3p5": {
+        **MIXED,
+        **EXPERTS,
+        "num_sliding_attention_heads": 8,
+        "rope_theta": [1e4, 1e3],
+        "partial_rotary_factors": [0.5, 1.0],
+        "mlp_layer_types": ["dense", "sparse"],
+        "swiglu_limits": [0.0, 0.5],
+        "n_routed_experts": 4,
+        "share_expert_dim": 16,
+    },
+    "cohere_compass_text": {
+        **MIXED,
+        "rope_parameters": {"sliding_attention": AXES["rope_parameters"], "full_attention": None},
+    },
+    "dbrx": {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 128,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 1.0, "rope_theta": 1e4},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 4}
+        | {"moe_top_k": 2},
+    },
     "glm4v_moe_text": {**AXES, **EXPERTS, "n_routed_experts": 4, "head_dim": 16},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "phimoe": {**WINDOWED, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
@@ -215,11 +328,12 @@ def supported(families):
 def tiny_model(family, seed=0, **settings):
     """A random fp32 model of `family` in training mode, with sdpa unless that leaves a part out."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**TINY | SETTINGS.get(family, {}) | settings)
+    # Some configs change the dicts that they are given.
+    config = CONFIG_MAPPING[family](**copy.deepcopy(TINY | SETTINGS.get(family, {}) | settings))
     auto, kinds = AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING
     if family in IN_IMAGE_MODELS:
-        around, tower = IN_IMAGE_MODELS[family]
-        config = CONFIG_MAPPING[around](text_config=config, vision_config=TOWER | tower)
+        around, towers = IN_IMAGE_MODELS[family]
+        config = CONFIG_MAPPING[around](text_config=config, **copy.deepcopy(towers))
         auto, kinds = AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     has_sdpa = kinds[type(config)]._supports_sdpa
     is_capped = getattr(config, "attn_logit_softcapping", None) is not None
@@ -263,7 +377,12 @@ def fp64_model(family, **settings):
     model = tiny_model(family, **settings)
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # the others have no fp64
-    return model.double()
+    model.double()
+    for module in model.modules():  # factors that a layer has worked out in fp32
+        if hasattr(module, "decay_factors"):
+            decays = module.decay_factors(module.slope_rate)
+            module.query_decay, module.key_decay, module.diagonal_decay = decays
+    return model
 
 
 @cache

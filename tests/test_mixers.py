@@ -19,7 +19,7 @@ from flexmask.model.tree_attention import STATE, to_mask
 MASK = to_mask(torch.tensor([[3, 2, 3]]), torch.tensor([[0, 1, 1]]))  # a root with two leaves
 
 # One family for each kind of layer; nemotron_h has a lower limit for its step sizes.
-KINDS = ("lfm2", "qwen3_5_text", "bamba", "nemotron_h", "jamba")
+KINDS = ("lfm2", "qwen3_5_text", "bamba", "nemotron_h", "jamba", "minimax", "zaya")
 
 
 @st.composite
@@ -113,12 +113,21 @@ def mixer_of(family):
     return mixer, model.config.hidden_size
 
 
+def outcome(mixer, hidden, mask=None):
+    """What a layer gives for each token [B, L, C]: of several tensors, all side by side."""
+    if type(mixer).__name__ == "MiniMaxLightningAttention":
+        return mixer(hidden_states=hidden, position_embeddings=None, attention_mask=mask)[0]
+    if type(mixer).__name__ == "ZayaCCAProjection":
+        return torch.cat([part.flatten(2) for part in mixer(hidden, None, mask)], dim=-1)
+    return mixer(hidden_states=hidden, attention_mask=mask)
+
+
 def values_and_gradients(mixer, hidden, weights, run):
     """Outputs [B * L, C] of `run`, and the gradients of their weighted sum."""
     mixer.zero_grad()
     hidden = hidden.clone().requires_grad_()
     output = run(hidden)
-    (output * weights).sum().backward()
+    (output * weights[:, : output.shape[-1]]).sum().backward()
     return [output.detach(), hidden.grad, *(p.grad.clone() for p in mixer.parameters())]
 
 
@@ -137,17 +146,17 @@ def test_a_layer_runs_along_every_path(family, is_unrolled):
         generator = torch.Generator().manual_seed(seed)
         shape = (*ends.shape, width)
         hidden = torch.randn(shape, generator=generator, dtype=torch.float64)
-        weights = torch.randn(ends.size, width, generator=generator, dtype=torch.float64)
+        weights = torch.randn(ends.size, 64, generator=generator, dtype=torch.float64)
         mask = to_mask(torch.from_numpy(ends), torch.from_numpy(depths))
 
         def on_the_tree(x):
-            return mixer(hidden_states=x, attention_mask=mask).flatten(0, 1)
+            return outcome(mixer, x, mask).flatten(0, 1)
 
         def path_by_path(x):
             flat, values = x.flatten(0, 1), {}
             for leaf in np.flatnonzero(dense.sum(0) == 1):
                 path = np.flatnonzero(dense[leaf])
-                values.update(zip(path, mixer(hidden_states=flat[None, path])[0], strict=True))
+                values.update(zip(path, outcome(mixer, flat[None, path])[0], strict=True))
             return torch.stack([values[token] for token in range(ends.size)])
 
         ours = values_and_gradients(mixer, hidden, weights, on_the_tree)

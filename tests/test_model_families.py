@@ -193,13 +193,12 @@ def table():
 
 def layers(family):
     """How a family chooses what its layers see."""
-    if family in MIXERS:
-        return f"full, and others: {MIXERS[family].way}"
+    others = f", and others: {MIXERS[family].way}" if family in MIXERS else ""
     if family == "llama4_text":
         return "full, chunked"
     if family in ONE_WINDOW:
-        return "full, or one window"
-    return "full, windowed" if family in BY_LAYER_TYPE else "full"
+        return f"full, or one window{others}"
+    return f"full, windowed{others}" if family in BY_LAYER_TYPE else f"full{others}"
 
 
 def versions(family):

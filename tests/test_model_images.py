@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_cases import SETTINGS, TINY, packed
+from model_cases import IN_IMAGE_MODELS, SETTINGS, TINY, TOWER, packed, supported, tiny_model
 from packaging.version import Version
 from strategies import random_samples
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
@@ -36,6 +36,17 @@ WITH_IMAGES = {
         | {"image_token_id": 49},
     ),
     "llama4": ("llama4_text", {"vision_config": VISION} | IMAGES),
+    "kimi_k25": ("deepseek_v3", {"vision_config": VISION, "projection_hidden_size": 16}),
+    "nemotron_h_omni": (
+        "nemotron_h",
+        {"vision_config": VISION | {"video_temporal_patch_size": 2}, "vision_hidden_size": 16},
+    ),
+    "exaone4_5": ("exaone4", {"vision_config": TOWER | {"hidden_size": 16, "out_hidden_size": 32}}),
+    "cohere2_vision": ("cohere2", {"vision_config": VISION, "alignment_intermediate_size": 32}),
+    "glm46v": ("glm4v_text", {"vision_config": TOWER | {"hidden_size": 16, "out_hidden_size": 32}}),
+    "smolvlm": ("llama", {"vision_config": VISION}),
+    "llava_onevision": ("qwen2", {"vision_config": VISION | {"model_type": "siglip_vision_model"}}),
+    "lfm2_vl": ("lfm2", {"vision_config": VISION | {"model_type": "siglip2_vision_model"}}),
     "mistral3": (
         "mistral",
         {
@@ -57,6 +68,10 @@ def model_with_images(family):
 
 if Version(INSTALLED) < Version("5.17"):  # hands no shift_labels to its loss, and is refused
     del WITH_IMAGES["qwen3_5"]
+if Version(INSTALLED) < Version("5.23"):
+    for family, (text, _) in list(WITH_IMAGES.items()):
+        if family not in CONFIG_MAPPING or text not in supported([text]):
+            del WITH_IMAGES[family]
 
 
 @pytest.mark.parametrize("family", WITH_IMAGES)
@@ -75,18 +90,19 @@ def test_text_in_a_model_of_images_equals_separate_sequences(family):
     assert max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True)) < 1e-5
 
 
-@pytest.mark.parametrize("family", WITH_IMAGES)
+@pytest.mark.parametrize("family", [*WITH_IMAGES, *supported(IN_IMAGE_MODELS)])
 def test_text_reaches_all_parameters_but_those_said_to_be_unreached(family):
-    model = model_with_images(family)
+    model = model_with_images(family) if family in WITH_IMAGES else tiny_model(family)
     _, batch = packed(random_samples(1, vocabulary=45))
     patch(model)(**batch).loss.backward()
     unreached = set(unreached_parameters(model))
     assert unreached or family == "gemma4"  # built without towers
     for name, weight in model.named_parameters():
-        assert (weight.grad is None) == (weight in unreached), name
+        if weight.requires_grad:
+            assert (weight.grad is None) == (weight in unreached), name
 
 
-@pytest.mark.parametrize("name", ["pixel_values", "token_type_ids"])
+@pytest.mark.parametrize("name", ["pixel_values", "token_type_ids", "input_values"])
 def test_images_are_refused(name):
     _, batch = packed(random_samples(1, vocabulary=45))
     model = patch(model_with_images("gemma3"))

@@ -6,7 +6,12 @@ from model_cases import TINY, largest_error, npass, packed, single_pass, tiny_mo
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from strategies import random_samples
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from flexmask import FlexmaskError, disabled, patch, unpatch
 from flexmask.loading import random_model
@@ -82,6 +87,21 @@ def test_rejects_another_head():
     classifier = AutoModelForSequenceClassification.from_config(config)
     with pytest.raises(FlexmaskError, match="another head than a language model's"):
         patch(classifier)
+
+
+class Talker(PreTrainedModel):
+    """A language model inside another that computes no loss, as in Qwen-Omni."""
+
+    _supports_sdpa = True
+
+    def __init__(self, thinker):
+        super().__init__(thinker.config)
+        self.thinker = thinker
+
+
+def test_rejects_a_model_around_a_head_that_computes_no_loss(model):
+    with pytest.raises(FlexmaskError, match="Talker has another head than a language model's"):
+        patch(Talker(model))
 
 
 def test_rejects_an_unknown_backend(model):

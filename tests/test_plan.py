@@ -13,7 +13,7 @@ from chat_cases import chat_case
 from chat_tokenizer import chat_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from model_cases import tiny_model
+from model_cases import supported, tiny_model
 from strategies import random_samples
 from transformers import LlamaConfig
 
@@ -25,7 +25,7 @@ from flexmask.errors import UnsupportedModelError
 from flexmask.loading import meta_model
 from flexmask.mask.dense import ancestry
 from flexmask.messages import Conversation, parse_conversation
-from flexmask.model.reach import FULL
+from flexmask.model.reach import FULL, Reach
 from flexmask.plan.cost import CostModel
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.memory import saved_bytes, saved_bytes_per_token
@@ -332,6 +332,12 @@ def test_cost_model_counts_the_widths_of_latent_attention():
     model = tiny_model("deepseek_v3")
     heads, keys, values = 4, 12, 8
     assert CostModel.of(model).widths == {FULL: 2 * heads * (keys + values) / 2}
+
+
+@pytest.mark.parametrize("family", supported(["step3p5"]))
+def test_cost_model_counts_the_heads_of_each_layer(family):
+    widths = CostModel.of(tiny_model(family)).widths  # 8 heads of 8 with a window, 4 without
+    assert widths == {Reach(window=4): 64, FULL: 32}
 
 
 def test_predicted_activations_are_what_autograd_keeps():

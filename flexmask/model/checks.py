@@ -13,7 +13,7 @@ from flexmask.errors import UnsupportedModelError
 from flexmask.model.families import check_family
 from flexmask.model.mixers.kinds import MIXERS, find_mixers
 from flexmask.model.reach import layer_reaches
-from flexmask.model.structure import active_dropouts, find_decoder, text_config
+from flexmask.model.structure import active_dropouts, find_decoder, find_head, text_config
 
 # Rotary embeddings that depend on a token's own position only.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
@@ -66,6 +66,8 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
         is_rate = _NOISE.search(name) and not _UNUSED_HEAD.match(name)
         if is_rate and isinstance(value, (int, float)) and value > 0:
             yield f"{name} must be 0, got {value}; N-pass would draw other noise, load it with 0"
+    if config.model_type == "zaya" and config.attention_bias:
+        yield f"attention_bias must be off, got {config.attention_bias!r}; paths begin with zeros"
     bidirectional = getattr(config, "use_bidirectional_attention", None)
     if bidirectional and bidirectional != "vision":  # that of gemma4: between images' tokens only
         yield f"use_bidirectional_attention must be off, got {bidirectional!r}"
@@ -80,9 +82,9 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
 
 
 def _model_reasons(model: nn.Module, top: PreTrainedModel) -> Iterator[str]:
-    if top.get_output_embeddings() is None and find_decoder(top) is not top:
-        yield f"{type(top).__name__} has another head than a language model's"
     decoder = find_decoder(top)
+    if find_head(top) is None and decoder is not top:
+        yield f"{type(top).__name__} has another head than a language model's"
     if decoder.config.model_type not in MIXERS:
         for mixer in find_mixers(decoder):
             yield f"its {type(mixer).__name__} looks along the sequence, and has not been verified"

@@ -21,11 +21,13 @@ from flexmask.loss import TreeLoss
 from flexmask.mask import TreeMask
 from flexmask.model.experts import has_auxiliary_loss, take_counts
 from flexmask.model.mixers.forward import MixerForward
-from flexmask.model.structure import active_dropouts, find_model
+from flexmask.model.structure import active_dropouts, find_head, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
 
 # Names of inputs that stand for something else than text, or tell where that is.
-_NOT_TEXT = re.compile("pixel|image|video|audio|input_features|token_type")
+_NOT_TEXT = re.compile(
+    "pixel|image|video|audio|input_features|input_values|encoder_outputs|token_type"
+)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -71,6 +73,8 @@ def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         raise DataError("flexmask is disabled for this model; run tree batches outside `disabled`")
     if is_tree_batch:
         _check_inputs(kwargs)
+        if patch.is_wrapped:  # some models around a decoder stack make its cache
+            kwargs["use_cache"] = False
     for layer in patch.layers:
         layer.was_called = False
     if is_tree_batch and module.training and not torch.compiler.is_compiling():
@@ -104,7 +108,7 @@ def check_result(
             )
     if kwargs.get("labels") is None or (patch.loss is not None and patch.loss.was_called):
         return
-    if patch.loss is None or find_model(module).get_output_embeddings() is not None:
+    if patch.loss is None or find_head(find_model(module)) is not None:
         _check_fused_loss(module, kwargs)  # a decoder stack in a model with a head computes none
 
 

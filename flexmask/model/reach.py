@@ -12,7 +12,7 @@ from typing import NamedTuple
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
-from flexmask.model.structure import attention_layers
+from flexmask.model.structure import attention_kinds, attention_layers
 
 
 class Reach(NamedTuple):
@@ -25,7 +25,10 @@ class Reach(NamedTuple):
 FULL = Reach()
 
 # Families in which `sliding_window`, where it is not None, holds for every layer.
-ONE_WINDOW = ("mistral", "ministral3", "mixtral", "phi3", "phimoe", "qwen3_moe", "starcoder2")
+ONE_WINDOW = (
+    *("mistral", "ministral3", "mixtral", "phi3", "phimoe", "qwen3_moe", "starcoder2"),
+    "minimax",
+)
 
 # Families in which `layer_types` says which layers have a window or a chunk.
 BY_LAYER_TYPE = (
@@ -34,10 +37,16 @@ BY_LAYER_TYPE = (
     *("gpt_oss", "cohere2", "cohere2_moe", "llama4_text", "dots1", "exaone_moe", "laguna"),
     *("mellum", "granite_swa", "granitemoe_swa", "modernbert-decoder", "flint", "lfm3", "beam"),
     *("kolibri1", "mimo_v2_flash", "qwen2_vl_text", "qwen2_5_vl_text"),
+    *("qwen2_5_omni_text", "muse_glimmer_text", "muse_spark_text", "step3p5"),
+    *("cohere_compass_text", "zaya"),
 )
 
 _FULL = ("full_attention", "attention", "hybrid")
-_SIZES = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+_SIZES = {
+    "sliding_attention": "sliding_window",
+    "hybrid_sliding": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+}
 
 
 def layer_reaches(decoder: PreTrainedModel) -> list[Reach]:
@@ -46,24 +55,18 @@ def layer_reaches(decoder: PreTrainedModel) -> list[Reach]:
     Raises:
         UnsupportedModelError: a window that the family is not known to have, or of no size.
     """
-    layers = attention_layers(decoder)
+    kinds = attention_kinds(decoder.config)
     return [
-        _reach(decoder.config, getattr(layer, "layer_idx", index))
-        for index, layer in enumerate(layers)
+        _reach(decoder.config, kinds[index] if kinds else None)
+        for index in range(len(attention_layers(decoder)))
     ]
 
 
-def _reach(config: PreTrainedConfig, index: int) -> Reach:
+def _reach(config: PreTrainedConfig, kind: str | None) -> Reach:
     family, window = config.model_type, getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    if family not in ONE_WINDOW and layer_types:
-        kind = layer_types[index]
-    elif window is None or (
-        family not in ONE_WINDOW and not getattr(config, "use_sliding_window", True)
-    ):
-        kind = "full_attention"
-    else:
-        kind = "sliding_attention"
+    if family in ONE_WINDOW or not kind:
+        is_off = family not in ONE_WINDOW and not getattr(config, "use_sliding_window", True)
+        kind = "full_attention" if window is None or is_off else "sliding_attention"
     if kind in _FULL:
         return FULL
     if family not in (*ONE_WINDOW, *BY_LAYER_TYPE) or kind not in _SIZES:
@@ -77,4 +80,4 @@ def _reach(config: PreTrainedConfig, index: int) -> Reach:
             f"model_type {family!r} cannot be patched: layers of type {kind!r} need "
             f"{_SIZES[kind]} to be at least 1, got {size}"
         )
-    return Reach(**{"window" if kind == "sliding_attention" else "chunk": size})
+    return Reach(**{"chunk" if kind == "chunked_attention" else "window": size})

@@ -14,6 +14,9 @@ from flexmask.model.mixers.kinds import MIXERS, find_mixers
 # Types of layers, as configurations of families in MIXERS name them, that have no attention.
 WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "mlp", "moe")
 
+# Part of the names of experts that only tokens of images meet, as in Ernie 4.5.
+FOR_IMAGES = ".vision_moe."
+
 
 def find_model(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside any wrappers, such as those of peft and DDP.
@@ -54,9 +57,23 @@ def find_decoder(top: PreTrainedModel) -> PreTrainedModel:
 
 def is_wrapped(top: PreTrainedModel, decoder: PreTrainedModel) -> bool:
     """Whether another model, such as one for images too, lies between `top` and its decoder."""
+    return len(_models_around(top, decoder)) > 2
+
+
+def find_head(top: PreTrainedModel) -> nn.Module | None:
+    """The head of a language model, or None.
+
+    It is that of `top`, or stands in a model inside `top`, if `top` itself computes the loss.
+    """
+    has_loss = "loss_function" in inspect.unwrap(type(top).forward).__code__.co_names
+    models = _models_around(top, find_decoder(top)) if has_loss else [top]
+    heads = (model.get_output_embeddings() for model in models)
+    return next((head for head in heads if head is not None), None)
+
+
+def _models_around(top: PreTrainedModel, decoder: PreTrainedModel) -> list[PreTrainedModel]:
     models = [m for m in top.modules() if isinstance(m, PreTrainedModel)]
-    around = [m for m in models if any(part is decoder for part in m.modules())]
-    return len(around) > 2
+    return [m for m in models if any(part is decoder for part in m.modules())]
 
 
 def unreached_parameters(top: PreTrainedModel) -> Iterator[nn.Parameter]:
@@ -65,15 +82,24 @@ def unreached_parameters(top: PreTrainedModel) -> Iterator[nn.Parameter]:
     A step on text gives them no gradient, which DistributedDataParallel takes for an error.
     """
     decoder = find_decoder(top)
-    if is_wrapped(top, decoder):
-        head = top.get_output_embeddings()
+    if sum(isinstance(part, PreTrainedModel) for part in top.modules()) > 2:
+        head = find_head(top)
         reached = {*decoder.parameters(), *(head.parameters() if head is not None else ())}
+        reached -= {w for name, w in decoder.named_parameters() if FOR_IMAGES in name}
         yield from (weight for weight in top.parameters() if weight not in reached)
 
 
 def text_config(top: PreTrainedModel) -> PreTrainedConfig:
     """The configuration of the decoder stack of `top`."""
     return top.config.get_text_config(decoder=True)
+
+
+def attention_kinds(config: PreTrainedConfig) -> list[str]:
+    """The types of the layers that have an attention, in order; empty where there are no types."""
+    types = getattr(config, "layer_types", None) or []
+    if config.model_type not in MIXERS:
+        return list(types)
+    return [kind for kind in types if kind not in WITHOUT_ATTENTION]
 
 
 def attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
@@ -93,10 +119,9 @@ def attention_layers(decoder: PreTrainedModel) -> list[nn.Module]:
         for module in decoder.modules()
         if type(module).__name__.endswith("Attention") and module not in mixers
     ]
-    expected = decoder.config.num_hidden_layers
-    types = getattr(decoder.config, "layer_types", None)
-    if types and decoder.config.model_type in MIXERS:
-        expected -= sum(kind in WITHOUT_ATTENTION for kind in types)
+    types = getattr(decoder.config, "layer_types", None) or []
+    without = len(types) - len(attention_kinds(decoder.config))
+    expected = decoder.config.num_hidden_layers - without
     if len(layers) != expected:
         raise UnsupportedModelError(
             f"{type(decoder).__name__} must have one attention module in each of {expected} "
@@ -119,7 +144,7 @@ def mask_names(decoder: PreTrainedModel) -> tuple[str, ...]:
     names = inspect.unwrap(type(decoder).forward).__code__.co_names
     if not {"isinstance", "dict"} <= set(names):  # it asks whether its mask is one
         return ()
-    return ("full_attention", "linear_attention", "conv")
+    return ("full_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding")
 
 
 def active_dropouts(model: nn.Module) -> Iterator[tuple[str, float]]:

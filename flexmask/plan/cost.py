@@ -19,8 +19,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.checks import check_model
+from flexmask.model.mixers.kinds import find_mixers
 from flexmask.model.reach import FULL, Reach, layer_reaches
-from flexmask.model.structure import attention_layers, find_decoder, text_config
+from flexmask.model.structure import (
+    FOR_IMAGES,
+    attention_layers,
+    find_decoder,
+    find_head,
+    text_config,
+)
 from flexmask.plan.work import Work, single_pass_work
 from flexmask.tree import PrefixTree
 
@@ -57,7 +64,7 @@ class CostModel:
         """
         check_model(model, model)
         config, decoder = text_config(model), find_decoder(model)
-        head = model.get_output_embeddings()
+        head = find_head(model)
         widths: dict[Reach, float] = {}
         reaches = layer_reaches(decoder)
         for layer, reach in zip(attention_layers(decoder), reaches, strict=True):
@@ -67,7 +74,9 @@ class CostModel:
             linear=_linear_parameters(decoder, config),
             widths=widths,
             num_layers=Counter(reaches),
-            head=0 if head is None else head.weight.numel(),
+            head=sum(w.numel() for w in head.parameters() if w.ndim == 2)
+            if head is not None
+            else 0,
         )
 
     @property
@@ -105,11 +114,11 @@ class CostModel:
 
 def _width(layer: nn.Module, config: PreTrainedConfig) -> float:
     """The heads of an attention module times the mean width of their keys and values."""
-    plain = config.hidden_size // config.num_attention_heads
+    heads = getattr(layer, "num_heads", None) or config.num_attention_heads
     given = (getattr(layer, name, None) for name in ("qk_head_dim", "head_dim"))
-    keys = next((width for width in given if width), None) or plain
+    keys = next((width for width in given if width), None) or config.hidden_size // heads
     values = getattr(layer, "v_head_dim", None) or keys
-    return config.num_attention_heads * (keys + values) / 2
+    return heads * (keys + values) / 2
 
 
 def _linear_parameters(decoder: PreTrainedModel, config: PreTrainedConfig) -> float:
@@ -118,11 +127,13 @@ def _linear_parameters(decoder: PreTrainedModel, config: PreTrainedConfig) -> fl
         for module in decoder.modules()
         if isinstance(module, (nn.Embedding, nn.Conv1d))
     }
+    in_mixers = {id(w) for mixer in find_mixers(decoder) for w in mixer.parameters()}
     total = 0.0
     for name, parameter in decoder.named_parameters():
-        if parameter.ndim < 2 or id(parameter) in others:
+        if parameter.ndim < 2 or id(parameter) in others or FOR_IMAGES in name:
             continue
-        is_expert = parameter.ndim == 3 or ".experts." in name
+        is_stack = parameter.ndim == 3 and id(parameter) not in in_mixers
+        is_expert = is_stack or ".experts." in name
         total += parameter.numel() * (_active_share(config) if is_expert else 1.0)
     return total
 

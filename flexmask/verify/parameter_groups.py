@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from flexmask.model.structure import find_decoder, find_model
+from flexmask.model.structure import find_decoder, find_head, find_model
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head", "other")
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -32,7 +32,7 @@ class ParameterGroup:
 def parameter_groups(model: nn.Module) -> dict[str, ParameterGroup]:
     """The group of each trainable parameter, by name, in the model's order."""
     top = find_model(model)
-    head = top.get_output_embeddings()
+    head = find_head(top)
     decoder = find_decoder(top)
     modules = dict(model.named_modules())
     in_decoder = {id(parameter) for parameter in decoder.parameters()}

@@ -24,6 +24,7 @@ from flexmask.model.mixers.convolution import tree_convolution
 from flexmask.model.mixers.plan import Plan, plan_of
 from flexmask.model.mixers.recurrence import tree_chunk_scan, tree_gated_delta_rule
 from flexmask.model.mixers.unrolled import run_paths, tree_selective_scan
+from flexmask.model.mixers.whole import tree_compressed_projection, tree_lightning_attention
 from flexmask.model.tree_attention import is_tree
 
 # Functions of transformers that look along the sequence -> the same over a tree.
@@ -33,6 +34,11 @@ OVER_A_TREE: dict[str, Callable[..., Any]] = {
     "chunk_kimi_delta_attention": tree_gated_delta_rule,
     "mamba2_chunk_scan": tree_chunk_scan,
     "mamba_selective_scan": tree_selective_scan,
+}
+# Layers that write out how they look along the sequence -> the whole of them over a tree.
+WHOLE_LAYERS: dict[str, Callable[[Any, Plan, Tensor], tuple[Tensor | None, ...]]] = {
+    "MiniMaxLightningAttention": tree_lightning_attention,
+    "ZayaCCAProjection": tree_compressed_projection,
 }
 # A shortcut through several of them, which answers None where it does not apply.
 _SHORTCUT = "mamba2_split_conv1d_scan_combined"
@@ -44,6 +50,7 @@ class MixerForward:
     Attributes:
         mixer: the layer.
         functions: names of what the layer calls to look along the sequence.
+        whole: what stands for a layer that calls nothing of the kind, or None.
         replaced: what another library has put in place of the layer's forward, or None.
         is_unrolled: whether the whole layer runs on unrolled paths.
         was_called: whether a tree mask has come by since the forward pass began.
@@ -54,15 +61,22 @@ class MixerForward:
         self.functions = functions
         self.replaced: Callable[..., Any] | None = mixer.__dict__.get("forward")
         own = inspect.unwrap(type(mixer).forward)
+        self.whole = WHOLE_LAYERS.get(type(mixer).__name__)
+        if self.whole and self.replaced is not None:
+            raise UnsupportedModelError(
+                f"{type(mixer).__name__} has a forward of another library; it cannot be patched"
+            )
         self.is_unrolled = self.replaced is not None or not set(functions) <= _called_by(own)
         self.was_called = False
 
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output [B, L, C]."""
-        mask = kwargs.get("attention_mask")
-        if not is_tree(mask):
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the layer gives, which is its output [B, L, C] for most."""
+        mask = next(filter(is_tree, (*args, *kwargs.values())), None)
+        if mask is None:
             return self._stock(hidden_states, *args, **kwargs)
         self.was_called = True
+        if self.whole:
+            return self._whole_on_a_tree(hidden_states, mask.to(hidden_states.device))
         kwargs["attention_mask"] = None
         if args:
             raise UnsupportedModelError(
@@ -88,7 +102,12 @@ class MixerForward:
             )
         return output
 
-    def _stock(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    @torch.compiler.disable
+    def _whole_on_a_tree(self, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor | None, ...]:
+        assert self.whole is not None
+        return self.whole(self.mixer, plan_of(mask), hidden_states)
+
+    def _stock(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.replaced is not None:
             return self.replaced(hidden_states, *args, **kwargs)
         return type(self.mixer).forward(self.mixer, hidden_states, *args, **kwargs)

@@ -12,7 +12,8 @@ class Mixer(NamedTuple):
     """A kind of recurrent or convolutional layer.
 
     Attributes:
-        functions: what it calls to look along the sequence, see `OVER_A_TREE`.
+        functions: what it calls to look along the sequence, see `OVER_A_TREE`; none where it
+            writes that out, see `WHOLE_LAYERS`.
         way: how it runs on a tree, for the documentation.
     """
 
@@ -29,6 +30,8 @@ _MAMBA2 = Mixer(("causal_conv1d_fn", "mamba2_chunk_scan"), "states handed to bra
 _MAMBA = Mixer(
     ("causal_conv1d_fn", "mamba_selective_scan"), "scan on unrolled paths, all else once a token"
 )
+_LIGHTNING = Mixer((), "states handed to branches")
+_COMPRESSED = Mixer((), "convolution over chains")
 
 # model_type -> the kind of its layers that are not attention.
 MIXERS = {
@@ -37,15 +40,22 @@ MIXERS = {
     **dict.fromkeys(("kimi_linear", "bailing_hybrid"), _KIMI_DELTA),
     **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTION),
     **dict.fromkeys(("falcon_h1", "nemotron_h", "bamba", "granitemoehybrid"), _MAMBA2),
-    "jamba": _MAMBA,
+    "zamba2": _MAMBA2,
+    **dict.fromkeys(("jamba", "zamba"), _MAMBA),
+    "minimax": _LIGHTNING,
+    "zaya": _COMPRESSED,
 }
+# Layers that look along the sequence without a convolution.
+WITHOUT_CONVOLUTION = ("MiniMaxLightningAttention",)
 
 
 def find_mixers(decoder: nn.Module) -> list[nn.Module]:
-    """The recurrent and convolutional layers of a stack: those that hold a convolution."""
-    return [
-        module
-        for module in decoder.modules()
-        if any(isinstance(child, nn.Conv1d) for child in module.children())
-        and "hidden_states" in inspect.signature(module.forward).parameters
-    ]
+    """The recurrent and convolutional layers of a stack: most of them hold a convolution."""
+    return [module for module in decoder.modules() if _is_mixer(module)]
+
+
+def _is_mixer(module: nn.Module) -> bool:
+    if type(module).__name__ in WITHOUT_CONVOLUTION:
+        return True
+    takes_states = "hidden_states" in inspect.signature(module.forward).parameters
+    return takes_states and any(isinstance(child, nn.Conv1d) for child in module.children())
