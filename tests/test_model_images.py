@@ -66,6 +66,8 @@ def model_with_images(family):
     return AutoModelForImageTextToText.from_config(config).train()
 
 
+if INSTALLED == "5.24.0":  # there the model raises by itself: its text has no image_outputs
+    del WITH_IMAGES["llama4"]
 if Version(INSTALLED) < Version("5.17"):  # hands no shift_labels to its loss, and is refused
     del WITH_IMAGES["qwen3_5"]
 if Version(INSTALLED) < Version("5.23"):

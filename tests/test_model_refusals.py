@@ -177,6 +177,7 @@ def test_what_that_refuses_would_not_be_exact(family, rope, monkeypatch):
         ({"position_ids": torch.arange(54)[None]}, r"position_ids\[\d+\] must be \d+, the number"),
         ({"attention_mask": IDS}, "takes no attention_mask"),
         ({"past_key_values": object()}, "takes no past_key_values"),
+        ({"cache": object()}, "takes no cache"),
         ({"output_attentions": True}, "has no attention weights"),
         ({"shift_labels": None}, "needs shift_labels"),
         ({"labels": None, "loss_weights": torch.ones(1, 54)}, "loss_weights need labels"),

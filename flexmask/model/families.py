@@ -161,7 +161,12 @@ SINCE = {
     **dict.fromkeys(("flint", "lfm3", "beam", "internlm3"), "5.23.0"),
     **dict.fromkeys(("iquestcoder", "kolibri1", "bailing_hybrid"), "5.23.0"),
 }
-VERSIONS = ("5.12.0", "5.17.0", "5.23.0")  # of transformers, with which they have been verified
+VERSIONS = (
+    "5.12.0",
+    "5.17.0",
+    "5.23.0",
+    "5.24.0",
+)  # of transformers, with which they have been verified
 INSTALLED = transformers.__version__
 
 _INDEXER = "an indexer chooses the keys of each query by their order in the row"

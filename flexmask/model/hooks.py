@@ -194,8 +194,9 @@ def _check_shapes(subtree_end: Tensor, position_ids: Tensor, inputs: Any) -> Non
 def _check_inputs(kwargs: Mapping[str, Any]) -> None:
     if kwargs.get("attention_mask") is not None:
         raise DataError("a tree batch takes no attention_mask; subtree_end is the whole mask")
-    if kwargs.get("past_key_values") is not None:
-        raise DataError("a tree batch takes no past_key_values; run it in one piece")
+    for name in ("past_key_values", "cache"):  # its name since transformers 5.24
+        if kwargs.get(name) is not None:
+            raise DataError(f"a tree batch takes no {name}; run it in one piece")
     if kwargs.get("output_attentions"):
         raise DataError("a tree batch has no attention weights; leave out output_attentions")
     for name, value in kwargs.items():
