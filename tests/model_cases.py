@@ -62,6 +62,11 @@ HYBRIDS = {
     "qwen3_5_text": _DELTA,
     "qwen3_5_moe_text": _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 16},
     "olmo_hybrid": _DELTA | {"linear_num_key_heads": 4},
+    "lara_mini": _DELTA
+    | _EXPERTS
+    | WINDOWED
+    | {"shared_expert_intermediate_size": 16, "num_hidden_layers": 3}
+    | {"layer_types": ["linear_attention", "sliding_attention", "full_attention"]},
     "kimi_linear": _KIMI,
     "bailing_hybrid": _KIMI,
     "lfm2": {"layer_types": ["conv", "full_attention"]},
@@ -286,6 +291,15 @@ SETTINGS = {
         "n_group": 4,
         "topk_group": 2,
         "first_k_dense_replace": 1,
+    },
+    "sarvam_moe": {**EXPERTS, "n_routed_experts": 4},
+    "sarvam_mla": {**LATENT, **EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "dory": {  # the layer in the middle runs twice
+        **WINDOWED,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "n_input_layers": 1,
+        "n_output_layers": 1,
     },
     "glm4_moe_lite": {**LATENT, **EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1},
     "minicpm3": {**LATENT, "dim_model_base": 32, "scale_emb": 1.0},

@@ -85,6 +85,11 @@ FAMILIES = {
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
     "glm4_moe_lite": _LATENT,
+    "exaone": "",
+    "sarvam_moe": "",
+    "sarvam_mla": _LATENT,
+    "apertus1p5_text": "",
+    "dory": "",
     "minicpm3": _LATENT,
     "youtu": _LATENT,
     "axk1": _LATENT,
@@ -132,6 +137,7 @@ FAMILIES = {
     "qwen3_5_text": "",
     "qwen3_5_moe_text": AUXILIARY,
     "olmo_hybrid": "",
+    "lara_mini": AUXILIARY,
     "kimi_linear": _LATENT,
     "bailing_hybrid": _LATENT,
     "lfm2": "",
@@ -159,14 +165,12 @@ SINCE = {
     **dict.fromkeys(("muse_glimmer_text", "cohere_compass_text"), "5.17.0"),
     "muse_spark_text": "5.23.0",
     **dict.fromkeys(("flint", "lfm3", "beam", "internlm3"), "5.23.0"),
+    **dict.fromkeys(("exaone", "sarvam_moe", "sarvam_mla", "apertus1p5_text"), "5.24.0"),
+    **dict.fromkeys(("dory", "lara_mini"), "5.24.0"),
     **dict.fromkeys(("iquestcoder", "kolibri1", "bailing_hybrid"), "5.23.0"),
 }
-VERSIONS = (
-    "5.12.0",
-    "5.17.0",
-    "5.23.0",
-    "5.24.0",
-)  # of transformers, with which they have been verified
+# Versions of transformers with which they have been verified.
+VERSIONS = ("5.12.0", "5.17.0", "5.23.0", "5.24.0")
 INSTALLED = transformers.__version__
 
 _INDEXER = "an indexer chooses the keys of each query by their order in the row"
@@ -178,10 +182,12 @@ _NO_INTERFACE = "it computes its attention outside the attention interface"
 REASONS = {
     "deepseek_v32": _INDEXER,
     "glm_moe_dsa": _INDEXER,
-    **dict.fromkeys(("hy_v4", "axk2", "dots3_note_text", "qwen4_exp_text"), _INDEXER),
+    **dict.fromkeys(
+        ("hy_v4", "hy_v4_vl_text", "axk2", "dots3_note_text", "qwen4_exp_text"), _INDEXER
+    ),
     **dict.fromkeys(("mistral_large4_text", "minimax_m3_vl_text", "glm5_next_text"), _INDEXER),
     "deepseek_v4": "its attention sees keys that are pooled over runs of the row",
-    **dict.fromkeys(("inkling_text", "inkling2_text"), _DISTANCE),
+    **dict.fromkeys(("inkling_text", "inkling2_text", "inkling2_loop_text"), _DISTANCE),
     "hrm_text": "it runs its layers several times over, and lets a prompt see its own later tokens",
     "blt": "it pools bytes to patches along the row, and hashes each with those before it",
     "diffusion_gemma_text": "it fills in blocks whose tokens see later ones",

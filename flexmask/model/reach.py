@@ -38,7 +38,7 @@ BY_LAYER_TYPE = (
     *("mellum", "granite_swa", "granitemoe_swa", "modernbert-decoder", "flint", "lfm3", "beam"),
     *("kolibri1", "mimo_v2_flash", "qwen2_vl_text", "qwen2_5_vl_text"),
     *("qwen2_5_omni_text", "muse_glimmer_text", "muse_spark_text", "step3p5"),
-    *("cohere_compass_text", "zaya"),
+    *("cohere_compass_text", "zaya", "dory", "lara_mini"),
 )
 
 _FULL = ("full_attention", "attention", "hybrid")

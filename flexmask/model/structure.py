@@ -144,7 +144,8 @@ def mask_names(decoder: PreTrainedModel) -> tuple[str, ...]:
     names = inspect.unwrap(type(decoder).forward).__code__.co_names
     if not {"isinstance", "dict"} <= set(names):  # it asks whether its mask is one
         return ()
-    return ("full_attention", "linear_attention", "conv", "hybrid", "hybrid_sliding")
+    full, sliding = ("full_attention", "hybrid"), ("sliding_attention", "hybrid_sliding")
+    return (*full, *sliding, "linear_attention", "conv")
 
 
 def active_dropouts(model: nn.Module) -> Iterator[tuple[str, float]]:

@@ -36,7 +36,7 @@ _COMPRESSED = Mixer((), "convolution over chains")
 # model_type -> the kind of its layers that are not attention.
 MIXERS = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _GATED_DELTA),
-    "olmo_hybrid": _GATED_DELTA,
+    **dict.fromkeys(("olmo_hybrid", "lara_mini"), _GATED_DELTA),
     **dict.fromkeys(("kimi_linear", "bailing_hybrid"), _KIMI_DELTA),
     **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTION),
     **dict.fromkeys(("falcon_h1", "nemotron_h", "bamba", "granitemoehybrid"), _MAMBA2),
