@@ -103,6 +103,14 @@ def test_a_batch_without_counts_is_refused_with_the_remedy(tree_batch):
         model(**tree_batch, sample_counts=counts[:, 1:])
 
 
+def test_a_stack_that_is_called_by_itself_afterwards_takes_no_mask_of_ones_own(tree_batch):
+    model = patch(with_loss("mixtral"))
+    model(**tree_batch)
+    inputs = {name: tree_batch[name] for name in ("input_ids", "position_ids", "subtree_end")}
+    with pytest.raises(DataError, match="takes no attention_mask"):
+        model.model(**inputs, attention_mask=torch.ones_like(tree_batch["input_ids"]))
+
+
 def test_models_without_it_need_no_counts(tree_batch):
     model = patch(tiny_model("mixtral"))
     counted = model(**tree_batch).loss

@@ -65,7 +65,14 @@ class ModelPatch:
 
 
 def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Before the outermost module runs: raise DataError for a batch that cannot be right."""
+    """Before the outermost module runs: the batch as it takes it.
+
+    `sample_counts` are taken out, and stand for the attention mask where experts have an auxiliary
+    loss; `take_tree` puts the mask in their place.
+
+    Raises:
+        DataError: the batch cannot be right.
+    """
     patch: ModelPatch = getattr(module, STATE)
     is_tree_batch = kwargs.get("subtree_end") is not None
     counts = kwargs.pop("sample_counts", None)
@@ -144,8 +151,8 @@ def take_tree(
     kwargs.pop("sample_counts", None)
     if subtree_end is None:
         return None
-    if patch.is_counted:
-        kwargs["attention_mask"] = None
+    if patch.is_counted:  # once: the next call of the stack may come from elsewhere
+        patch.is_counted, kwargs["attention_mask"] = False, None
     for layer in patch.layers:
         layer.was_called = False
     if len(args) > 1:
