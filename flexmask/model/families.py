@@ -165,9 +165,9 @@ SINCE = {
     **dict.fromkeys(("muse_glimmer_text", "cohere_compass_text"), "5.17.0"),
     "muse_spark_text": "5.23.0",
     **dict.fromkeys(("flint", "lfm3", "beam", "internlm3"), "5.23.0"),
+    **dict.fromkeys(("iquestcoder", "kolibri1", "bailing_hybrid"), "5.23.0"),
     **dict.fromkeys(("exaone", "sarvam_moe", "sarvam_mla", "apertus1p5_text"), "5.24.0"),
     **dict.fromkeys(("dory", "lara_mini"), "5.24.0"),
-    **dict.fromkeys(("iquestcoder", "kolibri1", "bailing_hybrid"), "5.23.0"),
 }
 # Versions of transformers with which they have been verified.
 VERSIONS = ("5.12.0", "5.17.0", "5.23.0", "5.24.0")

@@ -65,6 +65,7 @@ class CostModel:
         check_model(model, model)
         config, decoder = text_config(model), find_decoder(model)
         head = find_head(model)
+        head_weights = () if head is None else head.parameters()
         widths: dict[Reach, float] = {}
         reaches = layer_reaches(decoder)
         for layer, reach in zip(attention_layers(decoder), reaches, strict=True):
@@ -74,9 +75,7 @@ class CostModel:
             linear=_linear_parameters(decoder, config),
             widths=widths,
             num_layers=Counter(reaches),
-            head=sum(w.numel() for w in head.parameters() if w.ndim == 2)
-            if head is not None
-            else 0,
+            head=sum(w.numel() for w in head_weights if w.ndim == 2),
         )
 
     @property

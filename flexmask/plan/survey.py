@@ -7,9 +7,8 @@ memory does not grow with their number.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from typing import Any
 
 from flexmask.data_files import ConversationFile, read_conversations
@@ -198,8 +197,7 @@ def make_plan(
     paths = [data] if isinstance(data, (str, os.PathLike)) else data
     files = [read_conversations(path, on_bad_line=on_bad_line) for path in paths]
     plan = Plan(None if max_tokens is None else RowBudget(max_tokens), tuple(reaches))
-    for conversation in progress(chain.from_iterable(files)):
-        _take_bad_lines(plan, files)
+    for conversation in progress(_read(plan, files)):
         try:
             samples = render_samples(
                 conversation, tokenizer, chat_template_kwargs=chat_template_kwargs
@@ -212,7 +210,6 @@ def make_plan(
         plan.add(conversation, samples, tokenizer)
         if watch is not None:
             watch(samples)
-    _take_bad_lines(plan, files)
     if not plan.conversations:
         raise DataError(
             f"{paths[0]}: no conversation can be used; the first: {plan.bad_lines[0][1]}"
@@ -220,9 +217,17 @@ def make_plan(
     return plan
 
 
-def _take_bad_lines(plan: Plan, files: Sequence[ConversationFile]) -> None:
-    """Count the lines that the files have listed since, and forget them there."""
+def _read(plan: Plan, files: Iterable[ConversationFile]) -> Iterator[Conversation]:
+    """The conversations of the files; bad lines before each are counted first."""
     for file in files:
-        for bad in file.bad_lines:
-            plan.skip(bad.line, bad.reason)
-        file.bad_lines.clear()
+        for conversation in file:
+            _take_bad_lines(plan, file)
+            yield conversation
+        _take_bad_lines(plan, file)
+
+
+def _take_bad_lines(plan: Plan, file: ConversationFile) -> None:
+    """Count the lines that the file has listed since, and forget them there."""
+    for bad in file.bad_lines:
+        plan.skip(bad.line, bad.reason)
+    file.bad_lines.clear()
