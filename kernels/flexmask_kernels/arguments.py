@@ -44,15 +44,7 @@ def common_arguments(
         "tiles_ptr": plan.tiles,
         "order_ptr": plan.order,
         "counter_ptr": counter,
-        "stride_qb": q.stride(0),
-        "stride_qh": q.stride(1),
-        "STRIDE_Q": q.stride(2),
-        "stride_kb": k.stride(0),
-        "stride_kh": k.stride(1),
-        "STRIDE_K": k.stride(2),
-        "stride_vb": v.stride(0),
-        "stride_vh": v.stride(1),
-        "STRIDE_V": v.stride(2),
+        **strides(q=q, k=k, v=v),
         "L": q.shape[2],
         "H": q.shape[1],
         "H_KV": k.shape[1],
@@ -75,6 +67,20 @@ def common_arguments(
         "num_stages": config.num_stages,
         "enable_fp_fusion": True,  # scores * to_log2 - lse2 is one instruction
     }
+
+
+def strides(*, constant: bool = True, **tensors: Tensor) -> dict[str, int]:
+    """The strides of tensors [B, heads, L, width], by their short names in the kernels.
+
+    From row to row it is a compile-time constant of what a kernel reads (`primitives.load_rows`),
+    in capitals, and none of what it writes.
+    """
+    found = {}
+    for name, x in tensors.items():
+        batch, head, row, _ = x.stride()
+        to_row = f"STRIDE_{name.upper()}" if constant else f"stride_{name}"
+        found |= {f"stride_{name}b": batch, f"stride_{name}h": head, to_row: row}
+    return found
 
 
 def head_grid(k: Tensor) -> tuple[int, int]:

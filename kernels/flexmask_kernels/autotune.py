@@ -94,7 +94,7 @@ def autotune(
         RuntimeError: the current configuration fails, or the device does.
     """
     started = time.perf_counter()
-    run = _Passes(q, k, v, end)
+    run = _Passes.of(q, k, v, end)
     plans = {kernel: list(try_out(kernel, q, v)) for kernel in kernels}
     if q.is_cuda:
         # the first candidates of each kernel come first
@@ -109,13 +109,21 @@ def autotune(
     return results
 
 
-class _Passes:
-    """The passes that hold each kernel, on one row."""
+class _Passes(NamedTuple):
+    """The passes that hold each kernel, on one row: what they take and what the forward gave."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, end: Tensor) -> None:
-        self._inputs, self._options = Inputs(q, k, v, end), Options(q.shape[-1] ** -0.5)
-        self._out, self._lse2 = forward(self._inputs, self._options)
-        self._dout = torch.randn_like(self._out)
+    inputs: Inputs
+    options: Options
+    out: Tensor
+    lse2: Tensor
+    dout: Tensor
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, end: Tensor) -> _Passes:
+        """Those of a row."""
+        inputs, options = Inputs(q, k, v, end), Options(q.shape[-1] ** -0.5)
+        out, lse2 = forward(inputs, options)
+        return cls(inputs, options, out, lse2, torch.randn_like(out))
 
     def once(self, kernel: str) -> tuple[Tensor, ...]:
         """The results of the pass that holds `kernel`.
@@ -123,21 +131,19 @@ class _Passes:
         Where a pass runs two kernels, the one that does not change adds a constant to all times.
         """
         if kernel == "forward":
-            return forward(self._inputs, self._options)[:1]
-        saved, is_split = (self._out, self._lse2), kernel != "backward_fused"
-        return backward(self._dout, self._inputs, *saved, self._options, deterministic=is_split)[:3]
+            return forward(self.inputs, self.options)[:1]
+        saved, is_split = (self.out, self.lse2), kernel != "backward_fused"
+        return backward(self.dout, self.inputs, *saved, self.options, deterministic=is_split)[:3]
 
     def short(self) -> _Passes:
         """The same on the first few tokens; the compiled code is for no length."""
-        short = object.__new__(_Passes)
-        length = min(self._inputs.q.shape[2], _SHORT)
-        q, k, v, end = self._inputs[:4]
-        tensors = (x[:, :, :length] for x in (q, k, v))
-        short._inputs = Inputs(*tensors, end[:, :length].clamp(max=length))
-        short._options = self._options
-        short._out, short._dout = self._out[:, :, :length], self._dout[:, :, :length]
-        short._lse2 = self._lse2[:, :, :length].contiguous()
-        return short
+        length = min(self.inputs.q.shape[2], _SHORT)
+        q, k, v, end = self.inputs[:4]
+        q, k, v, out, dout, lse2 = (
+            x[:, :, :length] for x in (q, k, v, self.out, self.dout, self.lse2)
+        )
+        inputs = Inputs(q, k, v, end[:, :length].clamp(max=length))
+        return _Passes(inputs, self.options, out, lse2.contiguous(), dout)
 
 
 def _tune(

@@ -6,7 +6,13 @@ import torch
 import triton
 from torch import Tensor
 
-from flexmask_kernels.arguments import LOG2E, common_arguments, head_grid, plan_kernel
+from flexmask_kernels.arguments import (
+    LOG2E,
+    common_arguments,
+    head_grid,
+    plan_kernel,
+    strides,
+)
 from flexmask_kernels.backward_keys import backward_keys_kernel
 from flexmask_kernels.backward_queries import backward_queries_kernel, delta_kernel
 from flexmask_kernels.configs import NUM_ROUND, block_width, num_head_splits, num_processors
@@ -56,12 +62,7 @@ def backward(
         out_ptr=out,
         dout_ptr=dout,
         delta_ptr=delta,
-        stride_ob=out.stride(0),
-        stride_oh=out.stride(1),
-        STRIDE_O=out.stride(2),
-        stride_dob=dout.stride(0),
-        stride_doh=dout.stride(1),
-        STRIDE_DO=dout.stride(2),
+        **strides(o=out, do=dout),
         L=L,
         H=H,
         D_V=out.shape[3],
@@ -109,13 +110,9 @@ def _queue_queries(
         lse2_ptr=lse2,
         delta_ptr=delta,
         dq_ptr=dq,
-        stride_dob=dout.stride(0),
-        stride_doh=dout.stride(1),
-        STRIDE_DO=dout.stride(2),
-        stride_dqb=dq.stride(0),
-        stride_dqh=dq.stride(1),
-        stride_dq=dq.stride(2),
         scale=options.scale,
+        **strides(do=dout),
+        **strides(constant=False, dq=dq),
         **walked_tensors(config, config.block_k, k_ptr=k, v_ptr=inputs.v),
         **common_arguments(inputs, options, config, plan, counter),
     )
@@ -166,20 +163,13 @@ def _queue_keys(
         dq_ptr=dq_sum,
         dk_ptr=dk,
         dv_ptr=dv,
-        stride_dob=dout.stride(0),
-        stride_doh=dout.stride(1),
-        STRIDE_DO=dout.stride(2),
-        stride_dkb=dk.stride(0),
-        stride_dkh=dk.stride(1),
-        stride_dk=dk.stride(2),
-        stride_dvb=dv.stride(0),
-        stride_dvh=dv.stride(1),
-        stride_dv=dv.stride(2),
         num_splits=num_splits,
         num_round=NUM_ROUND,
         scale=options.scale,
         ADDS_DQ=dq_sum is not None,
         ADDS_DKV=adds,
+        **strides(do=dout),
+        **strides(constant=False, dk=dk, dv=dv),
         **walked_tensors(config, config.block_q, q_ptr=q, dout_ptr=dout),
         **common_arguments(
             inputs, options, config, plan, None if counters is None else counters.backward_keys

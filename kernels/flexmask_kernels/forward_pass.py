@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flexmask_kernels.arguments import common_arguments, head_grid, plan_kernel
+from flexmask_kernels.arguments import common_arguments, head_grid, plan_kernel, strides
 from flexmask_kernels.descriptors import walked_tensors
 from flexmask_kernels.forward import forward_kernel
 from flexmask_kernels.inputs import Counters, Inputs, Options, empty_output, prepare
@@ -39,10 +39,8 @@ def forward(
         out_ptr=out,
         lse2_ptr=lse2,
         sink_ptr=inputs.sinks,
-        stride_ob=out.stride(0),
-        stride_oh=out.stride(1),
-        stride_o=out.stride(2),
         HAS_SINKS=inputs.sinks is not None,
+        **strides(constant=False, o=out),
         **walked_tensors(config, config.block_k, k_ptr=k, v_ptr=v),
         **common_arguments(inputs, options, config, plan, counter),
     )
