@@ -1,7 +1,7 @@
-"""The demo's conversations are true, its tokenizer and template behave, and all builds again.
+"""The demo's conversations are true, and its tokenizer and template behave.
 
 Answers are worked out a second time here from the student's numbers, with fractions and
-`datetime`, without any code of the generator.
+`datetime`.
 """
 
 import ast
@@ -196,16 +196,6 @@ def test_has_the_variety_that_it_promises():
     assert len({record["id"] for record in RECORDS}) == len(RECORDS)
     openings = [next(m["content"] for m in r["messages"] if m["role"] == "user") for r in RECORDS]
     assert len(set(openings)) > 0.98 * len(openings)
-
-
-def test_building_again_gives_the_same_bytes():
-    build = pytest.importorskip("flexmask.demo.build")
-    records = list(build.conversations())
-    assert build.to_jsonl(iter(records)).encode() == DATA_PATH.read_bytes()
-    trained = build.train_tokenizer(records)
-    shipped = (TOKENIZER_PATH / "tokenizer.json").read_text(encoding="utf-8")
-    assert json.loads(trained.to_str())["model"] == json.loads(shipped)["model"]
-    assert build.model_config(trained) == json.loads(CONFIG_PATH.read_text())
 
 
 @pytest.fixture(scope="module")
