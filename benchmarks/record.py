@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flexmask.whole_file import whole_file
+from flexmask.files import atomic_write
 
 Row = dict[str, Any]
 Record = dict[str, Any]
@@ -101,7 +101,7 @@ def write_record(record: Record, folder: Path) -> Path:
     """Write the record whole or not at all, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = record_path(folder, record["case"], record["environment"])
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.cases import CASES, load_case
 from benchmarks.record import Record, read_records
 from benchmarks.tables import Table, describe_checks, describe_settings, targets_table
-from flexmask.whole_file import whole_file
+from flexmask.files import atomic_write
 
 _HEAD = """\
 # Benchmarks
@@ -45,7 +45,7 @@ def write_report(results: Path, docs: Path) -> Path:
         for table in module.tables(record):
             parts += [f"{table.heading}:", str(table)]
     path = docs / "benchmarks.md"
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
     return path
 

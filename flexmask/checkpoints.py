@@ -25,9 +25,9 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from flexmask.errors import DataError
+from flexmask.files import write_json
 from flexmask.rows.sampler import TreeBatchSampler
 from flexmask.run_record import RECORD, check_resumable, run_record
-from flexmask.whole_file import write_json
 
 STAGING = "checkpoint.partial"  # in the output folder; what a killed run leaves in it is of no use
 _REMEDY = "free some space, and resume; earlier checkpoints are whole"

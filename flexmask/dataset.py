@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from flexmask.collator import TreeCollator
-from flexmask.counted import counted
 from flexmask.data_files import BadLine, read_conversations
-from flexmask.errors import DataError, FlexmaskError
+from flexmask.errors import DataError, FlexmaskError, pluralize
 from flexmask.tree import PrefixTree
 
 
@@ -74,12 +73,12 @@ class TreeDataset:
         single = sum(tree.num_tokens for tree in self.trees)
         npass = sum(tree.num_sample_tokens for tree in self.trees)
         line = (
-            f"{counted(len(self.trees), 'conversation')}, {counted(samples, 'sample')}, "
+            f"{pluralize(len(self.trees), 'conversation')}, {pluralize(samples, 'sample')}, "
             f"{single:,} tokens in a single pass ({npass:,} in N-pass, "
             f"{npass / single:.2f} times as many)"
         )
         if self.bad_lines:
-            line += f"; {counted(len(self.bad_lines), 'bad line')} skipped"
+            line += f"; {pluralize(len(self.bad_lines), 'bad line')} skipped"
         return line
 
 

@@ -22,3 +22,12 @@ class MaskError(FlexmaskError):
 
 class UnsupportedModelError(FlexmaskError):
     """A model, backend or setting for which single-pass training would not be exact."""
+
+
+def pluralize(number: int, noun: str, plural: str | None = None) -> str:
+    """A count with its noun, in the singular for one; `plural` where that is not `noun` + "s".
+
+    >>> pluralize(1, "bad line"), pluralize(1200, "bad line"), pluralize(2, "batch", "batches")
+    ('1 bad line', '1,200 bad lines', '2 batches')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

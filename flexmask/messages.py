@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flexmask.counted import counted
-from flexmask.errors import DataError
+from flexmask.errors import DataError, pluralize
 from flexmask.message_fields import (
     REASONING_KEYS,
     check_values,
@@ -102,7 +101,7 @@ def _check_one_conversation(record: list[Any]) -> None:
     first = record[0] if record else None
     if isinstance(first, list) or (isinstance(first, dict) and {*first} & {*_HOLD_MESSAGES}):
         raise DataError(
-            f"is a list of {counted(len(record), 'conversation')}; write one a line, as "
+            f"is a list of {pluralize(len(record), 'conversation')}; write one a line, as "
             "`jq -c '.[]' FILE.json > FILE.jsonl` does"
         )
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from flexmask.counted import counted
 from flexmask.data_files import SETTINGS, BadLine
 from flexmask.dataset import random_share
-from flexmask.errors import DataError
+from flexmask.errors import DataError, pluralize
 from flexmask.fingerprint import tokenizer_fingerprint
 from flexmask.shards import Shard
 from flexmask.tree import PrefixTree
@@ -139,11 +138,11 @@ class PreparedDataset(Sequence[PrefixTree]):
     def summary(self) -> str:
         """What the folder holds and what was left out, in one line."""
         line = (
-            f"{counted(len(self), 'conversation')}, {counted(self.num_samples.sum(), 'sample')}, "
+            f"{pluralize(len(self), 'conversation')}, {pluralize(self.num_samples.sum(), 'sample')}, "
             f"{self.num_tokens.sum():,} tokens in a single pass, prepared"
         )
         if self.manifest["bad_lines"]:
-            line += f"; {counted(self.manifest['bad_lines'], 'bad line')} skipped"
+            line += f"; {pluralize(self.manifest['bad_lines'], 'bad line')} skipped"
         return line
 
     def _part(self, indices: np.ndarray) -> PreparedDataset:

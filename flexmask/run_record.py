@@ -18,9 +18,8 @@ import numpy as np
 from transformers.trainer_utils import has_length
 
 from flexmask.collator import TreeCollator
-from flexmask.counted import counted
 from flexmask.dataset import TreeDataset
-from flexmask.errors import DataError
+from flexmask.errors import DataError, pluralize
 from flexmask.fingerprint import tokenizer_fingerprint
 from flexmask.messages import Conversation
 from flexmask.prepared import PreparedDataset
@@ -107,7 +106,7 @@ def describe_data(dataset: Any) -> str:
         digest = held.digest()
     elif isinstance(held, (TreeDataset, list, tuple)):
         digest = _digest_of(held[index] for index in range(len(held)))
-    count = counted(len(held), "conversation")
+    count = pluralize(len(held), "conversation")
     return count if digest is None else f"{count} with the digest {digest}"
 
 

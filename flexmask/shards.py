@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from flexmask.errors import DataError
+from flexmask.files import atomic_write
 from flexmask.tree import Leaf, PrefixTree, Segment
-from flexmask.whole_file import whole_file
 
 _PARTS = {  # arrays with several entries a tree: what counts them, and their type
     "input_ids": ("tree_tokens", np.int32),
@@ -72,7 +72,7 @@ def write_shard(
     arrays |= {name: np.array(values, np.int64) for name, values in counts.items()}
     arrays["tree_places"] = np.array(places, np.int64).reshape(-1, 2)
     data = save(arrays, metadata={"flexmask": json.dumps(about)})
-    with whole_file(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -160,7 +160,7 @@ def builds(monkeypatch):
     """How often floors and tables were made, by the name of what makes them."""
     counts = Counter()
 
-    def counted(function):
+    def pluralize(function):
         @wraps(function)
         def wrapper(*args, **kwargs):
             counts[function.__name__] += 1
@@ -169,8 +169,8 @@ def builds(monkeypatch):
         return wrapper
 
     for name in ("tables_from_ranges", "tables_from_grid"):
-        monkeypatch.setattr(flex_tables, name, counted(getattr(flex_tables, name)))
-    monkeypatch.setattr(api, "position_floor", counted(position_floor))
+        monkeypatch.setattr(flex_tables, name, pluralize(getattr(flex_tables, name)))
+    monkeypatch.setattr(api, "position_floor", pluralize(position_floor))
     return counts
 
 

@@ -481,6 +481,6 @@ def test_a_stopped_run_leaves_no_file(data, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flexmask.whole_file.json.dumps", stop)
+    monkeypatch.setattr("flexmask.files.json.dumps", stop)
     assert run(data, "--tokenizer", TOKENIZER_PATH, "--json", tmp_path / "plan.json") == 130
     assert not list(tmp_path.iterdir())

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.commands.template_options import add_template_options, read_template_kwargs
-from flexmask.counted import counted
-from flexmask.errors import DataError
+from flexmask.errors import DataError, pluralize
 
 if TYPE_CHECKING:
     import torch
@@ -59,10 +58,10 @@ def run_plan(options: argparse.Namespace) -> int:
     """
     _check(options)
     from flexmask.data_files import find_data_files
+    from flexmask.files import write_json
     from flexmask.loading import load_tokenizer
     from flexmask.plan.measure import check_vocabulary
     from flexmask.plan.survey import make_plan
-    from flexmask.whole_file import write_json
 
     config, reaches = (None, ()) if options.model is None else _load_config(options)
     kept: list[Sequence[Sample]] = []
@@ -101,8 +100,8 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise DataError, before anything runs, for options that do not go together."""
-    from flexmask.figures import check_picture
-    from flexmask.whole_file import check_target
+    from flexmask.files import check_target
+    from flexmask.plots import check_picture
 
     if options.json not in (None, "-"):
         check_target(options.json, "--json")
@@ -120,7 +119,7 @@ def _progress(files: Sequence[Path]) -> Any:
 
     counts = list(map(_count_lines, files))
     total = sum(filter(None, counts)) if all(counts) else None
-    name = files[0] if len(files) == 1 else counted(len(files), "file")
+    name = files[0] if len(files) == 1 else pluralize(len(files), "file")
 
     def progress(items: Iterable[Any]) -> Iterable[Any]:
         return tqdm(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from flexmask.commands.template_options import add_template_options, read_template_kwargs
-from flexmask.counted import counted
+from flexmask.errors import pluralize
 
 
 def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -60,14 +60,14 @@ def run_prepare(options: argparse.Namespace) -> int:
         )
     ratio = manifest["sample_tokens"] / manifest["tokens"]
     print(
-        f"{options.output}: {counted(manifest['conversations'], 'conversation')}, "
-        f"{counted(manifest['samples'], 'sample')}, {manifest['tokens']:,} tokens in a single pass "
-        f"({manifest['sample_tokens']:,} in N-pass, {ratio:.2f} times as many), "
-        f"{counted(len(manifest['shards']), 'shard')}"
+        f"{options.output}: {pluralize(manifest['conversations'], 'conversation')}, "
+        f"{pluralize(manifest['samples'], 'sample')}, "
+        f"{manifest['tokens']:,} tokens in a single pass ({manifest['sample_tokens']:,} in N-pass, {ratio:.2f} times as many), "
+        f"{pluralize(len(manifest['shards']), 'shard')}"
     )
     if manifest["bad_lines"]:
         listed = Path(options.output) / LEFT_OUT
-        print(f"{counted(manifest['bad_lines'], 'bad line')} skipped, listed in {listed}")
+        print(f"{pluralize(manifest['bad_lines'], 'bad line')} skipped, listed in {listed}")
     plainly = RenderedPlainly(**manifest["rendered_plainly"])
     if plainly.conversations:
         print(plainly, file=sys.stderr)

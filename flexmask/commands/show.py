@@ -79,7 +79,7 @@ def run_show(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise DataError, before anything runs, for options that cannot be used."""
-    from flexmask.figures import check_picture
+    from flexmask.plots import check_picture
 
     if options.data is not None and options.tokenizer is None:
         raise DataError(

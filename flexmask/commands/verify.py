@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from flexmask.commands.template_options import add_template_options, read_template_kwargs
-from flexmask.counted import counted
-from flexmask.errors import DataError, TemplateError
+from flexmask.errors import DataError, TemplateError, pluralize
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +49,7 @@ def run_verify(options: argparse.Namespace) -> int:
     Raises:
         FlexmaskError: an input that cannot be used.
     """
-    from flexmask.whole_file import check_target, write_json
+    from flexmask.files import check_target, write_json
 
     if options.conversations < 1:
         raise DataError(f"--conversations must be at least 1, got {options.conversations}")
@@ -79,7 +78,7 @@ def _verify(options: argparse.Namespace) -> VerifyReport:
         more = f" (and {len(refused) - _SHOWN} more)" if len(refused) > _SHOWN else ""
         finding = Finding("template", False, "; ".join(refused[:_SHOWN]) + more)
     else:
-        written = counted(num_turns, "turn is", "turns are")
+        written = pluralize(num_turns, "turn is", "turns are")
         finding = Finding("template", True, f"{written} written as at inference")
     if not chats:
         return VerifyReport(findings=[finding], checked={"data": _data_text(options, chats)})
@@ -173,7 +172,7 @@ def _checked(
     weights = "random weights" if options.from_config else "its own weights"
     return {
         "model": f"{options.model}: {type(model).__name__}, "
-        f"{counted(config.num_hidden_layers, 'layer')}, "
+        f"{pluralize(config.num_hidden_layers, 'layer')}, "
         f"{model.num_parameters():,} parameters, {weights}",
         "in": f"{str(model.dtype).removeprefix('torch.')} on {model.device}, training mode; "
         f"N-pass attention: {config._attn_implementation}",
@@ -187,7 +186,7 @@ def _data_text(options: argparse.Namespace, chats: list[Chat]) -> str:
     npass = sum(len(sample) for chat in chats for sample in chat.samples)
     single = sum(len(chat.row) for chat in chats)
     return (
-        f"{options.data}: {counted(len(chats), 'conversation')}, {counted(turns, 'turn')}, "
+        f"{options.data}: {pluralize(len(chats), 'conversation')}, {pluralize(turns, 'turn')}, "
         f"{npass:,} tokens in N-pass, {single:,} in a single pass"
     )
 

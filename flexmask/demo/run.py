@@ -16,10 +16,11 @@ from flexmask.data_files import read_conversations
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerConfig, serve
 from flexmask.errors import DataError, FlexmaskError
+from flexmask.files import write_json
 from flexmask.samples import Sample, render_samples
-from flexmask.whole_file import write_json
 
 LEARNING_RATE = 1e-3
+_MASK_BLOCKS = 160  # tiles on a side of the mask's picture, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +153,8 @@ def _write(
     example: list[Sample],
 ) -> None:
     """Print the table, and write the pictures and the report."""
-    from flexmask.figures import draw_losses, draw_mask
     from flexmask.mask import compile_mask
+    from flexmask.plots import draw_losses
     from flexmask.tree import build_tree
 
     reports = {mode: _report(results[mode], memory[mode]) for mode in results}
@@ -165,7 +166,7 @@ def _write(
         folder / "loss.png",
     )
     tree = build_tree(example)
-    draw_mask(
+    _draw_mask(
         compile_mask(tree),
         f"one conversation, {len(tree.leaves)} samples: {tree.num_tokens} tokens instead of "
         f"{tree.num_sample_tokens}",
@@ -174,6 +175,23 @@ def _write(
     report = {mode: asdict(column) for mode, column in reports.items()} | differences
     write_json(report, folder / "report.json")
     print(f"written: {folder}/loss.png, {folder}/mask.png, {folder}/report.json")
+
+
+def _draw_mask(mask: Any, title: str, path: Path) -> None:
+    """Write a PNG of the first row of `mask`: empty, partial and full tiles."""
+    length = mask.shape[1]
+    block = max(1, -(-length // _MASK_BLOCKS))
+    (tiles, *_) = mask.tiles(block, block)
+    grid = np.zeros((tiles.num_q_blocks, tiles.first.size))
+    query, key, is_full = tiles.pairs()
+    grid[query, key] = np.where(is_full, 1.0, 0.55)
+    from flexmask.plots import new_figure, save_figure
+
+    figure = new_figure(6, 6)
+    axes = figure.add_subplot(xlabel="key, packed position", ylabel="query, packed position")
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=1.3, extent=(0, length, length, 0))
+    axes.set_title(title, fontsize=10)
+    save_figure(figure, path)
 
 
 def _report(steps: list[StepResult], peak_bytes: int) -> ModeReport:

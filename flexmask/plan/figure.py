@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flexmask.figures import new_figure, save_figure
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.survey import Plan
+from flexmask.plots import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

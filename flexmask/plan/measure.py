@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from flexmask.counted import counted
-from flexmask.errors import DataError
+from flexmask.errors import DataError, pluralize
 from flexmask.layout import IGNORE_INDEX
 from flexmask.loading import random_model
 from flexmask.model import patch, unpatch
@@ -185,7 +184,7 @@ def _wait(device: torch.device) -> None:
 def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {counted(torch.get_num_threads(), 'thread')}"
+    return f"{device.type}, {pluralize(torch.get_num_threads(), 'thread')}"
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flexmask.counted import counted
+from flexmask.errors import pluralize
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.row_budget import RowBudget
 from flexmask.plan.survey import Plan
@@ -70,7 +70,7 @@ def measured_text(measured: Measured) -> str:
             )
         )
     heading = (
-        f"measured on {measured.device}: {counted(measured.conversations, 'conversation')}, "
+        f"measured on {measured.device}: {pluralize(measured.conversations, 'conversation')}, "
         "random weights, forward + backward"
     )
     names = ("", "seconds", "speed-up", "", "kept by autograd", "")
@@ -81,7 +81,7 @@ def measured_text(measured: Measured) -> str:
 def _bounded(kind: BoundedLayers) -> str:
     limits = {"window": kind.window, "chunk": kind.chunk}
     named = ", ".join(f"{name} of {size:,}" for name, size in limits.items() if size is not None)
-    named += f" in {counted(kind.layers, 'layer')}"
+    named += f" in {pluralize(kind.layers, 'layer')}"
     return (
         f"  {named:<33}{kind.npass_visible_pairs:,} visible pairs "
         f"N-pass, {kind.single_pass_visible_pairs:,} single-pass"
@@ -101,7 +101,7 @@ def _overview(plan: Plan) -> str:
     density = (f"{plan.npass_tile_density:.3f}", f"{plan.tile_density:.3f}")
     rows.append(("tile density", *density, ""))
     return (
-        f"{counted(plan.conversations, 'conversation')}, {counted(plan.samples, 'sample')}, "
+        f"{pluralize(plan.conversations, 'conversation')}, {pluralize(plan.samples, 'sample')}, "
         f"{plan.trained_tokens:,} trained tokens\n\n{_table(rows)}"
     )
 
@@ -134,7 +134,7 @@ def _mistrained(plan: Plan) -> str:
     if counts.conversations_with_tool_messages:
         text += (
             "\nthe paper's code cannot take the "
-            f"{counted(counts.conversations_with_tool_messages, 'conversation')} with tool "
+            f"{pluralize(counts.conversations_with_tool_messages, 'conversation')} with tool "
             "messages at all"
         )
     return text
@@ -143,22 +143,22 @@ def _mistrained(plan: Plan) -> str:
 def _over_budget(budget: RowBudget) -> str:
     split = budget.split
     lines = [f"with rows of at most {budget.max_tokens:,} tokens"]
-    rows = f"  no packing has fewer than {counted(budget.fewest_rows, 'row')}"
+    rows = f"  no packing has fewer than {pluralize(budget.fewest_rows, 'row')}"
     if not split.trees:
         return f"{lines[0]}: every conversation fits\n{rows}"
     lines.append(
-        f"  larger: {counted(split.trees, 'conversation')}, cut into "
-        f"{counted(split.pieces, 'piece')}, with "
+        f"  larger: {pluralize(split.trees, 'conversation')}, cut into "
+        f"{pluralize(split.pieces, 'piece')}, with "
         f"{split.repeated_tokens:,} tokens of history computed again\n"
         f"  any cut: at least {split.fewest_repeated_tokens:,} tokens of history computed again"
     )
     if split.dropped_samples:
         lines.append(
-            f"  too long by themselves: {counted(split.dropped_samples, 'sample')} with "
+            f"  too long by themselves: {pluralize(split.dropped_samples, 'sample')} with "
             f"{budget.dropped_trained_tokens:,} trained tokens; --on_overflow split refuses "
             "them, drop leaves them out"
         )
-        lines.append(f"  left without any sample: {counted(split.lost_trees, 'conversation')}")
+        lines.append(f"  left without any sample: {pluralize(split.lost_trees, 'conversation')}")
     if budget.tokens:
         ratio = budget.npass_tokens / budget.tokens
         lines.append(
@@ -170,7 +170,7 @@ def _over_budget(budget: RowBudget) -> str:
 
 
 def _bad_lines(plan: Plan) -> str:
-    lines = [f"{counted(plan.num_bad_lines, 'bad line')} skipped"]
+    lines = [f"{pluralize(plan.num_bad_lines, 'bad line')} skipped"]
     lines.extend(f"  {reason}" for _, reason in plan.bad_lines)
     if plan.num_bad_lines > len(plan.bad_lines):
         lines.append(f"  and {plan.num_bad_lines - len(plan.bad_lines):,} more")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import flexmask
 from flexmask.data_files import ON_BAD_LINE, find_data_files
 from flexmask.errors import DataError
+from flexmask.files import atomic_write, write_json
 from flexmask.fingerprint import tokenizer_fingerprint
 from flexmask.prepare.lock import LOCK, only_run
 from flexmask.prepare.making import ShardMaker
@@ -21,7 +22,6 @@ from flexmask.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifes
 from flexmask.rendering.plain import RenderedPlainly
 from flexmask.shards import Shard, ShardError
 from flexmask.weighting import Weighting
-from flexmask.whole_file import whole_file, write_json
 
 _OWN = "shard-*.safetensors"
 
@@ -178,7 +178,10 @@ def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[
     plainly = RenderedPlainly()
     shards, first = [], "the files are empty"
     try:
-        with whole_file(folder / LEFT_OUT) as partial, partial.open("w", encoding="utf-8") as left:
+        with (
+            atomic_write(folder / LEFT_OUT) as partial,
+            partial.open("w", encoding="utf-8") as left,
+        ):
             for number, digest in enumerate(digests):
                 shard = Shard(folder / shard_name(number))
                 for bad in shard.about["bad_lines"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from flexmask.counted import counted
+from flexmask.errors import pluralize
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class RenderedPlainly:
         self.conversations += later.conversations
 
     def __str__(self) -> str:
-        many = counted(self.conversations, "conversation was", "conversations were")
+        many = pluralize(self.conversations, "conversation was", "conversations were")
         return f"slow: {many} rendered plainly; the first, {self.first}"
 
 

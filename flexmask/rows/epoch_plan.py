@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexmask.counted import counted
+from flexmask.errors import pluralize
 from flexmask.rows.filling import from_large, spread_out
 
 
@@ -72,11 +72,11 @@ class EpochPlan:
 
     def __str__(self) -> str:
         num_processes = self.rows.shape[1]
-        batches = counted(self.num_steps, "batch", "batches")
+        batches = pluralize(self.num_steps, "batch", "batches")
         line = (
-            f"{counted(self.num_rows, 'row')} of at most {self.max_tokens:,} tokens, "
+            f"{pluralize(self.num_rows, 'row')} of at most {self.max_tokens:,} tokens, "
             f"{self.fill:.1%} full (no packing has fewer than {self.fewest_rows:,}), {batches} for "
-            f"each of {counted(num_processes, 'process', 'processes')}"
+            f"each of {pluralize(num_processes, 'process', 'processes')}"
         )
         if num_processes > 1:
             line += (
@@ -84,7 +84,7 @@ class EpochPlan:
                 f"batch by {self.step_spreads.max():.2%} at most; {self.waiting:.2%} is waiting"
             )
         if self.num_empty:
-            empty = counted(self.num_empty, "batch", "batches")
+            empty = pluralize(self.num_empty, "batch", "batches")
             line += f"; {empty} of padding alone, as there are too few trees"
         return line
 

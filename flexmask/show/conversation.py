@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexmask.counted import counted
 from flexmask.data_files import read_conversations
-from flexmask.errors import DataError
+from flexmask.errors import DataError, pluralize
 from flexmask.layout import lay_out
 from flexmask.messages import Conversation
 from flexmask.samples import render_samples
@@ -96,8 +95,8 @@ def shown_text(
     tree = shown.tree
     num_single = sum(row.num_tokens for row in shown.rows)
     lines = [
-        f"{shown.name}: {counted(shown.num_messages, 'message')}, "
-        f"{counted(len(tree.leaves), 'sample')}",
+        f"{shown.name}: {pluralize(shown.num_messages, 'message')}, "
+        f"{pluralize(len(tree.leaves), 'sample')}",
         f"{num_single:,} tokens in a single pass, {tree.num_sample_tokens:,} in N-pass "
         f"({tree.num_sample_tokens / num_single:.2f} times as many)",
         f"density {_density(shown.rows[0]):.3f}: visible pairs per pair in a visited tile of "
@@ -148,7 +147,7 @@ def _read(path: Path, index: int) -> Conversation:
             return conversation
         count += 1
     raise DataError(
-        f"{path}: has {counted(count, 'conversation')}; --index must be in [0, {count}), "
+        f"{path}: has {pluralize(count, 'conversation')}; --index must be in [0, {count}), "
         f"got {index}"
     )
 
@@ -181,7 +180,7 @@ def _pictures(shown: ShownConversation, compare: bool) -> list[RowPicture]:
 def _heading(shown: ShownConversation) -> str:
     num_single = sum(row.num_tokens for row in shown.rows)
     return (
-        f"{shown.name}: {counted(len(shown.tree.leaves), 'sample')}, {num_single:,} tokens "
+        f"{shown.name}: {pluralize(len(shown.tree.leaves), 'sample')}, {num_single:,} tokens "
         f"instead of {shown.tree.num_sample_tokens:,}"
     )
 
@@ -192,7 +191,7 @@ def _row_title(shown: ShownConversation, number: int) -> str:
         return f"heavy-first order: density {_density(row):.3f}"
     return (
         f"row {number + 1} of {len(shown.rows)}: {row.num_tokens:,} tokens, "
-        f"{counted(len(row.leaves), 'sample')}, density {_density(row):.3f}"
+        f"{pluralize(len(row.leaves), 'sample')}, density {_density(row):.3f}"
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flexmask.figures import new_figure, save_figure
+from flexmask.plots import new_figure, save_figure
 from flexmask.show.kinds import KINDS
 from flexmask.show.orders import tile_counts
 from flexmask.tree import PrefixTree

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from flexmask.counted import counted
-from flexmask.errors import DataError
+from flexmask.errors import DataError, pluralize
 from flexmask.splitting.pieces import Split, split_tree
 from flexmask.tree import PrefixTree
 
@@ -44,16 +43,16 @@ class SplitCount:
 
     def __str__(self) -> str:
         line = (
-            f"{self.trees:,} larger, cut into {counted(self.pieces, 'piece')}, with "
-            f"{counted(self.repeated_tokens, 'token')} of history computed again (any cut at least "
+            f"{self.trees:,} larger, cut into {pluralize(self.pieces, 'piece')}, with "
+            f"{pluralize(self.repeated_tokens, 'token')} of history computed again (any cut at least "
             f"{self.fewest_repeated_tokens:,})"
         )
         if self.dropped_samples:
-            line += f"; {counted(self.dropped_samples, 'sample')} dropped, longer than the budget"
+            line += f"; {pluralize(self.dropped_samples, 'sample')} dropped, longer than the budget"
         if self.lost_trees:
             line += (
                 f", and with {'it' if self.dropped_samples == 1 else 'them'} "
-                f"{counted(self.lost_trees, 'whole conversation')}"
+                f"{pluralize(self.lost_trees, 'whole conversation')}"
             )
         return line
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flexmask.collator import TreeCollator
 from flexmask.errors import DataError, FlexmaskError
+from flexmask.files import atomic_write
 from flexmask.loading import load_pretrained, load_tokenizer, load_weights, random_model
 from flexmask.train.checks import (
     check_backend,
@@ -20,7 +21,6 @@ from flexmask.train.checks import (
 from flexmask.train.config import TrainConfig
 from flexmask.train.data import load_datasets, make_batch_sampler
 from flexmask.train.lora import add_lora
-from flexmask.whole_file import whole_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,7 +95,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     if trainer.is_world_process_zero():
         output = Path(config.output)
         with disk_errors(output):
-            with whole_file(output / "trainer_state.json") as partial:
+            with atomic_write(output / "trainer_state.json") as partial:
                 trainer.state.save_to_json(str(partial))
             draw_training(trainer.state.log_history, output / "loss.png")
 
@@ -141,7 +141,7 @@ def tell_rounding(model: nn.Module) -> None:
 
 def draw_training(log: list[dict[str, float]], path: Path) -> None:
     """Write the loss curves of a Trainer's log as PNG."""
-    from flexmask.figures import draw_losses
+    from flexmask.plots import draw_losses
 
     curves = {}
     for name in ("loss", "eval_loss"):

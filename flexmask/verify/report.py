@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flexmask.counted import counted
+from flexmask.errors import pluralize
 from flexmask.verify.differences import (
     Difference,
     Norms,
@@ -142,14 +142,14 @@ class VerifyReport:
                 "the model ignores the mask: a change in one branch changes the losses of others; "
                 "its attention does not do what the mask says"
             )
-        rows = counted(len(differences), "row")
+        rows = pluralize(len(differences), "row")
         return Finding("mask", worst.is_within, f"{text} ({rows})", worst)
 
     def _judge_losses(self) -> Finding:
         found = [(self.loss_of(turn), turn) for turn in self.turns]
         worst, turn = max(found, key=lambda pair: pair[0].by_bound)
         where = f"largest by its bound at {_place(turn)}"
-        return Finding("loss", worst.is_within, f"{counted(len(found), 'turn')}, {where}", worst)
+        return Finding("loss", worst.is_within, f"{pluralize(len(found), 'turn')}, {where}", worst)
 
     def _judge_gradients(self) -> Finding:
         found = [
@@ -159,7 +159,7 @@ class VerifyReport:
         ]
         worst, group, turn = max(found, key=lambda triple: triple[0].by_bound)
         where = f"largest by its bound in {group} at {_place(turn)}"
-        turns = counted(len(self.turns), "turn")
+        turns = pluralize(len(self.turns), "turn")
         return Finding("gradients", worst.is_within, f"{turns}, {where}", worst)
 
     def _judge_step(self) -> Finding:
@@ -189,7 +189,7 @@ class VerifyReport:
         if failing:
             text = (
                 f"a wrong mask ({self.control.mask}) fails this check, as it must, in "
-                f"{len(failing)} of {counted(len(worst), 'turn')} that it changes, by up to "
+                f"{len(failing)} of {pluralize(len(worst), 'turn')} that it changes, by up to "
                 f"{largest.by_bound:,.0f} times the bound"
             )
         else:

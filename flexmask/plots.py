@@ -1,4 +1,4 @@
-"""Pictures: a loss curve, and the mask of a packed row. Needs matplotlib (`flexmask[train]`)."""
+"""Pictures: files, figures and a loss curve. Needs matplotlib (`flexmask[train]`)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from flexmask.errors import DataError
-from flexmask.whole_file import check_target, whole_file
+from flexmask.files import atomic_write, check_target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from flexmask.mask import TreeMask
-
-_MASK_BLOCKS = 160  # tiles on a side of a mask picture, at most
 
 
 def check_picture(path: str | os.PathLike[str], option: str) -> None:
@@ -48,21 +42,6 @@ def draw_losses(
     save_figure(figure, path)
 
 
-def draw_mask(mask: TreeMask, title: str, path: str | os.PathLike[str]) -> None:
-    """Write a PNG of the first row of `mask`: empty, partial and full tiles."""
-    length = mask.shape[1]
-    block = max(1, -(-length // _MASK_BLOCKS))
-    (tiles, *_) = mask.tiles(block, block)
-    grid = np.zeros((tiles.num_q_blocks, tiles.first.size))
-    query, key, is_full = tiles.pairs()
-    grid[query, key] = np.where(is_full, 1.0, 0.55)
-    figure = new_figure(6, 6)
-    axes = figure.add_subplot(xlabel="key, packed position", ylabel="query, packed position")
-    axes.imshow(grid, cmap="Blues", vmin=0, vmax=1.3, extent=(0, length, length, 0))
-    axes.set_title(title, fontsize=10)
-    save_figure(figure, path)
-
-
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of width x height inches that finds room for its labels by itself."""
     from matplotlib.figure import Figure
@@ -78,7 +57,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     from matplotlib import rc_context
 
     is_svg = os.fspath(path).lower().endswith(".svg")
-    with whole_file(path) as partial, rc_context({"svg.hashsalt": "flexmask"}):
+    with atomic_write(path) as partial, rc_context({"svg.hashsalt": "flexmask"}):
         figure.savefig(
             partial,
             format="svg" if is_svg else "png",

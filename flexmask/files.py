@@ -13,7 +13,7 @@ from flexmask.errors import DataError
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path`: it takes its name when the block ends well, else it goes."""
     partial = Path(f"{os.fspath(path)}.partial")
     try:
@@ -25,7 +25,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def write_json(data: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write `data` to `path`, whole or not at all."""
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
