@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.precise import attend_precisely
 from benchmarks.record import Measurement
 from flexmask import PrefixTree, Segment, TreeMask, attention, compile_mask
-from flexmask.layout import lay_out
-from flexmask.mask.dense import ancestry
+from flexmask.tree.layout import lay_out
+from flexmask.tree.oracle import ancestry
 
 TOLERANCE = torch.finfo(torch.float32).eps  # for the last rounding of each result
 NAMES = ("output", "gradient of q", "gradient of k", "gradient of v")

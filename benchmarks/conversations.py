@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flexmask import PrefixTree, Sample, Segment
-from flexmask.tree import Leaf
+from flexmask.tree.tree import Leaf
 
 Turn = tuple[int, int, int]  # context, reasoning and response, in tokens
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.conversations import Turn, long_conversations
 from benchmarks.layout import segment_orders
 from flexmask import PrefixTree, TreeMask, compile_mask
-from flexmask.layout import lay_out
+from flexmask.tree.layout import lay_out
 
 _SHORT_LENGTHS = (20, 50, 20), (150, 500, 200)  # least and most: context, reasoning, response
 

@@ -11,8 +11,8 @@ from benchmarks.plots import draw_bars
 from benchmarks.record import Measurement, Record, Target
 from benchmarks.tables import Table
 from flexmask import PrefixTree, compile_mask
-from flexmask.layout import lay_out, packed_index
-from flexmask.mask.dense import ancestry
+from flexmask.tree.layout import lay_out, packed_index
+from flexmask.tree.oracle import ancestry
 
 TITLE = "Order of the packed row"
 ABOUT = """\

@@ -61,7 +61,7 @@ def prepare_attention(way: str, num_tokens: int) -> Callable[[], list[float]]:
     from torch.nn.functional import scaled_dot_product_attention
 
     from flexmask import PrefixTree, attention, compile_mask
-    from flexmask.mask.dense import ancestry
+    from flexmask.tree.oracle import ancestry
 
     def run(num_tokens: int) -> list[float]:
         tree = PrefixTree.from_turns(scaled_turns(num_tokens))

@@ -9,7 +9,7 @@ from flexmask.message_fields import read_tools
 from flexmask.messages import parse_conversation
 from flexmask.rendering.checks import check_context, check_turn, mark_message
 from flexmask.rendering.templates import ChatTemplate
-from flexmask.samples import Sample
+from flexmask.tree.sample import Sample
 
 
 def naive_samples(

@@ -24,7 +24,7 @@ from flexmask.plan.ranks import Sync, idle_share, pack_by_cost, pack_by_tokens
 from flexmask.plan.scaling import RowMemory, devices_needed, longest_row, mask_bytes
 from flexmask.plan.sharding import Division, count_pairs, count_remote, divide_row
 from flexmask.plan.work import Work, single_pass_work
-from flexmask.tree import build_tree
+from flexmask.tree.tree import build_tree
 
 TITLE = "Scaling"
 ABOUT = """\

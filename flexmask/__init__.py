@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from flexmask.backends import attention as attention
     from flexmask.collator import TreeCollator as TreeCollator
     from flexmask.errors import FlexmaskError as FlexmaskError
-    from flexmask.mask import TreeMask as TreeMask
-    from flexmask.mask import compile_mask as compile_mask
     from flexmask.model import disabled as disabled
     from flexmask.model import patch as patch
     from flexmask.model import unpatch as unpatch
@@ -21,11 +19,13 @@ if TYPE_CHECKING:
     from flexmask.rows.packing import PackedRow as PackedRow
     from flexmask.rows.packing import pack as pack
     from flexmask.rows.sampler import TreeBatchSampler as TreeBatchSampler
-    from flexmask.samples import Sample as Sample
     from flexmask.samples import render_samples as render_samples
-    from flexmask.tree import PrefixTree as PrefixTree
-    from flexmask.tree import Segment as Segment
-    from flexmask.tree import build_tree as build_tree
+    from flexmask.tree.compiler import compile_mask as compile_mask
+    from flexmask.tree.mask import TreeMask as TreeMask
+    from flexmask.tree.sample import Sample as Sample
+    from flexmask.tree.tree import PrefixTree as PrefixTree
+    from flexmask.tree.tree import Segment as Segment
+    from flexmask.tree.tree import build_tree as build_tree
 
 __version__ = "0.1.0"
 
@@ -33,15 +33,15 @@ _HOMES = {
     "FittedTrees": "flexmask.rows.fitting",
     "FlexmaskError": "flexmask.errors",
     "PackedRow": "flexmask.rows.packing",
-    "PrefixTree": "flexmask.tree",
-    "Sample": "flexmask.samples",
-    "Segment": "flexmask.tree",
+    "PrefixTree": "flexmask.tree.tree",
+    "Sample": "flexmask.tree.sample",
+    "Segment": "flexmask.tree.tree",
     "TreeBatchSampler": "flexmask.rows.sampler",
     "TreeCollator": "flexmask.collator",
-    "TreeMask": "flexmask.mask",
+    "TreeMask": "flexmask.tree.mask",
     "attention": "flexmask.backends",
-    "build_tree": "flexmask.tree",
-    "compile_mask": "flexmask.mask",
+    "build_tree": "flexmask.tree.tree",
+    "compile_mask": "flexmask.tree.compiler",
     "disabled": "flexmask.model",
     "pack": "flexmask.rows.packing",
     "patch": "flexmask.model",

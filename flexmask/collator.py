@@ -11,9 +11,10 @@ from flexmask.messages import Conversation, parse_conversation
 from flexmask.rendering.plain import RenderedPlainly
 from flexmask.rendering.templates import check_template
 from flexmask.rows.packing import PackedRow, check_multiple, pack, stack_rows
-from flexmask.samples import Sample, render_samples
+from flexmask.samples import render_samples
 from flexmask.splitting import Overflow, check_budget
-from flexmask.tree import PrefixTree, build_tree
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import PrefixTree, build_tree
 from flexmask.weighting import Weighting, check_weighting, weigh_samples
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 from flexmask.collator import TreeCollator
 from flexmask.data_files import BadLine, read_conversations
 from flexmask.errors import DataError, FlexmaskError, pluralize
-from flexmask.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexmask.layout import IGNORE_INDEX
+from flexmask.tree.layout import IGNORE_INDEX
 
 # logits looked at in one step: 64 MiB in fp32, on CPUs 16 MiB, nearer to what a cache holds
 _CHUNK_ELEMENTS = 2**24

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flexmask.errors import DataError, UnsupportedModelError
-from flexmask.layout import IGNORE_INDEX
 from flexmask.logprobs import score_tokens
+from flexmask.tree.layout import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from flexmask.rows.packing import PackedRow

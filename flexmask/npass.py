@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flexmask.layout import IGNORE_INDEX
-from flexmask.samples import Sample
+from flexmask.tree.layout import IGNORE_INDEX
+from flexmask.tree.sample import Sample
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ from flexmask.dataset import random_share
 from flexmask.errors import DataError, pluralize
 from flexmask.fingerprint import tokenizer_fingerprint
 from flexmask.shards import Shard
-from flexmask.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree
 from flexmask.weighting import Weighting
 
 FORMAT = 2
@@ -138,7 +138,8 @@ class PreparedDataset(Sequence[PrefixTree]):
     def summary(self) -> str:
         """What the folder holds and what was left out, in one line."""
         line = (
-            f"{pluralize(len(self), 'conversation')}, {pluralize(self.num_samples.sum(), 'sample')}, "
+            f"{pluralize(len(self), 'conversation')}, "
+            f"{pluralize(self.num_samples.sum(), 'sample')}, "
             f"{self.num_tokens.sum():,} tokens in a single pass, prepared"
         )
         if self.manifest["bad_lines"]:

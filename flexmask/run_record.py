@@ -25,8 +25,8 @@ from flexmask.messages import Conversation
 from flexmask.prepared import PreparedDataset
 from flexmask.rows.fitting import FittedTrees
 from flexmask.rows.sampler import TreeBatchSampler
-from flexmask.samples import Sample
-from flexmask.tree import PrefixTree
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import PrefixTree
 
 RECORD = "flexmask.json"  # in a checkpoint
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from flexmask.errors import DataError
 from flexmask.files import atomic_write
-from flexmask.tree import Leaf, PrefixTree, Segment
+from flexmask.tree.tree import Leaf, PrefixTree, Segment
 
 _PARTS = {  # arrays with several entries a tree: what counts them, and their type
     "input_ids": ("tree_tokens", np.int32),

@@ -10,12 +10,12 @@ from transformers.trainer_utils import has_length
 
 from flexmask.checkpoints import ResumableTrainer
 from flexmask.errors import DataError, UnsupportedModelError
-from flexmask.layout import IGNORE_INDEX
 from flexmask.loss import as_bits
 from flexmask.model.adapter import is_patched
 from flexmask.rows.sampler import TreeBatchSampler
-from flexmask.samples import Sample
-from flexmask.tree import build_tree
+from flexmask.tree.layout import IGNORE_INDEX
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import build_tree
 
 
 class TreeTrainer(ResumableTrainer):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from flexmask.errors import DataError
-from flexmask.samples import Sample
+from flexmask.tree.sample import Sample
 
 Weighting = Literal["token", "turn", "conversation"]
 

@@ -16,7 +16,8 @@ from chat_tokenizer import chat_tokenizer, template_files
 
 from flexmask.errors import TemplateError
 from flexmask.rendering.templates import _announce
-from flexmask.samples import Sample, render_samples
+from flexmask.samples import render_samples
+from flexmask.tree.sample import Sample
 
 PATH = Path(__file__).parent.parent / "docs" / "templates.md"
 TRL = f"TRL {version('trl')}"

@@ -16,11 +16,11 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # A module imports only what stands to its left (in an earlier line, or earlier in its own).
 LEFT_TO_RIGHT = (
-    *("errors", "files", "plots"),
+    *("errors", "files", "plots", "tree"),
     *("message_fields", "messages", "file_formats", "data_files"),
     *("rendering", "samples", "weighting"),
-    *("tree", "layout", "npass", "splitting", "rows", "shards", "fingerprint"),
-    *("mask", "backends", "logprobs", "loss", "model"),
+    *("npass", "splitting", "rows", "shards", "fingerprint"),
+    *("backends", "logprobs", "loss", "model"),
     *("collator", "dataset", "prepared", "loading", "plan"),
     *("run_record", "checkpoints", "trainer", "train"),
     *("show", "verify", "prepare", "demo", "commands", "cli", "__main__"),

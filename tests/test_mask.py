@@ -20,7 +20,7 @@ from flexmask import (
     compile_mask,
     pack,
 )
-from flexmask.mask.dense import ancestry
+from flexmask.tree.oracle import ancestry
 
 
 def block_diagonal(blocks):

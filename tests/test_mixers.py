@@ -9,12 +9,12 @@ from model_cases import doubled, fp64_model, supported
 from strategies import forests
 
 from flexmask import FlexmaskError, PrefixTree, compile_mask, patch
-from flexmask.layout import concatenate, lay_out
-from flexmask.mask.dense import ancestry
 from flexmask.model.mixers.forest import find_forest
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.mixers.plan import MAX_PADDING, Plan, plan_of
 from flexmask.model.tree_attention import STATE, to_mask
+from flexmask.tree.layout import concatenate, lay_out
+from flexmask.tree.oracle import ancestry
 
 MASK = to_mask(torch.tensor([[3, 2, 3]]), torch.tensor([[0, 1, 1]]))  # a root with two leaves
 

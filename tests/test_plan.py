@@ -23,7 +23,6 @@ from flexmask.data_files import read_conversations
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import UnsupportedModelError
 from flexmask.loading import meta_model
-from flexmask.mask.dense import ancestry
 from flexmask.messages import Conversation, parse_conversation
 from flexmask.model.reach import FULL, Reach
 from flexmask.plan.cost import CostModel
@@ -32,7 +31,8 @@ from flexmask.plan.memory import saved_bytes, saved_bytes_per_token
 from flexmask.plan.mistraining import count_mistrained
 from flexmask.plan.survey import make_plan
 from flexmask.plan.work import Work, npass_work, single_pass_work
-from flexmask.tree import PrefixTree
+from flexmask.tree.oracle import ancestry
+from flexmask.tree.tree import PrefixTree
 
 NUM_CONVERSATIONS = 20
 

@@ -27,7 +27,7 @@ from flexmask.plan.survey import make_plan
 from flexmask.plan.work import npass_tiled, npass_work, single_pass_tiled, single_pass_work
 from flexmask.train import TrainConfig
 from flexmask.train.data import make_batch_sampler
-from flexmask.tree import build_tree
+from flexmask.tree.tree import build_tree
 
 BLOCK = 4  # tokens on a side of a tile, in place of 128
 

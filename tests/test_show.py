@@ -20,13 +20,13 @@ from flexmask import PrefixTree, build_tree, compile_mask, render_samples
 from flexmask.cli import main
 from flexmask.data_files import read_conversations
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.layout import lay_out, packed_index
-from flexmask.mask.dense import ancestry
 from flexmask.messages import parse_conversation
 from flexmask.show.kinds import label_tree
 from flexmask.show.orders import density, papers_order, tile_counts
 from flexmask.show.row_figures import RowPicture, draw_rows
 from flexmask.show.tree_text import shorten, tree_lines
+from flexmask.tree.layout import lay_out, packed_index
+from flexmask.tree.oracle import ancestry
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,7 +13,8 @@ from flexmask.data_files import read_conversations
 from flexmask.errors import FlexmaskError, TemplateError
 from flexmask.messages import Conversation
 from flexmask.rendering.templates import ChatTemplate, _announce
-from flexmask.samples import Sample, render_samples
+from flexmask.samples import render_samples
+from flexmask.tree.sample import Sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")  # announcements
 

@@ -17,7 +17,7 @@ from flexmask.backends.reference import reference_attention
 from flexmask.errors import MaskError
 
 if TYPE_CHECKING:
-    from flexmask.mask import TreeMask
+    from flexmask.tree.mask import TreeMask
 
 
 def attention(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flexmask.mask.slices import chain_starts
+from flexmask.tree.chains import chain_starts
 
 MAX_ROWS = 512  # the kernels take 512 keys at a time: each row must see one of the first, its own
 _SQUARE_ROWS = 256  # a causal square of more rows is halved [measured]

@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import noop_mask
 from torch.nn.functional import pad
 
 from flexmask.backends.derived import derived
-from flexmask.mask.block_mask import build_block_mask
+from flexmask.tree.block_mask import build_block_mask
 
 BLOCK = 128  # tokens on a side of a tile, FlexAttention's default
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from flexmask.model.reach import Reach
-    from flexmask.samples import Sample
+    from flexmask.tree.sample import Sample
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 

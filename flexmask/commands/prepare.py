@@ -62,7 +62,8 @@ def run_prepare(options: argparse.Namespace) -> int:
     print(
         f"{options.output}: {pluralize(manifest['conversations'], 'conversation')}, "
         f"{pluralize(manifest['samples'], 'sample')}, "
-        f"{manifest['tokens']:,} tokens in a single pass ({manifest['sample_tokens']:,} in N-pass, {ratio:.2f} times as many), "
+        f"{manifest['tokens']:,} tokens in a single pass "
+        f"({manifest['sample_tokens']:,} in N-pass, {ratio:.2f} times as many), "
         f"{pluralize(len(manifest['shards']), 'shard')}"
     )
     if manifest["bad_lines"]:

@@ -17,7 +17,8 @@ from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerConfig, serve
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import write_json
-from flexmask.samples import Sample, render_samples
+from flexmask.samples import render_samples
+from flexmask.tree.sample import Sample
 
 LEARNING_RATE = 1e-3
 _MASK_BLOCKS = 160  # tiles on a side of the mask's picture, at most
@@ -153,9 +154,9 @@ def _write(
     example: list[Sample],
 ) -> None:
     """Print the table, and write the pictures and the report."""
-    from flexmask.mask import compile_mask
     from flexmask.plots import draw_losses
-    from flexmask.tree import build_tree
+    from flexmask.tree.compiler import compile_mask
+    from flexmask.tree.tree import build_tree
 
     reports = {mode: _report(results[mode], memory[mode]) for mode in results}
     differences = _differences(results)

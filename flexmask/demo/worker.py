@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flexmask.demo.peak import peak_bytes, reset_peak
-from flexmask.samples import Sample
+from flexmask.tree.sample import Sample
 
 SINGLE_PASS = "single-pass"
 N_PASS = "N-pass"

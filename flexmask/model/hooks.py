@@ -18,11 +18,11 @@ from transformers import PreTrainedConfig
 
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.loss import TreeLoss
-from flexmask.mask import TreeMask
 from flexmask.model.experts import has_auxiliary_loss, take_counts
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.structure import active_dropouts, find_head, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
+from flexmask.tree.mask import TreeMask
 
 # Names of inputs that stand for something else than text, or tell where that is.
 _NOT_TEXT = re.compile(

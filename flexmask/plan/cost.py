@@ -29,7 +29,7 @@ from flexmask.model.structure import (
     text_config,
 )
 from flexmask.plan.work import Work, single_pass_work
-from flexmask.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree
 
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _NUM_ACTIVE = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token")

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import DataError, pluralize
-from flexmask.layout import IGNORE_INDEX
 from flexmask.loading import random_model
 from flexmask.model import patch, unpatch
 from flexmask.npass import npass_batches
@@ -22,8 +21,9 @@ from flexmask.plan.cost import CostModel
 from flexmask.plan.memory import saved_bytes
 from flexmask.plan.work import Work, npass_work, single_pass_work
 from flexmask.rows.packing import PackedRow
-from flexmask.samples import Sample
-from flexmask.tree import build_tree
+from flexmask.tree.layout import IGNORE_INDEX
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import build_tree
 
 WAYS = ("npass", "packed_npass", "single_pass")
 _ROUNDS = 3

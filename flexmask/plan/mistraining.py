@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from flexmask.messages import Conversation
-from flexmask.samples import Sample
+from flexmask.tree.sample import Sample
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flexmask.samples import Sample
 from flexmask.splitting import SplitCount, split_tree
-from flexmask.tree import PrefixTree
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import PrefixTree
 
 
 @dataclass(slots=True)

@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.loading import meta_model
-from flexmask.mask.block_mask import build_block_mask
-from flexmask.mask.tiles import tile_ranges
 from flexmask.plan.memory import logits_bytes_per_token, saved_bytes_per_token, state_bytes
+from flexmask.tree.block_mask import build_block_mask
+from flexmask.tree.tiles import tile_ranges
 
 BLOCK = 128  # FlexAttention's default
 _TRITON_TILE = (128, 64)  # of the project's kernels for heads 128 wide, on sm_90 and newer

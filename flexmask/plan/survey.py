@@ -26,8 +26,9 @@ from flexmask.plan.work import (
     single_pass_tiled,
     single_pass_work,
 )
-from flexmask.samples import Sample, render_samples
-from flexmask.tree import PrefixTree, build_tree
+from flexmask.samples import render_samples
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import PrefixTree, build_tree
 
 _LISTED = 20  # bad lines that are kept to be shown
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from flexmask.backends.reach import position_floor
-from flexmask.layout import lay_out
-from flexmask.mask.tiles import tile_ranges
 from flexmask.model.reach import FULL, Reach
-from flexmask.tree import PrefixTree
+from flexmask.tree.layout import lay_out
+from flexmask.tree.tiles import tile_ranges
+from flexmask.tree.tree import PrefixTree
 
 TILE = 128  # tokens on a side, as FlexAttention has them by default
 

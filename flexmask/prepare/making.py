@@ -13,9 +13,10 @@ from flexmask.errors import DataError, FlexmaskError
 from flexmask.prepare.stretches import Stretch
 from flexmask.prepared import shard_name
 from flexmask.rendering.plain import RenderedPlainly
-from flexmask.samples import Sample, render_samples
+from flexmask.samples import render_samples
 from flexmask.shards import write_shard
-from flexmask.tree import PrefixTree, build_tree
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import PrefixTree, build_tree
 from flexmask.weighting import Weighting, weigh_samples
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from flexmask.errors import DataError
 from flexmask.splitting import Overflow, Split, SplitCount, check_budget, split_overflow
-from flexmask.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree
 
 
 def sizes_of(trees: Any) -> tuple[np.ndarray, np.ndarray]:

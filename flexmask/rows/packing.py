@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmask.errors import DataError
-from flexmask.layout import (
+from flexmask.rows.filling import fewer_rows
+from flexmask.splitting import Overflow, SplitCount, check_budget, split_overflow
+from flexmask.tree.layout import (
     IGNORE_INDEX,
     Layout,
     lay_out,
@@ -21,9 +23,7 @@ from flexmask.layout import (
     predicted_from,
     shifted_targets,
 )
-from flexmask.rows.filling import fewer_rows
-from flexmask.splitting import Overflow, SplitCount, check_budget, split_overflow
-from flexmask.tree import PrefixTree, check_trees
+from flexmask.tree.tree import PrefixTree, check_trees
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,6 @@ from typing import Any
 
 from flexmask.data_files import read_conversations
 from flexmask.errors import DataError, pluralize
-from flexmask.layout import lay_out
 from flexmask.messages import Conversation
 from flexmask.samples import render_samples
 from flexmask.show.kinds import label_tree
@@ -18,7 +17,8 @@ from flexmask.show.orders import density, papers_order
 from flexmask.show.row_figures import RowPicture, draw_rows
 from flexmask.show.tree_text import Paint, tree_lines
 from flexmask.splitting import split_tree
-from flexmask.tree import PrefixTree, build_tree
+from flexmask.tree.layout import lay_out
+from flexmask.tree.tree import PrefixTree, build_tree
 
 _MOST_PICTURES = 12
 

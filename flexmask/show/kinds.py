@@ -20,7 +20,7 @@ import numpy as np
 from flexmask.errors import TemplateError
 from flexmask.messages import Conversation
 from flexmask.rendering.templates import THINKING_TAGS, ChatTemplate, Message
-from flexmask.tree import Leaf, PrefixTree, Segment
+from flexmask.tree.tree import Leaf, PrefixTree, Segment
 
 KINDS = ("context", "thinking", "response", "tool")
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from flexmask.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree
 
 _ANSWER_KINDS = ("response", "tool", "history")
 

@@ -16,7 +16,7 @@ import numpy as np
 from flexmask.plots import new_figure, save_figure
 from flexmask.show.kinds import KINDS
 from flexmask.show.orders import tile_counts
-from flexmask.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flexmask.layout import lay_out
-from flexmask.tree import PrefixTree
+from flexmask.tree.layout import lay_out
+from flexmask.tree.tree import PrefixTree
 
 Decode = Callable[[list[int]], str]
 Paint = Callable[[str, str | None], str]

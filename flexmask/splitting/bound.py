@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flexmask.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree
 
 
 def fewest_tokens(tree: PrefixTree, ends: Iterable[int], max_tokens: int) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flexmask.layout import lay_out
-from flexmask.tree import PrefixTree
+from flexmask.tree.layout import lay_out
+from flexmask.tree.tree import PrefixTree
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from flexmask.errors import DataError, pluralize
 from flexmask.splitting.pieces import Split, split_tree
-from flexmask.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree
 
 Overflow = Literal["split", "drop", "error"]
 
@@ -44,8 +44,8 @@ class SplitCount:
     def __str__(self) -> str:
         line = (
             f"{self.trees:,} larger, cut into {pluralize(self.pieces, 'piece')}, with "
-            f"{pluralize(self.repeated_tokens, 'token')} of history computed again (any cut at least "
-            f"{self.fewest_repeated_tokens:,})"
+            f"{pluralize(self.repeated_tokens, 'token')} of history "
+            f"computed again (any cut at least {self.fewest_repeated_tokens:,})"
         )
         if self.dropped_samples:
             line += f"; {pluralize(self.dropped_samples, 'sample')} dropped, longer than the budget"

@@ -15,7 +15,7 @@ import numpy as np
 from flexmask.splitting.bound import fewest_tokens
 from flexmask.splitting.branches import branches_of
 from flexmask.splitting.groups import best_groups
-from flexmask.tree import Leaf, PrefixTree, Segment
+from flexmask.tree.tree import Leaf, PrefixTree, Segment
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,8 @@ from flexmask.model.experts import without_auxiliary_loss
 from flexmask.model.structure import active_dropouts, text_config
 from flexmask.npass import npass_batches
 from flexmask.rows.packing import PackedRow
-from flexmask.samples import Sample
-from flexmask.tree import build_tree
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import build_tree
 from flexmask.verify.differences import Difference, TurnNumbers, group_norms, relative_difference
 from flexmask.verify.parameter_groups import ParameterGroup, parameter_groups
 from flexmask.verify.report import Control, Finding, StepNumbers, VerifyReport

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from flexmask.backends.kept_graphs import kept_graphs
-from flexmask.layout import IGNORE_INDEX
 from flexmask.loss import target_logprobs
 from flexmask.model.adapter import wrong_masks
 from flexmask.npass import npass_batches
 from flexmask.rows.packing import PackedRow
-from flexmask.samples import Sample
+from flexmask.tree.layout import IGNORE_INDEX
+from flexmask.tree.sample import Sample
 
 Gradients = dict[str, Tensor]
 

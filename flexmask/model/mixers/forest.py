@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from flexmask.mask.slices import chain_starts, num_ends_above
+from flexmask.tree.chains import chain_starts, num_ends_above
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from flexmask.errors import DataError, MaskError
-from flexmask.samples import Sample
+from flexmask.tree.sample import Sample
 
 
 @dataclass(frozen=True, slots=True)

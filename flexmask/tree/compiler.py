@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from flexmask.errors import MaskError
-from flexmask.layout import concatenate, lay_out
-from flexmask.mask.tree_mask import TreeMask
-from flexmask.tree import PrefixTree, check_trees
+from flexmask.tree.layout import concatenate, lay_out
+from flexmask.tree.mask import TreeMask
+from flexmask.tree.tree import PrefixTree, check_trees
 
 
 def compile_mask(trees: PrefixTree | Iterable[PrefixTree]) -> TreeMask:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from flexmask.layout import lay_out, packed_index
-from flexmask.tree import PrefixTree
+from flexmask.tree.layout import lay_out, packed_index
+from flexmask.tree.tree import PrefixTree
 
 
 def ancestry(tree: PrefixTree) -> np.ndarray:

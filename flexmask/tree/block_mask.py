@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from flexmask.mask.tiles import TileRanges, tile_ranges
+from flexmask.tree.tiles import TileRanges, tile_ranges
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 

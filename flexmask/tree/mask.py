@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from flexmask.errors import MaskError
-from flexmask.mask.intervals import check_position_ids, check_subtree_end, count_visible
-from flexmask.mask.slices import Slice, mask_slices
-from flexmask.mask.tiles import TileRanges, tile_ranges
+from flexmask.tree.chains import Slice, mask_slices
+from flexmask.tree.intervals import check_position_ids, check_subtree_end, count_visible
+from flexmask.tree.tiles import TileRanges, tile_ranges
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-    from flexmask.mask.block_mask import MaskMod
+    from flexmask.tree.block_mask import MaskMod
 
 _DRAWN_BLOCKS = 24  # at most so many tiles on a side in `str(mask)`
 
@@ -100,7 +100,7 @@ class TreeMask:
         Args:
             block_size: tile size in tokens, for queries and keys alike.
         """
-        from flexmask.mask.block_mask import build_block_mask
+        from flexmask.tree.block_mask import build_block_mask
 
         return build_block_mask(self._rows(), block_size, self.mask_mod, self.device)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexmask.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree
 
 IGNORE_INDEX = -100  # the label of a position that predicts no trained token
 
