@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from flexmask.data.checks import check_context, check_turn, mark_message
+from flexmask.data.message_fields import read_tools
+from flexmask.data.messages import parse_conversation
+from flexmask.data.template import ChatTemplate
 from flexmask.errors import TemplateError
-from flexmask.message_fields import read_tools
-from flexmask.messages import parse_conversation
-from flexmask.rendering.checks import check_context, check_turn, mark_message
-from flexmask.rendering.templates import ChatTemplate
 from flexmask.tree.sample import Sample
 
 

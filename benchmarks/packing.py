@@ -14,7 +14,7 @@ from benchmarks.splitting import cut_table, measure_cuts
 from benchmarks.tables import Table, seconds
 from benchmarks.timing import Task, alternate, spread
 from flexmask import PrefixTree, TreeBatchSampler, TreeCollator, pack
-from flexmask.data_files import read_conversations
+from flexmask.data.files import read_conversations
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.rows.epoch_plan import EpochPlan
 from flexmask.rows.sampler import PAIRS_PER_TOKEN

@@ -16,7 +16,7 @@ from benchmarks.record import Measurement, Record, Row
 from benchmarks.tables import Table
 from flexmask import PrefixTree, compile_mask, render_samples
 from flexmask.backends.flex_tables import tables_from_ranges
-from flexmask.data_files import read_conversations
+from flexmask.data.files import read_conversations
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.loading import meta_model
 from flexmask.plan.cost import CostModel

@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoTokenizer
 
 from flexmask import PackedRow, Sample, build_tree, pack, patch, render_samples
-from flexmask.data_files import read_conversations
+from flexmask.data.files import read_conversations
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.loss import token_logprobs
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flexmask.backends import attention as attention
     from flexmask.collator import TreeCollator as TreeCollator
+    from flexmask.data.samples import render_samples as render_samples
     from flexmask.errors import FlexmaskError as FlexmaskError
     from flexmask.model import disabled as disabled
     from flexmask.model import patch as patch
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from flexmask.rows.packing import PackedRow as PackedRow
     from flexmask.rows.packing import pack as pack
     from flexmask.rows.sampler import TreeBatchSampler as TreeBatchSampler
-    from flexmask.samples import render_samples as render_samples
     from flexmask.tree.compiler import compile_mask as compile_mask
     from flexmask.tree.mask import TreeMask as TreeMask
     from flexmask.tree.sample import Sample as Sample
@@ -45,7 +45,7 @@ _HOMES = {
     "disabled": "flexmask.model",
     "pack": "flexmask.rows.packing",
     "patch": "flexmask.model",
-    "render_samples": "flexmask.samples",
+    "render_samples": "flexmask.data.samples",
     "unpatch": "flexmask.model",
 }
 

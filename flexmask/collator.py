@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from flexmask.data.messages import Conversation, parse_conversation
+from flexmask.data.plain import RenderedPlainly
+from flexmask.data.samples import render_samples
+from flexmask.data.template import check_template
+from flexmask.data.weighting import Weighting, check_weighting, weigh_samples
 from flexmask.errors import DataError
-from flexmask.messages import Conversation, parse_conversation
-from flexmask.rendering.plain import RenderedPlainly
-from flexmask.rendering.templates import check_template
 from flexmask.rows.packing import PackedRow, check_multiple, pack, stack_rows
-from flexmask.samples import render_samples
 from flexmask.splitting import Overflow, check_budget
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
-from flexmask.weighting import Weighting, check_weighting, weigh_samples
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,11 +18,11 @@ import numpy as np
 from transformers.trainer_utils import has_length
 
 from flexmask.collator import TreeCollator
-from flexmask.dataset import TreeDataset
+from flexmask.data.fingerprint import tokenizer_fingerprint
+from flexmask.data.messages import Conversation
+from flexmask.data.prepared import PreparedDataset
+from flexmask.data.trees import TreeDataset
 from flexmask.errors import DataError, pluralize
-from flexmask.fingerprint import tokenizer_fingerprint
-from flexmask.messages import Conversation
-from flexmask.prepared import PreparedDataset
 from flexmask.rows.fitting import FittedTrees
 from flexmask.rows.sampler import TreeBatchSampler
 from flexmask.tree.sample import Sample

@@ -14,9 +14,9 @@ from typing import Any
 from chat_cases import CASES, chat_case
 from chat_tokenizer import chat_tokenizer, template_files
 
+from flexmask.data.samples import render_samples
+from flexmask.data.template import _announce
 from flexmask.errors import TemplateError
-from flexmask.rendering.templates import _announce
-from flexmask.samples import render_samples
 from flexmask.tree.sample import Sample
 
 PATH = Path(__file__).parent.parent / "docs" / "templates.md"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flexmask.data_files import BadLine, find_data_files, read_conversations
+from flexmask.data.files import BadLine, find_data_files, read_conversations
 from flexmask.errors import DataError
 
 GOOD = json.dumps(

@@ -12,12 +12,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks.naive_rendering import naive_samples
 from flexmask import render_samples
+from flexmask.data.loops import rewrite_loops
+from flexmask.data.memo import TurnRenderer, _compiled
+from flexmask.data.template import ChatTemplate
+from flexmask.data.tokenize import encode_texts, why_whole
 from flexmask.demo import TOKENIZER_PATH
 from flexmask.errors import FlexmaskError
-from flexmask.rendering.loops import rewrite_loops
-from flexmask.rendering.memo import TurnRenderer, _compiled
-from flexmask.rendering.templates import ChatTemplate
-from flexmask.rendering.text_pieces import encode_texts, why_whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")
 

@@ -17,13 +17,11 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A module imports only what stands to its left (in an earlier line, or earlier in its own).
 LEFT_TO_RIGHT = (
     *("errors", "files", "plots", "tree"),
-    *("message_fields", "messages", "file_formats", "data_files"),
-    *("rendering", "samples", "weighting"),
-    *("npass", "splitting", "rows", "shards", "fingerprint"),
+    *("data", "npass", "splitting", "rows"),
     *("backends", "logprobs", "loss", "model"),
-    *("collator", "dataset", "prepared", "loading", "plan"),
+    *("collator", "loading", "plan"),
     *("run_record", "checkpoints", "trainer", "train"),
-    *("show", "verify", "prepare", "demo", "commands", "cli", "__main__"),
+    *("show", "verify", "demo", "commands", "cli", "__main__"),
 )
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexmask.data.messages import Conversation, parse_conversation
 from flexmask.errors import DataError
-from flexmask.messages import Conversation, parse_conversation
 
 USER = {"role": "user", "content": "What is 2 plus 2?"}
 ANSWER = {"role": "assistant", "content": "4", "reasoning_content": "Two and two."}

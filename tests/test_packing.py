@@ -11,10 +11,10 @@ from strategies import random_samples, sample_lists
 from transformers import AutoTokenizer
 
 from flexmask import FlexmaskError, PrefixTree, Sample, TreeCollator, build_tree, pack
-from flexmask.data_files import read_conversations
+from flexmask.data.files import read_conversations
+from flexmask.data.weighting import weigh_samples
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.rows.packing import PackedRow, stack_rows
-from flexmask.weighting import weigh_samples
 
 IGNORE = -100
 

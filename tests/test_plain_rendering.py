@@ -8,10 +8,10 @@ from transformers import AutoTokenizer
 from benchmarks.naive_rendering import naive_samples
 from flexmask import TreeCollator, render_samples
 from flexmask.cli import main
+from flexmask.data.memo import TurnRenderer, num_listed
+from flexmask.data.plain import RenderedPlainly, reason_of
+from flexmask.data.prepare import prepare
 from flexmask.demo import CONFIG_PATH, TOKENIZER_PATH
-from flexmask.prepare.run import prepare
-from flexmask.rendering.memo import TurnRenderer, num_listed
-from flexmask.rendering.plain import RenderedPlainly, reason_of
 
 JOINS_STRINGS = (  # as in DeepSeek-V3: arguments that are objects are a TypeError
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"

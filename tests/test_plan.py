@@ -19,11 +19,11 @@ from transformers import LlamaConfig
 
 from flexmask import Sample, build_tree, compile_mask, pack, patch, render_samples
 from flexmask.cli import main
-from flexmask.data_files import read_conversations
+from flexmask.data.files import read_conversations
+from flexmask.data.messages import Conversation, parse_conversation
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import UnsupportedModelError
 from flexmask.loading import meta_model
-from flexmask.messages import Conversation, parse_conversation
 from flexmask.model.reach import FULL, Reach
 from flexmask.plan.cost import CostModel
 from flexmask.plan.histogram import Histogram

@@ -20,16 +20,17 @@ from transformers import AutoTokenizer
 
 from flexmask import TreeCollator
 from flexmask.cli import main
-from flexmask.data_files import find_data_files
-from flexmask.dataset import load_trees
+from flexmask.data import lock, shard_maker
+from flexmask.data import prepare as prepare_module
+from flexmask.data.files import find_data_files
+from flexmask.data.fingerprint import tokenizer_fingerprint
+from flexmask.data.prepare import prepare
+from flexmask.data.prepared import open_prepared
+from flexmask.data.shards import Shard
+from flexmask.data.trees import load_trees
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
-from flexmask.fingerprint import tokenizer_fingerprint
-from flexmask.prepare import lock, making, run
-from flexmask.prepare.run import prepare
-from flexmask.prepared import open_prepared
 from flexmask.rows.fitting import FittedTrees
-from flexmask.shards import Shard
 
 LINES = DATA_PATH.read_text().splitlines(keepends=True)[:40]
 BAD = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"
@@ -65,7 +66,7 @@ def assert_equal_trees(trees, others):
 
 @pytest.mark.parametrize("weighting", ["token", "turn"])
 def test_trees_equal_those_of_the_file(weighting, data, tokenizer, tmp_path):
-    loaded = load_trees(data, TreeCollator(tokenizer, weighting=weighting))
+    loaded = load_trees(data, TreeCollator(tokenizer, weighting=weighting).tree)
     prepare([data], tmp_path / "out", tokenizer, weighting=weighting, shard_lines=16)
     dataset = open_prepared(tmp_path / "out", tokenizer, weighting=weighting)
     assert_equal_trees(dataset, loaded.trees)
@@ -168,8 +169,8 @@ def kill_at_call(module, name, number):
         (os, "fsync", 0),  # in the middle of the first shard
         (os, "replace", 1),  # the first shard is written and has not got its name
         (os, "fsync", 2),  # some shards are finished
-        (run, "write_json", 0),  # nothing is there but the folder
-        (run, "write_json", 1),  # all but the manifest is there
+        (prepare_module, "write_json", 0),  # nothing is there but the folder
+        (prepare_module, "write_json", 1),  # all but the manifest is there
         (json, "dumps", 2),  # a shard is rendered, and nothing of it written
     ],
 )
@@ -246,9 +247,9 @@ def test_finished_shards_are_not_made_again(data, whole, tokenizer, tmp_path, mo
     (tmp_path / "out" / "shard-00003.safetensors").unlink()
     (tmp_path / "out" / "shard-00004.safetensors.partial").write_text("half")
     made = []
-    make = making.ShardMaker.make
+    make = shard_maker.ShardMaker.make
     monkeypatch.setattr(
-        making.ShardMaker, "make", lambda self, one: made.append(one.number) or make(self, one)
+        shard_maker.ShardMaker, "make", lambda self, one: made.append(one.number) or make(self, one)
     )
     prepare([data], tmp_path / "out", tokenizer, shard_lines=8)
     assert made == [3]
@@ -274,7 +275,7 @@ def test_processes_end_with_the_first_one(data, tokenizer, tmp_path):
 
 
 def test_killed_process_is_named_with_the_remedy(data, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(making.ShardMaker, "make", kill_self)
+    monkeypatch.setattr(shard_maker.ShardMaker, "make", kill_self)
     with pytest.raises(DataError, match=r"one of the 2 processes was killed.* smaller --num_proc"):
         prepare([data], tmp_path / "out", tokenizer, shard_lines=8, num_proc=2)
 

@@ -9,11 +9,11 @@ from trainer_cases import CONVERSATIONS, arguments, trees
 from transformers import AutoTokenizer
 
 from flexmask import FittedTrees, TreeBatchSampler, TreeCollator, patch
-from flexmask.data_files import read_conversations
+from flexmask.data.files import read_conversations
+from flexmask.data.prepare import prepare
+from flexmask.data.prepared import open_prepared
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
-from flexmask.prepare.run import prepare
-from flexmask.prepared import open_prepared
 from flexmask.run_record import RECORD, check_resumable, describe_data
 from flexmask.trainer import TreeTrainer
 

@@ -135,11 +135,11 @@ def test_fewest_rows_of_real_conversations():
         pytest.skip("needs ../shared/data")
     from transformers import AutoTokenizer
 
-    from flexmask.dataset import load_trees
+    from flexmask.data.trees import load_trees
     from flexmask.demo import TOKENIZER_PATH
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
-    trees = load_trees(REASON_TOOL_USE, TreeCollator(tokenizer))
+    trees = load_trees(REASON_TOOL_USE, TreeCollator(tokenizer).tree)
     sampler = TreeBatchSampler(trees, max_tokens=16_384)
     assert sampler.num_rows == sampler.fewest_rows == -(-trees.num_tokens.sum() // 16_384)
 

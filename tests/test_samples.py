@@ -8,9 +8,9 @@ from chat_cases import TOOL, chat_case
 from chat_tokenizer import chat_tokenizer
 
 from flexmask import Sample, render_samples
+from flexmask.data.messages import parse_conversation
+from flexmask.data.template import _announce
 from flexmask.errors import DataError, TemplateError
-from flexmask.messages import parse_conversation
-from flexmask.rendering.templates import _announce
 
 
 def texts(sample, tokenizer):

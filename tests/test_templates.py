@@ -9,11 +9,11 @@ from chat_cases import CASES, chat_case, hand_rendered
 from chat_tokenizer import chat_tokenizer, template_files
 from template_table import PATH, TRL, outcome, settings_of, template_table
 
-from flexmask.data_files import read_conversations
+from flexmask.data.files import read_conversations
+from flexmask.data.messages import Conversation
+from flexmask.data.samples import render_samples
+from flexmask.data.template import ChatTemplate, _announce
 from flexmask.errors import FlexmaskError, TemplateError
-from flexmask.messages import Conversation
-from flexmask.rendering.templates import ChatTemplate, _announce
-from flexmask.samples import render_samples
 from flexmask.tree.sample import Sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")  # announcements

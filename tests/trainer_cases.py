@@ -9,9 +9,9 @@ from strategies import random_samples
 from transformers import TrainingArguments
 
 from flexmask.collator import TreeCollator
+from flexmask.data.weighting import weigh_samples
 from flexmask.loss import weighted_causal_loss
 from flexmask.npass import npass_batches
-from flexmask.weighting import weigh_samples
 
 LEARNING_RATE = 0.1
 NUM_STEPS = 3

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, 
 from transformers.trainer_utils import get_last_checkpoint
 
 from flexmask import TreeCollator, patch
-from flexmask.data_files import read_conversations
+from flexmask.data.files import read_conversations
 from flexmask.trainer import TreeTrainer
 
 

@@ -57,7 +57,7 @@ def run_plan(options: argparse.Namespace) -> int:
         FlexmaskError: an input that cannot be used.
     """
     _check(options)
-    from flexmask.data_files import find_data_files
+    from flexmask.data.files import find_data_files
     from flexmask.files import write_json
     from flexmask.loading import load_tokenizer
     from flexmask.plan.measure import check_vocabulary

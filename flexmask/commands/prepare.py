@@ -36,12 +36,12 @@ def run_prepare(options: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
+    from flexmask.data.memo import num_listed
+    from flexmask.data.plain import RenderedPlainly
+    from flexmask.data.prepare import prepare
+    from flexmask.data.prepared import LEFT_OUT
+    from flexmask.data.tokenize import why_whole
     from flexmask.loading import load_tokenizer
-    from flexmask.prepare.run import prepare
-    from flexmask.prepared import LEFT_OUT
-    from flexmask.rendering.memo import num_listed
-    from flexmask.rendering.plain import RenderedPlainly
-    from flexmask.rendering.text_pieces import why_whole
 
     variables = read_template_kwargs(options.chat_template_kwargs)
     tokenizer = load_tokenizer(options.tokenizer, options.chat_template)

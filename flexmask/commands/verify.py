@@ -96,8 +96,8 @@ def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat]
     Raises:
         DataError: the file or a line of it cannot be used.
     """
-    from flexmask.data_files import read_conversations
-    from flexmask.samples import render_samples
+    from flexmask.data.files import read_conversations
+    from flexmask.data.samples import render_samples
     from flexmask.verify.proof import Chat
 
     settings = read_template_kwargs(options.chat_template_kwargs)

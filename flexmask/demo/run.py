@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from flexmask.data_files import read_conversations
+from flexmask.data.files import read_conversations
+from flexmask.data.samples import render_samples
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerConfig, serve
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import write_json
-from flexmask.samples import render_samples
 from flexmask.tree.sample import Sample
 
 LEARNING_RATE = 1e-3

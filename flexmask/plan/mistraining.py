@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from flexmask.messages import Conversation
+from flexmask.data.messages import Conversation
 from flexmask.tree.sample import Sample
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flexmask.data_files import ConversationFile, read_conversations
+from flexmask.data.files import ConversationFile, read_conversations
+from flexmask.data.messages import Conversation
+from flexmask.data.samples import render_samples
 from flexmask.errors import DataError, FlexmaskError
-from flexmask.messages import Conversation
 from flexmask.model.reach import Reach
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.mistraining import Mistraining, count_mistrained
@@ -26,7 +27,6 @@ from flexmask.plan.work import (
     single_pass_tiled,
     single_pass_work,
 )
-from flexmask.samples import render_samples
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
 

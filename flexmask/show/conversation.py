@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexmask.data_files import read_conversations
+from flexmask.data.files import read_conversations
+from flexmask.data.messages import Conversation
+from flexmask.data.samples import render_samples
 from flexmask.errors import DataError, pluralize
-from flexmask.messages import Conversation
-from flexmask.samples import render_samples
 from flexmask.show.kinds import label_tree
 from flexmask.show.orders import density, papers_order
 from flexmask.show.row_figures import RowPicture, draw_rows

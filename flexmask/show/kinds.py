@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flexmask.data.messages import Conversation
+from flexmask.data.template import THINKING_TAGS, ChatTemplate, Message
 from flexmask.errors import TemplateError
-from flexmask.messages import Conversation
-from flexmask.rendering.templates import THINKING_TAGS, ChatTemplate, Message
 from flexmask.tree.tree import Leaf, PrefixTree, Segment
 
 KINDS = ("context", "thinking", "response", "tool")

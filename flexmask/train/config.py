@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flexmask.data.weighting import Weighting
 from flexmask.splitting import Overflow
-from flexmask.weighting import Weighting
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.collator import TreeCollator
-from flexmask.data_files import find_data_files
-from flexmask.dataset import TreeDataset, load_trees
-from flexmask.prepared import PreparedDataset, is_prepared, open_prepared
+from flexmask.data.files import find_data_files
+from flexmask.data.prepared import PreparedDataset, is_prepared, open_prepared
+from flexmask.data.trees import TreeDataset, load_trees
 from flexmask.rows.fitting import FittedTrees
 from flexmask.rows.sampler import TreeBatchSampler
 from flexmask.train.config import TrainConfig
@@ -95,7 +95,7 @@ def _load(
         def progress(items: Iterable[Any]) -> Iterable[Any]:
             return tqdm(items, desc=f"reading {path}", unit=" conversations", disable=not is_main)
 
-        return load_trees(path, collator, on_bad_line=config.on_bad_line, progress=progress)
+        return load_trees(path, collator.tree, on_bad_line=config.on_bad_line, progress=progress)
 
     dataset: Trees
     if len(data) == 1 and is_prepared(data[0]):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from flexmask.data.checks import MarkedMessage, check_context, check_turn, mark_message
+from flexmask.data.message_fields import read_tools
+from flexmask.data.messages import Conversation, parse_conversation
+from flexmask.data.template import ChatTemplate, Message
+from flexmask.data.tokenize import encode_texts
 from flexmask.errors import TemplateError
-from flexmask.message_fields import read_tools
-from flexmask.messages import Conversation, parse_conversation
-from flexmask.rendering.checks import MarkedMessage, check_context, check_turn, mark_message
-from flexmask.rendering.templates import ChatTemplate, Message
-from flexmask.rendering.text_pieces import encode_texts
 from flexmask.tree.sample import Sample
 
 _MANY_TURNS = 4  # from here on, remembering what was rendered pays for itself

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from jinja2.utils import Namespace
 
-from flexmask.rendering.loops import RUN_LOOP, LoopSite, rewrite_loops
+from flexmask.data.loops import RUN_LOOP, LoopSite, rewrite_loops
 
 _PROBE = "{{ flexmask_seen() }}"
 _LONGEST_KEY = 4  # elements of a list that was made by the template, to count by its elements

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from flexmask.data.template import ChatTemplate, Message
 from flexmask.errors import TemplateError
-from flexmask.rendering.templates import ChatTemplate, Message
 
 _TEXTS = {"reasoning_content": "thinking", "content": "content"}
 

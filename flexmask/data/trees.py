@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from flexmask.collator import TreeCollator
-from flexmask.data_files import BadLine, read_conversations
-from flexmask.errors import DataError, FlexmaskError, pluralize
+from flexmask.data.files import BadLine, read_conversations
+from flexmask.data.messages import Conversation, pluralize
+from flexmask.errors import DataError, FlexmaskError
 from flexmask.tree.tree import PrefixTree
 
 
@@ -93,16 +93,16 @@ def random_share(num_trees: int, share: float, seed: int) -> tuple[np.ndarray, n
 
 def load_trees(
     path: str | os.PathLike[str],
-    collator: TreeCollator,
+    make_tree: Callable[[Conversation], PrefixTree],
     *,
     on_bad_line: str = "error",
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> TreeDataset:
-    """The trees of a JSON Lines file, rendered and weighted as `collator` says.
+    """The trees of a JSON Lines file, as `make_tree` renders and weighs them.
 
     Args:
         path: a file with one conversation a line.
-        collator: its tokenizer and weighting are used; `FittedTrees` sees to a budget.
+        make_tree: the tree of a conversation, such as `TreeCollator.tree`.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" lists it.
         progress: wraps the iteration over conversations, such as `tqdm.tqdm`.
 
@@ -114,7 +114,7 @@ def load_trees(
     unrendered: list[BadLine] = []
     for conversation in progress(file):
         try:
-            tree = collator.tree(conversation)
+            tree = make_tree(conversation)
         except FlexmaskError as error:
             if on_bad_line == "error":
                 raise

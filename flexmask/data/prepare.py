@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import flexmask
-from flexmask.data_files import ON_BAD_LINE, find_data_files
+from flexmask.data.files import ON_BAD_LINE, find_data_files
+from flexmask.data.fingerprint import tokenizer_fingerprint
+from flexmask.data.lock import LOCK, only_run
+from flexmask.data.plain import RenderedPlainly
+from flexmask.data.pool import make_shards
+from flexmask.data.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest, shard_name
+from flexmask.data.shard_maker import ShardMaker
+from flexmask.data.shards import Shard, ShardError
+from flexmask.data.stretches import SHARD_LINES, Stretch, stretches
+from flexmask.data.weighting import Weighting
 from flexmask.errors import DataError
 from flexmask.files import atomic_write, write_json
-from flexmask.fingerprint import tokenizer_fingerprint
-from flexmask.prepare.lock import LOCK, only_run
-from flexmask.prepare.making import ShardMaker
-from flexmask.prepare.pool import make_shards
-from flexmask.prepare.stretches import SHARD_LINES, Stretch, stretches
-from flexmask.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest, shard_name
-from flexmask.rendering.plain import RenderedPlainly
-from flexmask.shards import Shard, ShardError
-from flexmask.weighting import Weighting
 
 _OWN = "shard-*.safetensors"
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from flexmask.data_files import SETTINGS, BadLine
-from flexmask.dataset import random_share
+from flexmask.data.files import SETTINGS, BadLine
+from flexmask.data.fingerprint import tokenizer_fingerprint
+from flexmask.data.shards import Shard
+from flexmask.data.trees import random_share
+from flexmask.data.weighting import Weighting
 from flexmask.errors import DataError, pluralize
-from flexmask.fingerprint import tokenizer_fingerprint
-from flexmask.shards import Shard
 from flexmask.tree.tree import PrefixTree
-from flexmask.weighting import Weighting
 
 FORMAT = 2
 MANIFEST = "manifest.json"

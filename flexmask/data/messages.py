@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flexmask.errors import DataError, pluralize
-from flexmask.message_fields import (
+from flexmask.data.message_fields import (
     REASONING_KEYS,
     check_values,
     parse_json,
@@ -22,6 +21,7 @@ from flexmask.message_fields import (
     read_train,
     split_thinking,
 )
+from flexmask.errors import DataError, pluralize
 
 ROLES = ("system", "user", "assistant", "tool")
 _HOLD_MESSAGES = ("messages", "conversations")

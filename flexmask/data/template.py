@@ -29,15 +29,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flexmask.errors import TemplateError
-from flexmask.rendering.memo import (
+from flexmask.data.memo import (
     RAISED_BY_TEMPLATES,
     TurnRenderer,
     num_listed,
     syntax_error,
 )
-from flexmask.rendering.plain import reason_of
-from flexmask.rendering.turn_ends import last_special, next_role
+from flexmask.data.plain import reason_of
+from flexmask.data.turn_ends import last_special, next_role
+from flexmask.errors import TemplateError
 
 Message = dict[str, Any]
 

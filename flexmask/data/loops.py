@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from jinja2 import nodes
 
-from flexmask.rendering.reads import LOOP_ATTRIBUTES, Inputs, as_python
+from flexmask.data.reads import LOOP_ATTRIBUTES, Inputs, as_python
 
 RUN_LOOP = "flexmask_loop"
 NodeT = TypeVar("NodeT", bound=nodes.Node)

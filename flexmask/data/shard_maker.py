@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from flexmask.data_files import parse_line
+from flexmask.data.files import parse_line
+from flexmask.data.plain import RenderedPlainly
+from flexmask.data.prepared import shard_name
+from flexmask.data.samples import render_samples
+from flexmask.data.shards import write_shard
+from flexmask.data.stretches import Stretch
+from flexmask.data.weighting import Weighting, weigh_samples
 from flexmask.errors import DataError, FlexmaskError
-from flexmask.prepare.stretches import Stretch
-from flexmask.prepared import shard_name
-from flexmask.rendering.plain import RenderedPlainly
-from flexmask.samples import render_samples
-from flexmask.shards import write_shard
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
-from flexmask.weighting import Weighting, weigh_samples
 
 
 @dataclass(frozen=True, slots=True)

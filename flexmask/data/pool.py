@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from flexmask.data.shard_maker import ShardMaker
+from flexmask.data.stretches import Stretch
 from flexmask.errors import DataError
-from flexmask.prepare.making import ShardMaker
-from flexmask.prepare.stretches import Stretch
 
 _AHEAD = 2  # stretches waiting for each process: the data in memory are so many stretches
 

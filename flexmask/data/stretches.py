@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexmask.file_formats import read_lines
+from flexmask.data.file_formats import read_lines
 
 SHARD_LINES = 1000  # a shard ends after so many lines,
 SHARD_BYTES = 32 * 2**20  # or before it has more text than this

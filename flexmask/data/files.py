@@ -9,10 +9,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from flexmask.data.file_formats import SUFFIXES, read_lines
+from flexmask.data.message_fields import parse_json
+from flexmask.data.messages import Conversation, parse_conversation
 from flexmask.errors import DataError
-from flexmask.file_formats import SUFFIXES, read_lines
-from flexmask.message_fields import parse_json
-from flexmask.messages import Conversation, parse_conversation
 
 ON_BAD_LINE = ("error", "skip")
 SETTINGS = "settings.json"  # in a folder that was prepared

@@ -1,0 +1,1 @@
+"""Conversations in, trees out: chat formats, the tokenizer's own template, prepared folders."""
