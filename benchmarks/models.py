@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
 from flexmask import PackedRow, Sample, build_tree
-from flexmask.npass import npass_batches
+from flexmask.model.npass import npass_batches
 from flexmask.tree.layout import IGNORE_INDEX
 from flexmask.tree.oracle import ancestry
 

@@ -16,8 +16,8 @@ from benchmarks.timing import Task, alternate, spread
 from flexmask import PrefixTree, TreeBatchSampler, TreeCollator, pack
 from flexmask.data.files import read_conversations
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.rows.epoch_plan import EpochPlan
-from flexmask.rows.sampler import PAIRS_PER_TOKEN
+from flexmask.packing.epoch import EpochPlan
+from flexmask.packing.sampler import PAIRS_PER_TOKEN
 
 TITLE = "Packing and splitting"
 ABOUT = """\

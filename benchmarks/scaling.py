@@ -18,12 +18,12 @@ from flexmask import PrefixTree, compile_mask, render_samples
 from flexmask.backends.flex_tables import tables_from_ranges
 from flexmask.data.files import read_conversations
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.loading import meta_model
-from flexmask.plan.cost import CostModel
+from flexmask.model.cost import CostModel
+from flexmask.model.load import meta_model
+from flexmask.model.work import Work, single_pass_work
 from flexmask.plan.ranks import Sync, idle_share, pack_by_cost, pack_by_tokens
 from flexmask.plan.scaling import RowMemory, devices_needed, longest_row, mask_bytes
 from flexmask.plan.sharding import Division, count_pairs, count_remote, divide_row
-from flexmask.plan.work import Work, single_pass_work
 from flexmask.tree.tree import build_tree
 
 TITLE = "Scaling"

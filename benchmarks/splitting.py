@@ -10,9 +10,9 @@ from benchmarks.record import Measurement, Record, Row, Target
 from benchmarks.tables import Table, seconds
 from benchmarks.timing import Task, alternate, spread
 from flexmask import PrefixTree
-from flexmask.splitting import Split, split_tree
-from flexmask.splitting.branches import branches_of
-from flexmask.splitting.groups import contiguous_groups, cost_of
+from flexmask.packing.split import Split, split_tree
+from flexmask.packing.split_branches import branches_of
+from flexmask.packing.split_groups import contiguous_groups, cost_of
 
 _SPREAD = 0.7  # of the logarithm of lengths
 _NUM_TREES = 8

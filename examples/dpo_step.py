@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from flexmask import PackedRow, Sample, build_tree, pack, patch, render_samples
 from flexmask.data.files import read_conversations
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.loss import token_logprobs
+from flexmask.model.loss import token_logprobs
 
 BETA, LEARNING_RATE = 0.1, 1e-3
 

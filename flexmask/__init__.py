@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flexmask.backends import attention as attention
-    from flexmask.collator import TreeCollator as TreeCollator
     from flexmask.data.samples import render_samples as render_samples
     from flexmask.errors import FlexmaskError as FlexmaskError
     from flexmask.model import disabled as disabled
     from flexmask.model import patch as patch
     from flexmask.model import unpatch as unpatch
-    from flexmask.rows.fitting import FittedTrees as FittedTrees
-    from flexmask.rows.packing import PackedRow as PackedRow
-    from flexmask.rows.packing import pack as pack
-    from flexmask.rows.sampler import TreeBatchSampler as TreeBatchSampler
+    from flexmask.packing.collator import TreeCollator as TreeCollator
+    from flexmask.packing.fitting import FittedTrees as FittedTrees
+    from flexmask.packing.rows import PackedRow as PackedRow
+    from flexmask.packing.rows import pack as pack
+    from flexmask.packing.sampler import TreeBatchSampler as TreeBatchSampler
     from flexmask.tree.compiler import compile_mask as compile_mask
     from flexmask.tree.mask import TreeMask as TreeMask
     from flexmask.tree.sample import Sample as Sample
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "FittedTrees": "flexmask.rows.fitting",
+    "FittedTrees": "flexmask.packing.fitting",
     "FlexmaskError": "flexmask.errors",
-    "PackedRow": "flexmask.rows.packing",
+    "PackedRow": "flexmask.packing.rows",
     "PrefixTree": "flexmask.tree.tree",
     "Sample": "flexmask.tree.sample",
     "Segment": "flexmask.tree.tree",
-    "TreeBatchSampler": "flexmask.rows.sampler",
-    "TreeCollator": "flexmask.collator",
+    "TreeBatchSampler": "flexmask.packing.sampler",
+    "TreeCollator": "flexmask.packing.collator",
     "TreeMask": "flexmask.tree.mask",
     "attention": "flexmask.backends",
     "build_tree": "flexmask.tree.tree",
     "compile_mask": "flexmask.tree.compiler",
     "disabled": "flexmask.model",
-    "pack": "flexmask.rows.packing",
+    "pack": "flexmask.packing.rows",
     "patch": "flexmask.model",
     "render_samples": "flexmask.data.samples",
     "unpatch": "flexmask.model",

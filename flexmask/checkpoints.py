@@ -26,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from flexmask.errors import DataError
 from flexmask.files import write_json
-from flexmask.rows.sampler import TreeBatchSampler
+from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.run_record import RECORD, check_resumable, run_record
 
 STAGING = "checkpoint.partial"  # in the output folder; what a killed run leaves in it is of no use

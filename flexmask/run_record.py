@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from transformers.trainer_utils import has_length
 
-from flexmask.collator import TreeCollator
 from flexmask.data.fingerprint import tokenizer_fingerprint
 from flexmask.data.messages import Conversation
 from flexmask.data.prepared import PreparedDataset
 from flexmask.data.trees import TreeDataset
 from flexmask.errors import DataError, pluralize
-from flexmask.rows.fitting import FittedTrees
-from flexmask.rows.sampler import TreeBatchSampler
+from flexmask.packing.collator import TreeCollator
+from flexmask.packing.fitting import FittedTrees
+from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree
 

@@ -10,9 +10,9 @@ from transformers.trainer_utils import has_length
 
 from flexmask.checkpoints import ResumableTrainer
 from flexmask.errors import DataError, UnsupportedModelError
-from flexmask.loss import as_bits
 from flexmask.model.adapter import is_patched
-from flexmask.rows.sampler import TreeBatchSampler
+from flexmask.model.loss import as_bits
+from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.tree.layout import IGNORE_INDEX
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import build_tree

@@ -18,8 +18,8 @@ from transformers import (
 
 from flexmask import build_tree, pack
 from flexmask.model.families import INSTALLED, SINCE
-from flexmask.model.reach import BY_LAYER_TYPE, ONE_WINDOW
-from flexmask.npass import npass_batches
+from flexmask.model.npass import npass_batches
+from flexmask.model.windows import BY_LAYER_TYPE, ONE_WINDOW
 
 TINY = {
     "vocab_size": 50,

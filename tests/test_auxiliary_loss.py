@@ -9,7 +9,7 @@ from model_cases import gradients, largest_error, padded, random_samples, suppor
 from flexmask import Sample, TreeCollator, build_tree, pack, patch
 from flexmask.errors import DataError
 from flexmask.model.families import AUXILIARY, FAMILIES
-from flexmask.rows.packing import stack_rows
+from flexmask.packing.rows import stack_rows
 from flexmask.verify.proof import Chat, verify_model
 
 WITH_EXPERTS = [name for name in supported(FAMILIES) if AUXILIARY in FAMILIES[name]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flexmask.backends.derived import _KEPT, _cache, derived
+from flexmask.backends.cache import _KEPT, _cache, derived
 
 
 def doubled(x):

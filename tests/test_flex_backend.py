@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from flexmask import PrefixTree, attention, compile_mask, patch
 from flexmask.backends import api, flex, flex_tables
 from flexmask.backends.api import dispatch
-from flexmask.backends.derived import _cache
+from flexmask.backends.cache import _cache
 from flexmask.backends.kept_graphs import kept_graphs
 from flexmask.backends.reach import position_floor
 from flexmask.errors import UnsupportedModelError

@@ -16,10 +16,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # A module imports only what stands to its left (in an earlier line, or earlier in its own).
 LEFT_TO_RIGHT = (
-    *("errors", "files", "plots", "tree"),
-    *("data", "npass", "splitting", "rows"),
-    *("backends", "logprobs", "loss", "model"),
-    *("collator", "loading", "plan"),
+    *("errors", "files", "plots", "tree", "data", "packing", "backends", "model", "plan"),
     *("run_record", "checkpoints", "trainer", "train"),
     *("show", "verify", "demo", "commands", "cli", "__main__"),
 )

@@ -25,7 +25,7 @@ from flexmask import FlexmaskError, build_tree, disabled, pack, patch, unpatch
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.mixers.kinds import MIXERS, find_mixers
 from flexmask.model.tree_attention import is_tree
-from flexmask.rows.packing import stack_rows
+from flexmask.packing.rows import stack_rows
 
 IDS = torch.arange(12).view(2, 6) % 50
 KINDS = (

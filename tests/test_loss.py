@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from strategies import random_samples, sample_lists
 
-from flexmask import FlexmaskError, PackedRow, Sample, build_tree, logprobs, pack
-from flexmask.logprobs import score_tokens
-from flexmask.loss import (
+from flexmask import FlexmaskError, PackedRow, Sample, build_tree, pack
+from flexmask.model import logprobs
+from flexmask.model.logprobs import score_tokens
+from flexmask.model.loss import (
     TreeLoss,
     as_bits,
     target_logprobs,

@@ -10,7 +10,7 @@ from model_cases import gradients, largest_error, npass, packed, single_pass, ti
 from strategies import random_samples, sample_lists
 
 from flexmask import FlexmaskError, Sample, disabled, patch, unpatch
-from flexmask.rows.packing import stack_rows
+from flexmask.packing.rows import stack_rows
 
 IDS = torch.arange(12).view(2, 6) % 50
 
@@ -39,8 +39,8 @@ def test_any_tree_equals_separate_sequences(samples):
 
 def npass_weighted(model, samples):
     """N-pass with loss weights, which stock models do not know: by hand."""
-    from flexmask.loss import weighted_causal_loss
-    from flexmask.npass import npass_batches
+    from flexmask.model.loss import weighted_causal_loss
+    from flexmask.model.npass import npass_batches
 
     model.zero_grad()
     total = sum(float(sample.loss_weights[1:].sum()) for sample in samples)

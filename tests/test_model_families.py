@@ -17,7 +17,7 @@ from flexmask.model import families, tree_attention
 from flexmask.model.adapter import wrong_masks
 from flexmask.model.families import FAMILIES, REASONS, SINCE, VERSIONS, check_family
 from flexmask.model.mixers.kinds import MIXERS
-from flexmask.model.reach import BY_LAYER_TYPE, ONE_WINDOW
+from flexmask.model.windows import BY_LAYER_TYPE, ONE_WINDOW
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "models.md"
 PRESENT = supported(FAMILIES)

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from flexmask import FlexmaskError, disabled, patch, unpatch
-from flexmask.loading import random_model
+from flexmask.model.load import random_model
 
 IDS = torch.arange(12).view(2, 6)
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flexmask import attention, build_tree, compile_mask, pack, patch
 from flexmask.backends.kept_graphs import kept_graphs
-from flexmask.npass import npass_batches
+from flexmask.model.npass import npass_batches
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,7 +14,7 @@ from flexmask import FlexmaskError, PrefixTree, Sample, TreeCollator, build_tree
 from flexmask.data.files import read_conversations
 from flexmask.data.weighting import weigh_samples
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.rows.packing import PackedRow, stack_rows
+from flexmask.packing.rows import PackedRow, stack_rows
 
 IGNORE = -100
 

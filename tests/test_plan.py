@@ -23,14 +23,14 @@ from flexmask.data.files import read_conversations
 from flexmask.data.messages import Conversation, parse_conversation
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import UnsupportedModelError
-from flexmask.loading import meta_model
-from flexmask.model.reach import FULL, Reach
-from flexmask.plan.cost import CostModel
+from flexmask.model.cost import CostModel
+from flexmask.model.load import meta_model
+from flexmask.model.windows import FULL, Reach
+from flexmask.model.work import Work, npass_work, single_pass_work
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.memory import saved_bytes, saved_bytes_per_token
 from flexmask.plan.mistraining import count_mistrained
 from flexmask.plan.survey import make_plan
-from flexmask.plan.work import Work, npass_work, single_pass_work
 from flexmask.tree.oracle import ancestry
 from flexmask.tree.tree import PrefixTree
 

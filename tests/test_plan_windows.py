@@ -18,13 +18,13 @@ from transformers import AutoTokenizer
 from flexmask import PrefixTree, Segment, compile_mask, render_samples
 from flexmask.cli import main
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
-from flexmask.model.reach import FULL, Reach
-from flexmask.plan import work
-from flexmask.plan.cost import CostModel
+from flexmask.model.cost import CostModel
+from flexmask.model.windows import FULL, Reach
+from flexmask.model.work import npass_tiled, npass_work, single_pass_tiled, single_pass_work
+from flexmask.model import work
 from flexmask.plan.estimate import estimate
 from flexmask.plan.report import estimate_text
 from flexmask.plan.survey import make_plan
-from flexmask.plan.work import npass_tiled, npass_work, single_pass_tiled, single_pass_work
 from flexmask.train import TrainConfig
 from flexmask.train.data import make_batch_sampler
 from flexmask.tree.tree import build_tree

@@ -30,7 +30,7 @@ from flexmask.data.shards import Shard
 from flexmask.data.trees import load_trees
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
-from flexmask.rows.fitting import FittedTrees
+from flexmask.packing.fitting import FittedTrees
 
 LINES = DATA_PATH.read_text().splitlines(keepends=True)[:40]
 BAD = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"

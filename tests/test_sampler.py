@@ -16,7 +16,7 @@ from strategies import random_samples
 from torch.utils.data import DataLoader
 
 from flexmask import FittedTrees, FlexmaskError, TreeBatchSampler, TreeCollator, build_tree, patch
-from flexmask.rows.filling import fewer_rows, fewest_rows, fill_rows, spread_out
+from flexmask.packing.fill import fewer_rows, fewest_rows, fill_rows, spread_out
 
 REASON_TOOL_USE = Path(__file__).parent.parent.parent / "shared/data/reason_tool_use.jsonl"
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from strategies import random_samples, segment_trees
 
 from flexmask import FittedTrees, FlexmaskError, PrefixTree, Sample, Segment, build_tree, pack
-from flexmask.splitting import split_tree
-from flexmask.splitting.bound import fewest_tokens
-from flexmask.splitting.branches import branches_of
-from flexmask.splitting.groups import best_groups, contiguous_groups, cost_of, search
+from flexmask.packing.split import split_tree
+from flexmask.packing.split_bound import fewest_tokens
+from flexmask.packing.split_branches import branches_of
+from flexmask.packing.split_groups import best_groups, contiguous_groups, cost_of, search
 
 
 def union_size(tree, leaves):

@@ -293,7 +293,7 @@ def test_damaged_weights_are_one_line(model_dir, data, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory, model_dir, data):
     """What became of runs that were killed, or met a full disk."""
-    from flexmask.loading import random_model
+    from flexmask.model.load import random_model
 
     files = tmp_path_factory.mktemp("ends")
     torch.manual_seed(0)

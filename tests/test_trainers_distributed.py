@@ -87,7 +87,7 @@ def files(tmp_path_factory):
     from transformers import AutoConfig
 
     from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
-    from flexmask.loading import random_model
+    from flexmask.model.load import random_model
 
     folder = tmp_path_factory.mktemp("files")
     config = AutoConfig.from_pretrained(CONFIG_PATH)

@@ -8,10 +8,10 @@ from model_cases import padded, tiny_model
 from strategies import random_samples
 from transformers import TrainingArguments
 
-from flexmask.collator import TreeCollator
 from flexmask.data.weighting import weigh_samples
-from flexmask.loss import weighted_causal_loss
-from flexmask.npass import npass_batches
+from flexmask.model.loss import weighted_causal_loss
+from flexmask.model.npass import npass_batches
+from flexmask.packing.collator import TreeCollator
 
 LEARNING_RATE = 0.1
 NUM_STEPS = 3

@@ -14,7 +14,7 @@ from trainer_cases import CONVERSATIONS, arguments, trees
 from transformers import Trainer
 
 from flexmask import FlexmaskError, TreeCollator, patch
-from flexmask import loss as loss_module
+from flexmask.model import loss as loss_module
 from flexmask.trainer import TreeTrainer
 
 HALF = {"per_device_train_batch_size": 2}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from flexmask.backends.cache import derived
 from flexmask.backends.choice import choose_backend
-from flexmask.backends.derived import derived
 from flexmask.backends.reach import position_floor
 from flexmask.backends.reference import reference_attention
 from flexmask.errors import MaskError

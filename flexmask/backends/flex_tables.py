@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import noop_mask
 from torch.nn.functional import pad
 
-from flexmask.backends.derived import derived
+from flexmask.backends.cache import derived
 from flexmask.tree.block_mask import build_block_mask
 
 BLOCK = 128  # tokens on a side of a tile, FlexAttention's default

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-    from flexmask.model.reach import Reach
+    from flexmask.model.windows import Reach
     from flexmask.tree.sample import Sample
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -59,7 +59,7 @@ def run_plan(options: argparse.Namespace) -> int:
     _check(options)
     from flexmask.data.files import find_data_files
     from flexmask.files import write_json
-    from flexmask.loading import load_tokenizer
+    from flexmask.model.load import load_tokenizer
     from flexmask.plan.measure import check_vocabulary
     from flexmask.plan.survey import make_plan
 
@@ -149,8 +149,8 @@ def _load_config(options: argparse.Namespace) -> tuple[PreTrainedConfig, tuple[R
 
     from transformers import AutoConfig
 
-    from flexmask.loading import load_pretrained, meta_model
-    from flexmask.plan.cost import CostModel
+    from flexmask.model.cost import CostModel
+    from flexmask.model.load import load_pretrained, meta_model
 
     config = load_pretrained(AutoConfig.from_pretrained, options.model, "model config")
     cost = CostModel.of(meta_model(copy.deepcopy(config), _dtype(options.dtype, config)))

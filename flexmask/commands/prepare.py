@@ -41,7 +41,7 @@ def run_prepare(options: argparse.Namespace) -> int:
     from flexmask.data.prepare import prepare
     from flexmask.data.prepared import LEFT_OUT
     from flexmask.data.tokenize import why_whole
-    from flexmask.loading import load_tokenizer
+    from flexmask.model.load import load_tokenizer
 
     variables = read_template_kwargs(options.chat_template_kwargs)
     tokenizer = load_tokenizer(options.tokenizer, options.chat_template)

@@ -39,7 +39,7 @@ def run_show(options: argparse.Namespace) -> int:
     """
     _check(options)
     from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-    from flexmask.loading import load_tokenizer
+    from flexmask.model.load import load_tokenizer
     from flexmask.show.conversation import check_drawable, draw_shown, read_shown, shown_text
     from flexmask.show.row_figures import COLORS
 

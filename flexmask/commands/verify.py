@@ -65,7 +65,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> VerifyReport:
     from flexmask.backends.choice import choose_backend
-    from flexmask.loading import load_tokenizer
+    from flexmask.model.load import load_tokenizer
     from flexmask.verify.proof import verify_model
     from flexmask.verify.report import Finding, VerifyReport
 
@@ -127,7 +127,7 @@ def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrained
     import transformers
     from transformers import AutoConfig
 
-    from flexmask.loading import load_pretrained, load_weights, random_model
+    from flexmask.model.load import load_pretrained, load_weights, random_model
     from flexmask.plan.measure import move_to
     from flexmask.verify.proof import WIDER
 

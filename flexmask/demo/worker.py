@@ -64,8 +64,8 @@ class _Worker:
         import torch
         from transformers import AutoConfig, set_seed
 
-        from flexmask.loading import random_model
         from flexmask.model import patch
+        from flexmask.model.load import random_model
 
         set_seed(settings.seed)
         config = AutoConfig.from_pretrained(settings.config)
@@ -93,8 +93,8 @@ class _Worker:
         return StepResult(loss, num_tokens, elapsed_s, gradients)
 
     def _batches(self, conversations: list[list[Sample]]) -> list[dict[str, Any]]:
-        from flexmask.collator import TreeCollator
-        from flexmask.npass import npass_batches
+        from flexmask.model.npass import npass_batches
+        from flexmask.packing.collator import TreeCollator
 
         if self.mode == SINGLE_PASS:
             return [TreeCollator()([samples]) for samples in conversations]

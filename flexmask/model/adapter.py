@@ -18,12 +18,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.backends.choice import BACKENDS
 from flexmask.errors import UnsupportedModelError
-from flexmask.loss import TreeLoss
 from flexmask.model.checks import check_model, max_exact_length
 from flexmask.model.hooks import ModelPatch, check_batch, check_result, take_tree
+from flexmask.model.loss import TreeLoss
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.mixers.kinds import MIXERS, find_mixers
-from flexmask.model.reach import Reach, layer_reaches
 from flexmask.model.structure import (
     attention_layers,
     find_decoder,
@@ -34,6 +33,7 @@ from flexmask.model.structure import (
 )
 from flexmask.model.temperature import temperature_of
 from flexmask.model.tree_attention import NAME, STATE, AttentionFunction, LayerPatch
+from flexmask.model.windows import Reach, layer_reaches
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.families import check_family
 from flexmask.model.mixers.kinds import MIXERS, find_mixers
-from flexmask.model.reach import layer_reaches
 from flexmask.model.structure import active_dropouts, find_decoder, find_head, text_config
+from flexmask.model.windows import layer_reaches
 
 # Rotary embeddings that depend on a token's own position only.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")

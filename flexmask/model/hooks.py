@@ -17,8 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
 from flexmask.errors import DataError, UnsupportedModelError
-from flexmask.loss import TreeLoss
 from flexmask.model.experts import has_auxiliary_loss, take_counts
+from flexmask.model.loss import TreeLoss
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.structure import active_dropouts, find_head, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask

@@ -19,8 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flexmask.backends.api import dispatch
 from flexmask.errors import UnsupportedModelError
-from flexmask.model.reach import Reach
 from flexmask.model.temperature import Temperature
+from flexmask.model.windows import Reach
 
 NAME = "flexmask"
 STATE = "_flexmask"  # attribute of the patched modules that holds what a patch knows of them

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from flexmask.loading import meta_model
-from flexmask.model.reach import Reach
-from flexmask.plan.cost import CostModel
+from flexmask.model.cost import CostModel
+from flexmask.model.load import meta_model
+from flexmask.model.windows import Reach
+from flexmask.model.work import TILE
 from flexmask.plan.memory import logits_bytes_per_token, saved_bytes_per_token, state_bytes
 from flexmask.plan.survey import Plan
-from flexmask.plan.work import TILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import DataError, pluralize
-from flexmask.loading import random_model
 from flexmask.model import patch, unpatch
-from flexmask.npass import npass_batches
-from flexmask.plan.cost import CostModel
+from flexmask.model.cost import CostModel
+from flexmask.model.load import random_model
+from flexmask.model.npass import npass_batches
+from flexmask.model.work import Work, npass_work, single_pass_work
+from flexmask.packing.rows import PackedRow
 from flexmask.plan.memory import saved_bytes
-from flexmask.plan.work import Work, npass_work, single_pass_work
-from flexmask.rows.packing import PackedRow
 from flexmask.tree.layout import IGNORE_INDEX
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import build_tree

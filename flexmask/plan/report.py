@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flexmask.errors import pluralize
+from flexmask.model.work import TILE
 from flexmask.plan.histogram import Histogram
 from flexmask.plan.row_budget import RowBudget
 from flexmask.plan.survey import Plan
-from flexmask.plan.work import TILE
 
 if TYPE_CHECKING:
     from flexmask.plan.estimate import BoundedLayers, Estimate

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from flexmask.splitting import SplitCount, split_tree
+from flexmask.packing.overflow import SplitCount
+from flexmask.packing.split import split_tree
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree
 

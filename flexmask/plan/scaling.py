@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import noop_mask
 from transformers import PreTrainedConfig
 
 from flexmask.errors import UnsupportedModelError
-from flexmask.loading import meta_model
+from flexmask.model.load import meta_model
 from flexmask.plan.memory import logits_bytes_per_token, saved_bytes_per_token, state_bytes
 from flexmask.tree.block_mask import build_block_mask
 from flexmask.tree.tiles import tile_ranges
@@ -61,7 +61,7 @@ class RowMemory:
         checkpoint: the input of a layer, in bf16.
         layer: what autograd keeps of one layer.
         stock_loss: logits in bf16, their fp32 copy and its gradient, as losses of transformers do.
-        chunked_loss: logits and their gradient in bf16, as `flexmask.loss` does.
+        chunked_loss: logits and their gradient in bf16, as `flexmask.model.loss` does.
         fused_loss: the last hidden states and their gradient, where logits are made and dropped a
             few tokens at a time (a fused head).
         state: of weights, gradients and AdamW's moments in fp32; of the model, not of a token.

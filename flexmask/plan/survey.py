@@ -15,11 +15,8 @@ from flexmask.data.files import ConversationFile, read_conversations
 from flexmask.data.messages import Conversation
 from flexmask.data.samples import render_samples
 from flexmask.errors import DataError, FlexmaskError
-from flexmask.model.reach import Reach
-from flexmask.plan.histogram import Histogram
-from flexmask.plan.mistraining import Mistraining, count_mistrained
-from flexmask.plan.row_budget import RowBudget
-from flexmask.plan.work import (
+from flexmask.model.windows import Reach
+from flexmask.model.work import (
     TILE,
     Work,
     npass_tiled,
@@ -27,6 +24,9 @@ from flexmask.plan.work import (
     single_pass_tiled,
     single_pass_work,
 )
+from flexmask.plan.histogram import Histogram
+from flexmask.plan.mistraining import Mistraining, count_mistrained
+from flexmask.plan.row_budget import RowBudget
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
 

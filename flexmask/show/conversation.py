@@ -12,11 +12,11 @@ from flexmask.data.files import read_conversations
 from flexmask.data.messages import Conversation
 from flexmask.data.samples import render_samples
 from flexmask.errors import DataError, pluralize
+from flexmask.packing.split import split_tree
 from flexmask.show.kinds import label_tree
 from flexmask.show.orders import density, papers_order
 from flexmask.show.row_figures import RowPicture, draw_rows
 from flexmask.show.tree_text import Paint, tree_lines
-from flexmask.splitting import split_tree
 from flexmask.tree.layout import lay_out
 from flexmask.tree.tree import PrefixTree, build_tree
 

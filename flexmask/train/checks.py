@@ -57,8 +57,8 @@ def check_model(training: TrainingArguments, config: TrainConfig) -> None:
     import torch
     from transformers import AutoConfig, Trainer
 
-    from flexmask.loading import load_pretrained, meta_model
     from flexmask.model.checks import check_model as check_exact
+    from flexmask.model.load import load_pretrained, meta_model
     from flexmask.train.lora import add_lora
 
     folder = Path(config.model)

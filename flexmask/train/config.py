@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flexmask.data.weighting import Weighting
-from flexmask.splitting import Overflow
+from flexmask.packing.overflow import Overflow
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexmask.collator import TreeCollator
 from flexmask.data.files import find_data_files
 from flexmask.data.prepared import PreparedDataset, is_prepared, open_prepared
 from flexmask.data.trees import TreeDataset, load_trees
-from flexmask.rows.fitting import FittedTrees
-from flexmask.rows.sampler import TreeBatchSampler
+from flexmask.packing.collator import TreeCollator
+from flexmask.packing.fitting import FittedTrees
+from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def make_batch_sampler(
     """The sampler that fills rows by the model's cost, or None for batches of conversations."""
     if config.rows_per_batch is None or config.max_tokens is None:
         return None
-    from flexmask.plan.cost import CostModel
+    from flexmask.model.cost import CostModel
 
     cost = CostModel.of(model)
     costs = None  # of trees, where windows and chunks have to be counted for each

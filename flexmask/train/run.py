@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexmask.collator import TreeCollator
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import atomic_write
-from flexmask.loading import load_pretrained, load_tokenizer, load_weights, random_model
+from flexmask.model.load import load_pretrained, load_tokenizer, load_weights, random_model
+from flexmask.packing.collator import TreeCollator
 from flexmask.train.checks import (
     check_backend,
     check_model,

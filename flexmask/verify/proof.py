@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from flexmask.errors import FlexmaskError
 from flexmask.model import patch, unpatch
 from flexmask.model.experts import without_auxiliary_loss
+from flexmask.model.npass import npass_batches
 from flexmask.model.structure import active_dropouts, text_config
-from flexmask.npass import npass_batches
-from flexmask.rows.packing import PackedRow
+from flexmask.packing.rows import PackedRow
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import build_tree
 from flexmask.verify.differences import Difference, TurnNumbers, group_norms, relative_difference

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from flexmask.backends.kept_graphs import kept_graphs
-from flexmask.loss import target_logprobs
 from flexmask.model.adapter import wrong_masks
-from flexmask.npass import npass_batches
-from flexmask.rows.packing import PackedRow
+from flexmask.model.loss import target_logprobs
+from flexmask.model.npass import npass_batches
+from flexmask.packing.rows import PackedRow
 from flexmask.tree.layout import IGNORE_INDEX
 from flexmask.tree.sample import Sample
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmask.errors import DataError
-from flexmask.rows.filling import fewer_rows
-from flexmask.splitting import Overflow, SplitCount, check_budget, split_overflow
+from flexmask.packing.fill import fewer_rows
+from flexmask.packing.overflow import Overflow, SplitCount, check_budget, split_overflow
 from flexmask.tree.layout import (
     IGNORE_INDEX,
     Layout,

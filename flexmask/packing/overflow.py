@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from flexmask.errors import DataError, pluralize
-from flexmask.splitting.pieces import Split, split_tree
+from flexmask.packing.split import Split, split_tree
 from flexmask.tree.tree import PrefixTree
 
 Overflow = Literal["split", "drop", "error"]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from flexmask.errors import DataError, FlexmaskError
-from flexmask.rows.epoch_plan import EpochPlan, plan_steps
-from flexmask.rows.filling import (
+from flexmask.packing.epoch import EpochPlan, plan_steps
+from flexmask.packing.fill import (
     best_fit,
     fewest_rows,
     fill_rows,
@@ -17,7 +17,7 @@ from flexmask.rows.filling import (
     spread_out,
     use_all_rows,
 )
-from flexmask.rows.fitting import sizes_of
+from flexmask.packing.fitting import sizes_of
 
 PAIRS_PER_TOKEN = 24_576
 """Visible pairs that cost as much as the linear layers do for one token, where no model is known.

@@ -12,8 +12,8 @@ from flexmask.data.samples import render_samples
 from flexmask.data.template import check_template
 from flexmask.data.weighting import Weighting, check_weighting, weigh_samples
 from flexmask.errors import DataError
-from flexmask.rows.packing import PackedRow, check_multiple, pack, stack_rows
-from flexmask.splitting import Overflow, check_budget
+from flexmask.packing.overflow import Overflow, check_budget
+from flexmask.packing.rows import PackedRow, check_multiple, pack, stack_rows
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
 

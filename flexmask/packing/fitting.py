@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from flexmask.errors import DataError
-from flexmask.splitting import Overflow, Split, SplitCount, check_budget, split_overflow
+from flexmask.packing.overflow import Overflow, SplitCount, check_budget, split_overflow
+from flexmask.packing.split import Split
 from flexmask.tree.tree import PrefixTree
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from flexmask.backends.reach import position_floor
-from flexmask.model.reach import FULL, Reach
+from flexmask.model.windows import FULL, Reach
 from flexmask.tree.layout import lay_out
 from flexmask.tree.tiles import tile_ranges
 from flexmask.tree.tree import PrefixTree

@@ -17,7 +17,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from itertools import accumulate
 
-from flexmask.splitting.branches import Branches
+from flexmask.packing.split_branches import Branches
 
 Groups = list[list[int]]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flexmask.errors import pluralize
-from flexmask.rows.filling import from_large, spread_out
+from flexmask.packing.fill import from_large, spread_out
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ from functools import cached_property
 
 import numpy as np
 
-from flexmask.splitting.bound import fewest_tokens
-from flexmask.splitting.branches import branches_of
-from flexmask.splitting.groups import best_groups
+from flexmask.packing.split_bound import fewest_tokens
+from flexmask.packing.split_branches import branches_of
+from flexmask.packing.split_groups import best_groups
 from flexmask.tree.tree import Leaf, PrefixTree, Segment
 
 

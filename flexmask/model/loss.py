@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from flexmask.errors import DataError, UnsupportedModelError
-from flexmask.logprobs import score_tokens
+from flexmask.model.logprobs import score_tokens
 from flexmask.tree.layout import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from flexmask.rows.packing import PackedRow
+    from flexmask.packing.rows import PackedRow
 
 _UNSHIFTED = (
     "a tree batch needs shift_labels beside labels: the next token of a sample is not always the "

@@ -20,7 +20,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.checks import check_model
 from flexmask.model.mixers.kinds import find_mixers
-from flexmask.model.reach import FULL, Reach, layer_reaches
 from flexmask.model.structure import (
     FOR_IMAGES,
     attention_layers,
@@ -28,7 +27,8 @@ from flexmask.model.structure import (
     find_head,
     text_config,
 )
-from flexmask.plan.work import Work, single_pass_work
+from flexmask.model.windows import FULL, Reach, layer_reaches
+from flexmask.model.work import Work, single_pass_work
 from flexmask.tree.tree import PrefixTree
 
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
