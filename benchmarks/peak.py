@@ -7,7 +7,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from flexmask.demo.peak import peak_bytes, reset_peak
+from flexmask.tools.demo.peak import peak_bytes, reset_peak
 
 
 class Peak(NamedTuple):

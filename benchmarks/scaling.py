@@ -21,9 +21,9 @@ from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.model.cost import CostModel
 from flexmask.model.load import meta_model
 from flexmask.model.work import Work, single_pass_work
-from flexmask.plan.ranks import Sync, idle_share, pack_by_cost, pack_by_tokens
-from flexmask.plan.scaling import RowMemory, devices_needed, longest_row, mask_bytes
-from flexmask.plan.sharding import Division, count_pairs, count_remote, divide_row
+from flexmask.tools.plan.ranks import Sync, idle_share, pack_by_cost, pack_by_tokens
+from flexmask.tools.plan.scaling import RowMemory, devices_needed, longest_row, mask_bytes
+from flexmask.tools.plan.sharding import Division, count_pairs, count_remote, divide_row
 from flexmask.tree.tree import build_tree
 
 TITLE = "Scaling"

@@ -1,6 +1,6 @@
 """`python -m flexmask`, the same as the console script."""
 
-from flexmask.cli import main
+from flexmask.tools.cli import main
 
 if __name__ == "__main__":
     main()

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-import flexmask.trainer  # noqa: F401 - so that the children need not load it again
-from flexmask.cli import main as flexmask_main
+import flexmask.training.trainer  # noqa: F401 - so that the children need not load it again
+from flexmask.tools.cli import main as flexmask_main
 
 WRITES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 

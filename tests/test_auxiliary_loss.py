@@ -10,7 +10,7 @@ from flexmask import Sample, TreeCollator, build_tree, pack, patch
 from flexmask.errors import DataError
 from flexmask.model.families import AUXILIARY, FAMILIES
 from flexmask.packing.rows import stack_rows
-from flexmask.verify.proof import Chat, verify_model
+from flexmask.tools.verify.proof import Chat, verify_model
 
 WITH_EXPERTS = [name for name in supported(FAMILIES) if AUXILIARY in FAMILIES[name]]
 COEFFICIENT = 0.5

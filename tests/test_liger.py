@@ -21,7 +21,7 @@ from trainer_cases import CONVERSATIONS, arguments, assert_same_weights, npass_w
 from trainer_cases import trees as weighted_trees
 
 from flexmask import FlexmaskError, TreeCollator, patch
-from flexmask.trainer import TreeTrainer
+from flexmask.training.trainer import TreeTrainer
 
 IS_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not IS_CHILD, reason="runs in a process of its own")

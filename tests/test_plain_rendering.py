@@ -7,11 +7,11 @@ from transformers import AutoTokenizer
 
 from benchmarks.naive_rendering import naive_samples
 from flexmask import TreeCollator, render_samples
-from flexmask.cli import main
 from flexmask.data.memo import TurnRenderer, num_listed
 from flexmask.data.plain import RenderedPlainly, reason_of
 from flexmask.data.prepare import prepare
 from flexmask.demo import CONFIG_PATH, TOKENIZER_PATH
+from flexmask.tools.cli import main
 
 JOINS_STRINGS = (  # as in DeepSeek-V3: arguments that are objects are a TypeError
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"

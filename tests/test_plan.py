@@ -18,7 +18,6 @@ from strategies import random_samples
 from transformers import LlamaConfig
 
 from flexmask import Sample, build_tree, compile_mask, pack, patch, render_samples
-from flexmask.cli import main
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import Conversation, parse_conversation
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
@@ -27,10 +26,11 @@ from flexmask.model.cost import CostModel
 from flexmask.model.load import meta_model
 from flexmask.model.windows import FULL, Reach
 from flexmask.model.work import Work, npass_work, single_pass_work
-from flexmask.plan.histogram import Histogram
-from flexmask.plan.memory import saved_bytes, saved_bytes_per_token
-from flexmask.plan.mistraining import count_mistrained
-from flexmask.plan.survey import make_plan
+from flexmask.tools.cli import main
+from flexmask.tools.plan.histogram import Histogram
+from flexmask.tools.plan.memory import saved_bytes, saved_bytes_per_token
+from flexmask.tools.plan.mistraining import count_mistrained
+from flexmask.tools.plan.survey import make_plan
 from flexmask.tree.oracle import ancestry
 from flexmask.tree.tree import PrefixTree
 
@@ -245,7 +245,7 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
         ids = rng.integers(9, size=rng.integers(2, 60))
         return [Sample(ids, np.arange(ids.size) > 0, 1)]
 
-    monkeypatch.setattr("flexmask.plan.survey.render_samples", render)
+    monkeypatch.setattr("flexmask.tools.plan.survey.render_samples", render)
     kinds = (Sample, Conversation, PrefixTree)
     memory, alive, seen = [], [], 0
 

@@ -16,17 +16,17 @@ from strategies import segment_trees
 from transformers import AutoTokenizer
 
 from flexmask import PrefixTree, Segment, compile_mask, render_samples
-from flexmask.cli import main
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
+from flexmask.model import work
 from flexmask.model.cost import CostModel
 from flexmask.model.windows import FULL, Reach
 from flexmask.model.work import npass_tiled, npass_work, single_pass_tiled, single_pass_work
-from flexmask.model import work
-from flexmask.plan.estimate import estimate
-from flexmask.plan.report import estimate_text
-from flexmask.plan.survey import make_plan
-from flexmask.train import TrainConfig
-from flexmask.train.data import make_batch_sampler
+from flexmask.tools.cli import main
+from flexmask.tools.plan.estimate import estimate
+from flexmask.tools.plan.report import estimate_text
+from flexmask.tools.plan.survey import make_plan
+from flexmask.training.data import make_batch_sampler
+from flexmask.training.options import TrainConfig
 from flexmask.tree.tree import build_tree
 
 BLOCK = 4  # tokens on a side of a tile, in place of 128

@@ -19,7 +19,6 @@ from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from flexmask import TreeCollator
-from flexmask.cli import main
 from flexmask.data import lock, shard_maker
 from flexmask.data import prepare as prepare_module
 from flexmask.data.files import find_data_files
@@ -31,6 +30,7 @@ from flexmask.data.trees import load_trees
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
 from flexmask.packing.fitting import FittedTrees
+from flexmask.tools.cli import main
 
 LINES = DATA_PATH.read_text().splitlines(keepends=True)[:40]
 BAD = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"

@@ -14,8 +14,8 @@ from flexmask.data.prepare import prepare
 from flexmask.data.prepared import open_prepared
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
-from flexmask.run_record import RECORD, check_resumable, describe_data
-from flexmask.trainer import TreeTrainer
+from flexmask.training.resume import RECORD, check_resumable, describe_data
+from flexmask.training.trainer import TreeTrainer
 
 ROW = 60  # tokens; two conversations fill one
 

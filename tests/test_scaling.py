@@ -18,10 +18,16 @@ from transformers import LlamaConfig
 from benchmarks import scaling
 from flexmask import FlexmaskError, TreeMask, compile_mask
 from flexmask.backends.flex_tables import tables_from_ranges
-from flexmask.plan.memory import saved_bytes
-from flexmask.plan.ranks import idle_share, pack_by_cost, pack_by_tokens
-from flexmask.plan.scaling import _TRITON_TILE, RowMemory, devices_needed, longest_row, mask_bytes
-from flexmask.plan.sharding import count_pairs, count_remote, divide_row, shard_row
+from flexmask.tools.plan.memory import saved_bytes
+from flexmask.tools.plan.ranks import idle_share, pack_by_cost, pack_by_tokens
+from flexmask.tools.plan.scaling import (
+    _TRITON_TILE,
+    RowMemory,
+    devices_needed,
+    longest_row,
+    mask_bytes,
+)
+from flexmask.tools.plan.sharding import count_pairs, count_remote, divide_row, shard_row
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "scaling.md"

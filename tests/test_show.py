@@ -17,14 +17,14 @@ from strategies import sample_lists, segment_trees
 
 from benchmarks.layout import segment_orders
 from flexmask import PrefixTree, build_tree, compile_mask, render_samples
-from flexmask.cli import main
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import parse_conversation
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.show.kinds import label_tree
-from flexmask.show.orders import density, papers_order, tile_counts
-from flexmask.show.row_figures import RowPicture, draw_rows
-from flexmask.show.tree_text import shorten, tree_lines
+from flexmask.tools.cli import main
+from flexmask.tools.show.kinds import label_tree
+from flexmask.tools.show.orders import density, papers_order, tile_counts
+from flexmask.tools.show.row_figures import RowPicture, draw_rows
+from flexmask.tools.show.tree_text import shorten, tree_lines
 from flexmask.tree.layout import lay_out, packed_index
 from flexmask.tree.oracle import ancestry
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flexmask.cli import main
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
+from flexmask.tools.cli import main
 
 TINY = {
     "num_hidden_layers": 1,

@@ -19,8 +19,8 @@ from trainer_cases import (
 from transformers import Trainer, TrainerCallback
 
 from flexmask import FlexmaskError, TreeCollator, patch
-from flexmask.checkpoints import ResumableTrainer
-from flexmask.trainer import TreeTrainer
+from flexmask.training.checkpoints import ResumableTrainer
+from flexmask.training.trainer import TreeTrainer
 
 ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
 

@@ -11,11 +11,11 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from flexmask import Sample
 from flexmask.backends.reference import reference_attention
-from flexmask.cli import main
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
-from flexmask.verify.differences import Difference
-from flexmask.verify.parameter_groups import GROUPS, parameter_groups
-from flexmask.verify.proof import Chat, verify_model
+from flexmask.tools.cli import main
+from flexmask.tools.verify.differences import Difference
+from flexmask.tools.verify.parameter_groups import GROUPS, parameter_groups
+from flexmask.tools.verify.proof import Chat, verify_model
 
 CHATS = [Chat.of(random_samples(seed, num_samples=3)) for seed in range(2)]
 CHECKS = ["dropout", "patch", "mask", "loss", "gradients", "step", "control"]

@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from flexmask import FlexmaskError, TreeCollator, patch
 from flexmask.model import loss as loss_module
-from flexmask.trainer import TreeTrainer
+from flexmask.training.trainer import TreeTrainer
 
 HALF = {"per_device_train_batch_size": 2}
 ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}

@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from flexmask import TreeCollator, patch
 from flexmask.data.files import read_conversations
-from flexmask.trainer import TreeTrainer
+from flexmask.training.trainer import TreeTrainer
 
 
 @dataclass

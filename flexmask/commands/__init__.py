@@ -1,1 +1,0 @@
-"""The subcommands of the command line: their options, and what they print."""

@@ -1,0 +1,1 @@
+"""`flexmask demo`: its options, and what it prints."""

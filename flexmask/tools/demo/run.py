@@ -1,0 +1,256 @@
+"""The demo: the same tiny model trained single-pass and N-pass, side by side."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexmask.data.files import read_conversations
+from flexmask.data.samples import render_samples
+from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
+from flexmask.errors import DataError, FlexmaskError
+from flexmask.files import write_json
+from flexmask.tools.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerConfig, serve
+from flexmask.tree.sample import Sample
+
+LEARNING_RATE = 1e-3
+_MASK_BLOCKS = 160  # tiles on a side of the mask's picture, at most
+
+
+@dataclass(frozen=True, slots=True)
+class ModeReport:
+    """One column of the demo's table."""
+
+    tokens: int
+    steps: int
+    seconds: float
+    peak_memory_mib: float
+    first_loss: float
+    last_loss: float
+
+
+def train_both_ways(
+    *, output: str, data: str | None, num_steps: int, batch_size: int, seed: int
+) -> None:
+    """Train both ways from the same weights on the same batches, and report the differences.
+
+    Writes `loss.png`, `mask.png` and `report.json` to the folder `output`, and prints a table.
+
+    Args:
+        output: a folder, made where it does not exist; files of an earlier demo are replaced.
+        data: JSON Lines file of conversations; the shipped ones where None.
+        num_steps: optimizer steps.
+        batch_size: conversations a step.
+        seed: draws the weights and the order of the data.
+
+    Raises:
+        FlexmaskError: the data cannot be used, or a number is below 1.
+    """
+    if num_steps < 1 or batch_size < 1:
+        raise DataError(
+            f"--steps and --batch_size must be at least 1, got {num_steps}, {batch_size}"
+        )
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file; name a folder for --output")
+    conversations, vocab_size = _load(data)
+    batches = _batches(conversations, num_steps, batch_size, seed)
+    results, memory = _train_side_by_side(batches, vocab_size, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, results, memory, max(conversations, key=len))
+
+
+def _load(data: str | None) -> tuple[list[list[Sample]], int]:
+    """The samples of every conversation, and the size of the tokenizer's vocabulary."""
+    from tqdm import tqdm
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
+    path = Path(data) if data else DATA_PATH
+    rendered = [
+        render_samples(conversation, tokenizer)
+        for conversation in tqdm(read_conversations(path), desc="rendering", unit="")
+    ]
+    return rendered, len(tokenizer)
+
+
+def _batches(
+    conversations: list[list[Sample]], num_steps: int, batch_size: int, seed: int
+) -> list[list[list[Sample]]]:
+    """The conversations of each step: shuffled epochs, end to end."""
+    rng = np.random.default_rng(seed)
+    order: list[int] = []
+    while len(order) < num_steps * batch_size:
+        order.extend(rng.permutation(len(conversations)).tolist())
+    return [
+        [conversations[index] for index in order[at : at + batch_size]]
+        for at in range(0, num_steps * batch_size, batch_size)
+    ]
+
+
+def _train_side_by_side(
+    batches: list[list[list[Sample]]], vocab_size: int, seed: int
+) -> tuple[dict[str, list[StepResult]], dict[str, int]]:
+    """Step results and peak bytes of both modes; they take turns, so neither disturbs the other."""
+    from tqdm import tqdm
+
+    modes = (N_PASS, SINGLE_PASS)
+    results: dict[str, list[StepResult]] = {mode: [] for mode in modes}
+    memory = {}
+    settings = {
+        mode: WorkerConfig(mode, str(CONFIG_PATH), vocab_size, LEARNING_RATE, seed)
+        for mode in modes
+    }
+    with _worker(settings[N_PASS]) as npass, _worker(settings[SINGLE_PASS]) as single:
+        connections = {N_PASS: npass, SINGLE_PASS: single}
+        for number, batch in enumerate(tqdm(batches, desc="training both ways", unit="step")):
+            for mode in modes:
+                results[mode].append(_ask(connections[mode], mode, (batch, number == 0)))
+        for mode in modes:
+            memory[mode] = _ask(connections[mode], mode, None)
+    return results, memory
+
+
+def _ask(connection: Connection, mode: str, request: Any) -> Any:
+    """The worker's answer to `request`."""
+    try:
+        connection.send(request)
+        return connection.recv()
+    except (EOFError, OSError):
+        raise FlexmaskError(
+            f"the {mode} worker ended before it answered; is there enough memory? "
+            "try a smaller --batch_size or shorter conversations"
+        ) from None
+
+
+@contextmanager
+def _worker(settings: WorkerConfig) -> Iterator[Connection]:
+    """A connection to a worker process, which ends with the block."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs, settings), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        ours.recv()
+        yield ours
+    finally:
+        ours.close()
+        process.join(timeout=10)
+        process.terminate()
+
+
+def _write(
+    folder: Path,
+    results: dict[str, list[StepResult]],
+    memory: dict[str, int],
+    example: list[Sample],
+) -> None:
+    """Print the table, and write the pictures and the report."""
+    from flexmask.plots import draw_losses
+    from flexmask.tree.compiler import compile_mask
+    from flexmask.tree.tree import build_tree
+
+    reports = {mode: _report(results[mode], memory[mode]) for mode in results}
+    differences = _differences(results)
+    print(_table(reports, differences))
+    steps = list(range(1, len(results[N_PASS]) + 1))
+    draw_losses(
+        {mode: (steps, [step.loss for step in results[mode]]) for mode in results},
+        folder / "loss.png",
+    )
+    tree = build_tree(example)
+    _draw_mask(
+        compile_mask(tree),
+        f"one conversation, {len(tree.leaves)} samples: {tree.num_tokens} tokens instead of "
+        f"{tree.num_sample_tokens}",
+        folder / "mask.png",
+    )
+    report = {mode: asdict(column) for mode, column in reports.items()} | differences
+    write_json(report, folder / "report.json")
+    print(f"written: {folder}/loss.png, {folder}/mask.png, {folder}/report.json")
+
+
+def _draw_mask(mask: Any, title: str, path: Path) -> None:
+    """Write a PNG of the first row of `mask`: empty, partial and full tiles."""
+    length = mask.shape[1]
+    block = max(1, -(-length // _MASK_BLOCKS))
+    (tiles, *_) = mask.tiles(block, block)
+    grid = np.zeros((tiles.num_q_blocks, tiles.first.size))
+    query, key, is_full = tiles.pairs()
+    grid[query, key] = np.where(is_full, 1.0, 0.55)
+    from flexmask.plots import new_figure, save_figure
+
+    figure = new_figure(6, 6)
+    axes = figure.add_subplot(xlabel="key, packed position", ylabel="query, packed position")
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=1.3, extent=(0, length, length, 0))
+    axes.set_title(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def _report(steps: list[StepResult], peak_bytes: int) -> ModeReport:
+    return ModeReport(
+        tokens=sum(step.num_tokens for step in steps),
+        steps=len(steps),
+        seconds=sum(step.elapsed_s for step in steps),
+        peak_memory_mib=peak_bytes / 2**20,
+        first_loss=steps[0].loss,
+        last_loss=steps[-1].loss,
+    )
+
+
+def _differences(results: dict[str, list[StepResult]]) -> dict[str, float]:
+    """Largest relative differences of single-pass from N-pass."""
+    single, npass = results[SINGLE_PASS], results[N_PASS]
+    losses = [abs(a.loss - b.loss) / abs(b.loss) for a, b in zip(single, npass, strict=True)]
+    ours, theirs = single[0].gradients, npass[0].gradients
+    if ours is None or theirs is None:
+        raise AssertionError("the first step returns gradients")
+    gradients = [
+        float(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name]))
+        for name in theirs
+    ]
+    return {
+        "first_step_loss_difference": losses[0],
+        "first_step_gradient_difference": max(gradients),
+        "largest_loss_difference": max(losses),
+    }
+
+
+def _table(reports: dict[str, ModeReport], differences: dict[str, float]) -> str:
+    npass, single = reports[N_PASS], reports[SINGLE_PASS]
+    rows = [
+        ("tokens", f"{npass.tokens:,}", f"{single.tokens:,}", npass.tokens / single.tokens),
+        ("steps", f"{npass.steps}", f"{single.steps}", npass.steps / single.steps),
+        (
+            "seconds",
+            f"{npass.seconds:.1f}",
+            f"{single.seconds:.1f}",
+            npass.seconds / single.seconds,
+        ),
+        (
+            "peak memory, MiB",
+            f"{npass.peak_memory_mib:.0f}",
+            f"{single.peak_memory_mib:.0f}",
+            npass.peak_memory_mib / single.peak_memory_mib,
+        ),
+        ("loss, first step", f"{npass.first_loss:.6f}", f"{single.first_loss:.6f}", None),
+        ("loss, last step", f"{npass.last_loss:.6f}", f"{single.last_loss:.6f}", None),
+    ]
+    lines = [f"{'':<20}{N_PASS:>14}{SINGLE_PASS:>14}{'ratio':>8}"]
+    for name, left, right, ratio in rows:
+        shown = "" if ratio is None else f"{ratio:.2f}"
+        lines.append(f"{name:<20}{left:>14}{right:>14}{shown:>8}")
+    lines.append("")
+    lines.append("largest relative difference of single-pass from N-pass")
+    lines.append(f"  loss, first step          {differences['first_step_loss_difference']:.1e}")
+    lines.append(f"  any gradient, first step  {differences['first_step_gradient_difference']:.1e}")
+    lines.append(f"  loss, all steps           {differences['largest_loss_difference']:.1e}")
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""What a model would make of a plan: operations, speed-up and memory, from its config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from flexmask.model.cost import CostModel
+from flexmask.model.load import meta_model
+from flexmask.model.windows import Reach
+from flexmask.model.work import TILE
+from flexmask.tools.plan.memory import logits_bytes_per_token, saved_bytes_per_token, state_bytes
+from flexmask.tools.plan.survey import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedLayers:
+    """Attention layers of one window or chunk, and what each of them sees.
+
+    Attributes:
+        window, chunk: in positions, or None.
+        layers: how many there are.
+        npass_visible_pairs, single_pass_visible_pairs: of one such layer.
+        npass_tiles, single_pass_tiles: visited tiles of 128 x 128.
+    """
+
+    window: int | None
+    chunk: int | None
+    layers: int
+    npass_visible_pairs: int
+    single_pass_visible_pairs: int
+    npass_tiles: int
+    single_pass_tiles: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Predictions for one pass over the data with one model.
+
+    Attributes:
+        model_type: the model's family.
+        dtype: of weights and gradients.
+        num_parameters: of the model.
+        npass_flops, single_pass_flops: operations of forward and backward, attention by visible
+            pair.
+        speed_up: their quotient; N-pass and packed N-pass have the same operations.
+        speed_up_by_tiles: the same with attention by visited tile, as kernels that work on whole
+            tiles of 128 x 128 pay for it.
+        bounded_layers: what layers with a window or chunk see, by kind.
+        state_bytes: weights, gradients and AdamW's moments.
+        saved_bytes_per_token: what autograd keeps for a token; None where shapes do not tell.
+        activation_bytes: by way, for its largest row: what autograd keeps, logits and their
+            gradient; None where shapes do not tell.
+    """
+
+    model_type: str
+    dtype: str
+    num_parameters: int
+    npass_flops: float
+    single_pass_flops: float
+    speed_up: float
+    speed_up_by_tiles: float
+    bounded_layers: Sequence[BoundedLayers]
+    state_bytes: int
+    saved_bytes_per_token: float | None
+    activation_bytes: Mapping[str, int] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain data."""
+        return asdict(self)
+
+
+def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estimate:
+    """The predictions for `plan` with the model that `config` describes.
+
+    Rows are single conversations, cut to the budget where the plan has one. The plan has counted
+    the pairs of the model's own `CostModel.reaches`.
+
+    Raises:
+        UnsupportedModelError: the model cannot be patched.
+    """
+    model = meta_model(config, dtype)
+    cost = CostModel.of(model)
+    saved = saved_bytes_per_token(model)
+    activations = None
+    if saved is not None:
+        budget = plan.overflow.max_tokens if plan.overflow else None
+        per_token = saved + logits_bytes_per_token(model)
+        activations = {
+            way: round(per_token * (size if budget is None else min(size, budget)))
+            for way, size in asdict(plan.largest).items()
+        }
+    return Estimate(
+        model_type=config.model_type,
+        dtype=str(dtype).removeprefix("torch."),
+        num_parameters=cost.num_parameters,
+        npass_flops=cost.flops(plan.npass),
+        single_pass_flops=cost.flops(plan.single_pass),
+        speed_up=cost.speed_up(plan.npass, plan.single_pass),
+        speed_up_by_tiles=cost.speed_up(plan.npass_tiled, plan.single_pass_tiled),
+        bounded_layers=[_bounded(plan, reach, cost.num_layers[reach]) for reach in cost.reaches],
+        state_bytes=state_bytes(model),
+        saved_bytes_per_token=saved,
+        activation_bytes=activations,
+    )
+
+
+def _bounded(plan: Plan, reach: Reach, num_layers: int) -> BoundedLayers:
+    return BoundedLayers(
+        window=reach.window,
+        chunk=reach.chunk,
+        layers=num_layers,
+        npass_visible_pairs=plan.npass.bounded[reach],
+        single_pass_visible_pairs=plan.single_pass.bounded[reach],
+        npass_tiles=plan.npass_tiled.bounded[reach] // TILE**2,
+        single_pass_tiles=plan.single_pass_tiled.bounded[reach] // TILE**2,
+    )

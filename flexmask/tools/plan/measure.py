@@ -1,0 +1,198 @@
+"""Real training steps on a few conversations, beside what the cost model says of them."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flexmask.errors import DataError, pluralize
+from flexmask.model import patch, unpatch
+from flexmask.model.cost import CostModel
+from flexmask.model.load import random_model
+from flexmask.model.npass import npass_batches
+from flexmask.model.work import Work, npass_work, single_pass_work
+from flexmask.packing.rows import PackedRow
+from flexmask.tools.plan.memory import saved_bytes
+from flexmask.tree.layout import IGNORE_INDEX
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import build_tree
+
+WAYS = ("npass", "packed_npass", "single_pass")
+_ROUNDS = 3
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Forward and backward of a few conversations in three ways, on this machine.
+
+    Attributes:
+        device: where, in words.
+        conversations, npass_tokens, single_pass_tokens: what was run.
+        seconds: median by way.
+        measured_speed_up: single-pass over each other way, median of the rounds.
+        speed_up_range: the lowest and the highest of the rounds.
+        predicted_speed_up: the same by the cost model, for the same conversations.
+        saved_bytes: by way, what autograd kept for the largest row.
+        predicted_saved_bytes: the same from shapes alone, None where they do not tell.
+    """
+
+    device: str
+    conversations: int
+    npass_tokens: int
+    single_pass_tokens: int
+    seconds: dict[str, float]
+    measured_speed_up: dict[str, float]
+    speed_up_range: dict[str, tuple[float, float]]
+    predicted_speed_up: dict[str, float]
+    saved_bytes: dict[str, int]
+    predicted_saved_bytes: dict[str, int | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain data."""
+        return asdict(self)
+
+
+def measure_steps(
+    config: PreTrainedConfig,
+    conversations: Sequence[Sequence[Sample]],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    saved_per_token: float | None,
+    progress: Callable[[Any], Any] = iter,
+) -> Measured:
+    """Time N-pass, packed N-pass and single-pass in turns, with random weights.
+
+    Args:
+        config: of the model.
+        conversations: samples of each; a step trains on all of them, one conversation a row.
+        dtype: of the weights.
+        device: where to run.
+        saved_per_token: predicted bytes that autograd keeps for a token, or None.
+        progress: wraps the rounds, such as `tqdm.tqdm`.
+
+    Raises:
+        DataError: the tokenizer's ids are beyond the model's vocabulary.
+        UnsupportedModelError: the model cannot be patched.
+    """
+    check_vocabulary(config, conversations)
+    model = random_model(config, dtype)
+    move_to(model, device)
+    model.train()
+    cost = CostModel.of(model)
+    batches = {way: [_to(b, device) for b in _batches(conversations, way)] for way in WAYS}
+    kept = {way: _most_saved(model, batches[way], way) for way in WAYS}
+    took: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in progress(range(_ROUNDS + 1)):
+        for way in WAYS:
+            _prepare(model, way)
+            seconds = _time(model, batches[way], device)
+            if number:  # the first round warms up
+                took[way].append(seconds)
+    unpatch(model)
+    others = WAYS[:-1]
+    reaches = cost.reaches
+    before = _sum(npass_work(map(len, samples), reaches) for samples in conversations)
+    after = _sum(single_pass_work(build_tree(samples), reaches) for samples in conversations)
+    ratios = {
+        way: [a / b for a, b in zip(took[way], took["single_pass"], strict=True)] for way in others
+    }
+    rows = {way: max(b["input_ids"].numel() for b in batches[way]) for way in WAYS}
+    return Measured(
+        device=_name(device),
+        conversations=len(conversations),
+        npass_tokens=before.num_tokens,
+        single_pass_tokens=after.num_tokens,
+        seconds={way: statistics.median(took[way]) for way in WAYS},
+        measured_speed_up={way: statistics.median(ratios[way]) for way in others},
+        speed_up_range={way: (min(ratios[way]), max(ratios[way])) for way in others},
+        predicted_speed_up={way: cost.speed_up(before, after) for way in others},
+        saved_bytes=kept,
+        predicted_saved_bytes={
+            way: None if saved_per_token is None else round(saved_per_token * rows[way])
+            for way in WAYS
+        },
+    )
+
+
+def check_vocabulary(config: PreTrainedConfig, conversations: Sequence[Sequence[Sample]]) -> None:
+    """Raise DataError if a token id is beyond the model's vocabulary."""
+    highest = max(int(s.input_ids.max()) for samples in conversations for s in samples)
+    size = config.get_text_config(decoder=True).vocab_size
+    if highest >= size:
+        raise DataError(
+            f"token id {highest} must be below the model's vocab_size of {size}; "
+            "the tokenizer belongs to another model"
+        )
+
+
+def move_to(model: nn.Module, device: torch.device) -> None:
+    """Put a model on a device."""
+    model.to(device)
+
+
+def _batches(conversations: Sequence[Sequence[Sample]], way: str) -> list[Batch]:
+    if way == "npass":
+        return [batch for samples in conversations for batch in npass_batches(samples)]
+    if way == "packed_npass":
+        rows = [[build_tree([sample]) for sample in samples] for samples in conversations]
+    else:
+        rows = [[build_tree(samples)] for samples in conversations]
+    return [PackedRow.from_trees(trees).to_batch() for trees in rows]
+
+
+def _prepare(model: PreTrainedModel, way: str) -> None:
+    if way == "npass":
+        unpatch(model)
+    else:
+        patch(model)
+
+
+def _most_saved(model: PreTrainedModel, batches: list[Batch], way: str) -> int:
+    _prepare(model, way)
+    largest = max(batches, key=lambda batch: batch["input_ids"].numel())
+    return saved_bytes(model, lambda: model(**largest).loss)
+
+
+def _time(model: PreTrainedModel, batches: list[Batch], device: torch.device) -> float:
+    gc.collect()
+    num_trained = sum(int((batch["shift_labels"] != IGNORE_INDEX).sum()) for batch in batches)
+    _wait(device)
+    started = time.perf_counter()
+    for batch in batches:
+        model(**batch, num_items_in_batch=num_trained).loss.backward()
+    _wait(device)
+    elapsed_s = time.perf_counter() - started
+    model.zero_grad(set_to_none=True)
+    return elapsed_s
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {pluralize(torch.get_num_threads(), 'thread')}"
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _sum(works: Any) -> Work:
+    total = Work()
+    for work in works:
+        total = total.plus(work)
+    return total

@@ -1,0 +1,197 @@
+"""A plan as text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from flexmask.errors import pluralize
+from flexmask.model.work import TILE
+from flexmask.tools.plan.histogram import Histogram
+from flexmask.tools.plan.row_budget import RowBudget
+from flexmask.tools.plan.survey import Plan
+
+if TYPE_CHECKING:
+    from flexmask.tools.plan.estimate import BoundedLayers, Estimate
+    from flexmask.tools.plan.measure import Measured
+
+_WAYS = {"npass": "N-pass", "packed_npass": "packed N-pass", "single_pass": "single-pass"}
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan of a file: its size both ways, its lengths, and what would go wrong."""
+    parts = [_overview(plan), _lengths(plan), _mistrained(plan)]
+    if plan.overflow is not None:
+        parts.append(_over_budget(plan.overflow))
+    if plan.num_bad_lines:
+        parts.append(_bad_lines(plan))
+    return "\n\n".join(parts)
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """What a model would make of the plan."""
+    lines = [
+        f"estimate for {estimate.model_type}, {estimate.num_parameters:,} parameters, "
+        f"{estimate.dtype}",
+        f"  operations, forward + backward   {estimate.npass_flops:.2e} N-pass, "
+        f"{estimate.single_pass_flops:.2e} single-pass",
+        f"  speed-up over N-pass, packed or not   {estimate.speed_up:.2f} "
+        f"({estimate.speed_up_by_tiles:.2f} by visited tiles)",
+        f"  weights, gradients, AdamW        {_size(estimate.state_bytes)}",
+    ]
+    lines.extend(map(_bounded, estimate.bounded_layers))
+    if estimate.activation_bytes is None:
+        lines.append("  activations                      not known: they depend on the data")
+    else:
+        sizes = ", ".join(
+            f"{_size(size)} {_WAYS[way]}" for way, size in estimate.activation_bytes.items()
+        )
+        lines.append(f"  activations of the largest row   {sizes}")
+    return "\n".join(lines)
+
+
+def measured_text(measured: Measured) -> str:
+    """Predictions and measurements side by side."""
+    rows = []
+    for way, seconds in measured.seconds.items():
+        predicted = found = ""
+        if way in measured.measured_speed_up:
+            low, high = measured.speed_up_range[way]
+            predicted = f"{measured.predicted_speed_up[way]:.2f}"
+            found = f"{measured.measured_speed_up[way]:.2f} ({low:.2f}-{high:.2f})"
+        guess = measured.predicted_saved_bytes[way]
+        rows.append(
+            (
+                _WAYS[way],
+                f"{seconds:.3g} s",
+                *(predicted, found),
+                "-" if guess is None else _size(guess),
+                _size(measured.saved_bytes[way]),
+            )
+        )
+    heading = (
+        f"measured on {measured.device}: {pluralize(measured.conversations, 'conversation')}, "
+        "random weights, forward + backward"
+    )
+    names = ("", "seconds", "speed-up", "", "kept by autograd", "")
+    below = ("", "", "predicted", "measured", "predicted", "measured")
+    return f"{heading}\n{_table([names, below, *rows])}"
+
+
+def _bounded(kind: BoundedLayers) -> str:
+    limits = {"window": kind.window, "chunk": kind.chunk}
+    named = ", ".join(f"{name} of {size:,}" for name, size in limits.items() if size is not None)
+    named += f" in {pluralize(kind.layers, 'layer')}"
+    return (
+        f"  {named:<33}{kind.npass_visible_pairs:,} visible pairs "
+        f"N-pass, {kind.single_pass_visible_pairs:,} single-pass"
+    )
+
+
+def _overview(plan: Plan) -> str:
+    npass, single = plan.npass, plan.single_pass
+    rows: list[Sequence[str]] = [("", "N-pass", "single-pass", "ratio")]
+    for name, before, after in (
+        ("tokens", npass.num_tokens, single.num_tokens),
+        ("visible pairs", npass.num_pairs, single.num_pairs),
+        (f"visited {TILE}x{TILE} tiles", plan.npass_tiles, plan.single_pass_tiles),
+        ("largest row, tokens", plan.largest.npass, plan.largest.single_pass),
+    ):
+        rows.append((name, f"{before:,}", f"{after:,}", f"{before / after:.2f}"))
+    density = (f"{plan.npass_tile_density:.3f}", f"{plan.tile_density:.3f}")
+    rows.append(("tile density", *density, ""))
+    return (
+        f"{pluralize(plan.conversations, 'conversation')}, {pluralize(plan.samples, 'sample')}, "
+        f"{plan.trained_tokens:,} trained tokens\n\n{_table(rows)}"
+    )
+
+
+def _lengths(plan: Plan) -> str:
+    rows: list[Sequence[str]] = [("", "lowest", "median", "p95", "highest", "mean")]
+    histograms: Mapping[str, Histogram] = {
+        "samples in a conversation": plan.turns,
+        "tokens in a conversation": plan.conversation_tokens,
+        "tokens in a sample": plan.sample_tokens,
+    }
+    for name, values in histograms.items():
+        figures = (values.lowest, values.quantile(0.5), values.quantile(0.95), values.highest)
+        rows.append((name, *(f"{figure:,}" for figure in figures), f"{values.mean:,.1f}"))
+    return _table(rows)
+
+
+def _mistrained(plan: Plan) -> str:
+    counts = plan.mistrained
+    rows: list[Sequence[str]] = [("what other pipelines would train wrongly", "tokens", "share")]
+    for name, count in (
+        ("one render: never trained", counts.one_render_never_trained),
+        ("one render: after the wrong context", counts.one_render_wrong_context),
+        ("thinking left in the history", counts.thinking_in_history),
+        ("paper's code: no loss without thinking", counts.no_thinking_no_loss),
+        ("paper's code: first response token", counts.first_response_token),
+    ):
+        rows.append((name, f"{count:,}", f"{count / plan.trained_tokens:.1%}"))
+    text = _table(rows)
+    if counts.conversations_with_tool_messages:
+        text += (
+            "\nthe paper's code cannot take the "
+            f"{pluralize(counts.conversations_with_tool_messages, 'conversation')} with tool "
+            "messages at all"
+        )
+    return text
+
+
+def _over_budget(budget: RowBudget) -> str:
+    split = budget.split
+    lines = [f"with rows of at most {budget.max_tokens:,} tokens"]
+    rows = f"  no packing has fewer than {pluralize(budget.fewest_rows, 'row')}"
+    if not split.trees:
+        return f"{lines[0]}: every conversation fits\n{rows}"
+    lines.append(
+        f"  larger: {pluralize(split.trees, 'conversation')}, cut into "
+        f"{pluralize(split.pieces, 'piece')}, with "
+        f"{split.repeated_tokens:,} tokens of history computed again\n"
+        f"  any cut: at least {split.fewest_repeated_tokens:,} tokens of history computed again"
+    )
+    if split.dropped_samples:
+        lines.append(
+            f"  too long by themselves: {pluralize(split.dropped_samples, 'sample')} with "
+            f"{budget.dropped_trained_tokens:,} trained tokens; --on_overflow split refuses "
+            "them, drop leaves them out"
+        )
+        lines.append(f"  left without any sample: {pluralize(split.lost_trees, 'conversation')}")
+    if budget.tokens:
+        ratio = budget.npass_tokens / budget.tokens
+        lines.append(
+            f"  what is left: {budget.npass_tokens:,} tokens in N-pass, {budget.tokens:,} in "
+            f"a single pass, ratio {ratio:.2f}"
+        )
+        lines.append(rows)
+    return "\n".join(lines)
+
+
+def _bad_lines(plan: Plan) -> str:
+    lines = [f"{pluralize(plan.num_bad_lines, 'bad line')} skipped"]
+    lines.extend(f"  {reason}" for _, reason in plan.bad_lines)
+    if plan.num_bad_lines > len(plan.bad_lines):
+        lines.append(f"  and {plan.num_bad_lines - len(plan.bad_lines):,} more")
+    return "\n".join(lines)
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    """Columns under each other: the first to the left, the others to the right."""
+    listed = list(rows)
+    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in listed
+    )
+
+
+def _size(num_bytes: float) -> str:
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.1f} {name}"
+    return f"{num_bytes / 2**10:.1f} KiB"

@@ -1,0 +1,234 @@
+"""A file of conversations counted before it is trained on: tokens, pairs, tiles, losses.
+
+Conversations go by one at a time. Nothing of one is kept but sums and histograms of fixed size, so
+memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flexmask.data.files import ConversationFile, read_conversations
+from flexmask.data.messages import Conversation
+from flexmask.data.samples import render_samples
+from flexmask.errors import DataError, FlexmaskError
+from flexmask.model.windows import Reach
+from flexmask.model.work import (
+    TILE,
+    Work,
+    npass_tiled,
+    npass_work,
+    single_pass_tiled,
+    single_pass_work,
+)
+from flexmask.tools.plan.histogram import Histogram
+from flexmask.tools.plan.mistraining import Mistraining, count_mistrained
+from flexmask.tools.plan.row_budget import RowBudget
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import PrefixTree, build_tree
+
+_LISTED = 20  # bad lines that are kept to be shown
+
+
+@dataclass(slots=True)
+class Largest:
+    """The most tokens that one conversation brings into one row, by way of training.
+
+    Attributes:
+        npass: its longest sample.
+        packed_npass: all of its samples end to end.
+        single_pass: its tree.
+    """
+
+    npass: int = 0
+    packed_npass: int = 0
+    single_pass: int = 0
+
+    def add(self, tree: PrefixTree) -> None:
+        """Take note of one conversation."""
+        self.npass = max(self.npass, tree.depth)
+        self.packed_npass = max(self.packed_npass, tree.num_sample_tokens)
+        self.single_pass = max(self.single_pass, tree.num_tokens)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is known of the conversations so far.
+
+    Attributes:
+        overflow: what a row budget would do, None without one.
+        reaches: windows and chunks of a model, for which pairs and tiles are counted too.
+        conversations, samples, trained_tokens: how many; a sample is a trained assistant message.
+        npass, single_pass: tokens and visible pairs; packed N-pass has those of N-pass.
+        npass_tiled, single_pass_tiled: the same with all pairs of the visited tiles of 128 x 128,
+            each sequence or tree in a row of its own.
+        turns: samples in a conversation.
+        conversation_tokens: tokens of a conversation's tree.
+        sample_tokens: tokens of a sample.
+        largest: the largest rows.
+        mistrained: trained tokens that other pipelines get wrong.
+        num_bad_lines: lines that were skipped.
+        bad_lines: the first of them, as (line, reason).
+    """
+
+    overflow: RowBudget | None = None
+    reaches: tuple[Reach, ...] = ()
+    conversations: int = 0
+    samples: int = 0
+    trained_tokens: int = 0
+    npass: Work = field(default_factory=Work)
+    single_pass: Work = field(default_factory=Work)
+    npass_tiled: Work = field(default_factory=Work)
+    single_pass_tiled: Work = field(default_factory=Work)
+    turns: Histogram = field(default_factory=Histogram)
+    conversation_tokens: Histogram = field(default_factory=Histogram)
+    sample_tokens: Histogram = field(default_factory=Histogram)
+    largest: Largest = field(default_factory=Largest)
+    mistrained: Mistraining = field(default_factory=Mistraining)
+    num_bad_lines: int = 0
+    bad_lines: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, conversation: Conversation, samples: Sequence[Sample], tokenizer: Any) -> None:
+        """Count one conversation and its samples."""
+        tree = build_tree(samples)
+        self.conversations += 1
+        self.samples += len(samples)
+        self.trained_tokens += sum(sample.num_trained for sample in samples)
+        lengths = list(map(len, samples))
+        self.npass = self.npass.plus(npass_work(lengths, self.reaches))
+        self.npass_tiled = self.npass_tiled.plus(npass_tiled(lengths, self.reaches))
+        self.single_pass = self.single_pass.plus(single_pass_work(tree, self.reaches))
+        tiled = single_pass_tiled(tree, self.reaches)
+        self.single_pass_tiled = self.single_pass_tiled.plus(tiled)
+        self.turns.add(len(samples))
+        self.conversation_tokens.add(tree.num_tokens)
+        for sample in samples:
+            self.sample_tokens.add(len(sample))
+        self.largest.add(tree)
+        self.mistrained.add(count_mistrained(conversation, samples, tokenizer))
+        if self.overflow is not None:
+            self.overflow.add(tree, samples)
+
+    def skip(self, line: int, reason: str) -> None:
+        """Count a bad line."""
+        self.num_bad_lines += 1
+        if len(self.bad_lines) < _LISTED:
+            self.bad_lines.append((line, reason))
+
+    @property
+    def token_ratio(self) -> float:
+        """Tokens of N-pass for each token of the single pass."""
+        return self.npass.num_tokens / self.single_pass.num_tokens
+
+    @property
+    def tile_density(self) -> float:
+        """Visible pairs for each pair in a visited tile, in the single pass."""
+        return self.single_pass.num_pairs / self.single_pass_tiled.num_pairs
+
+    @property
+    def npass_tile_density(self) -> float:
+        """The same in N-pass."""
+        return self.npass.num_pairs / self.npass_tiled.num_pairs
+
+    @property
+    def single_pass_tiles(self) -> int:
+        """Visited tiles of the single pass."""
+        return self.single_pass_tiled.num_pairs // TILE**2
+
+    @property
+    def npass_tiles(self) -> int:
+        """Visited tiles of N-pass."""
+        return self.npass_tiled.num_pairs // TILE**2
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data; the names are documented in docs/cli.md."""
+        return {
+            "conversations": self.conversations,
+            "samples": self.samples,
+            "trained_tokens": self.trained_tokens,
+            "npass_tokens": self.npass.num_tokens,
+            "single_pass_tokens": self.single_pass.num_tokens,
+            "token_ratio": self.token_ratio,
+            "npass_visible_pairs": self.npass.num_pairs,
+            "single_pass_visible_pairs": self.single_pass.num_pairs,
+            "npass_tile_density": self.npass_tile_density,
+            "tile_density": self.tile_density,
+            "largest_row_tokens": asdict(self.largest),
+            "turns": self.turns.to_json(),
+            "conversation_tokens": self.conversation_tokens.to_json(),
+            "sample_tokens": self.sample_tokens.to_json(),
+            "mistrained_tokens": self.mistrained.to_json(),
+            "overflow": self.overflow and self.overflow.to_json(),
+            "num_bad_lines": self.num_bad_lines,
+            "bad_lines": [{"line": line, "reason": reason} for line, reason in self.bad_lines],
+        }
+
+
+def make_plan(
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    tokenizer: Any,
+    *,
+    max_tokens: int | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    on_bad_line: str = "error",
+    reaches: Iterable[Reach] = (),
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    watch: Callable[[Sequence[Sample]], None] | None = None,
+) -> Plan:
+    """The plan for the conversations of one or several files.
+
+    Args:
+        data: the file, or files.
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        max_tokens: budget of a row, or None.
+        chat_template_kwargs: settings for the template.
+        on_bad_line: "error" raises at the first line that cannot be used, "skip" counts it.
+        reaches: windows and chunks of a model, to count their pairs.
+        progress: wraps the iteration over conversations, such as `tqdm.tqdm`.
+        watch: given the samples of each conversation as it goes by.
+
+    Raises:
+        DataError, TemplateError: the file or a line of it cannot be used; the message names it.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
+    paths = [data] if isinstance(data, (str, os.PathLike)) else data
+    files = [read_conversations(path, on_bad_line=on_bad_line) for path in paths]
+    plan = Plan(None if max_tokens is None else RowBudget(max_tokens), tuple(reaches))
+    for conversation in progress(_read(plan, files)):
+        try:
+            samples = render_samples(
+                conversation, tokenizer, chat_template_kwargs=chat_template_kwargs
+            )
+        except FlexmaskError as error:
+            if on_bad_line == "error":
+                raise
+            plan.skip(conversation.line, str(error))
+            continue
+        plan.add(conversation, samples, tokenizer)
+        if watch is not None:
+            watch(samples)
+    if not plan.conversations:
+        raise DataError(
+            f"{paths[0]}: no conversation can be used; the first: {plan.bad_lines[0][1]}"
+        )
+    return plan
+
+
+def _read(plan: Plan, files: Iterable[ConversationFile]) -> Iterator[Conversation]:
+    """The conversations of the files; bad lines before each are counted first."""
+    for file in files:
+        for conversation in file:
+            _take_bad_lines(plan, file)
+            yield conversation
+        _take_bad_lines(plan, file)
+
+
+def _take_bad_lines(plan: Plan, file: ConversationFile) -> None:
+    """Count the lines that the file has listed since, and forget them there."""
+    for bad in file.bad_lines:
+        plan.skip(bad.line, bad.reason)
+    file.bad_lines.clear()

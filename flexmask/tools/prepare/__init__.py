@@ -1,0 +1,1 @@
+"""`flexmask prepare`: its options, and what it prints."""

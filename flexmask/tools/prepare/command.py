@@ -1,0 +1,80 @@
+"""`flexmask prepare`: conversations rendered once, into a folder that training reads."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from flexmask.errors import pluralize
+from flexmask.tools.template_options import add_template_options, read_template_kwargs
+
+
+def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand and its options."""
+    prepare = commands.add_parser(
+        "prepare",
+        help="render conversations once, into a folder that `flexmask train` reads",
+        allow_abbrev=False,
+    )
+    add = prepare.add_argument
+    add("data", nargs="+", metavar="DATA", help="files, folders or patterns of conversations")
+    add("--tokenizer", required=True, metavar="PATH_OR_ID", help="with its chat template")
+    add("--output", required=True, metavar="DIR", help="a new folder, or one to go on with")
+    add_template_options(prepare)
+    add("--weighting", choices=("token", "turn", "conversation"), default="token")
+    add("--on_bad_line", choices=("error", "skip"), default="error")
+    add("--num_proc", type=int, default=1, metavar="N", help="processes; default: 1")
+    add("--shard_lines", type=int, default=1000, metavar="N", help="of a shard; default: 1000")
+
+
+def run_prepare(options: argparse.Namespace) -> int:
+    """Prepare the data and say what the folder holds; returns the exit code.
+
+    Raises:
+        FlexmaskError: an input that cannot be used.
+    """
+    from tqdm import tqdm
+
+    from flexmask.data.memo import num_listed
+    from flexmask.data.plain import RenderedPlainly
+    from flexmask.data.prepare import prepare
+    from flexmask.data.prepared import LEFT_OUT
+    from flexmask.data.tokenize import why_whole
+    from flexmask.model.load import load_tokenizer
+
+    variables = read_template_kwargs(options.chat_template_kwargs)
+    tokenizer = load_tokenizer(options.tokenizer, options.chat_template)
+    tqdm.monitor_interval = 0  # no thread of tqdm's when processes are forked
+    with tqdm(desc=f"preparing {options.output}", unit=" conversations") as bar:
+        manifest = prepare(
+            options.data,
+            options.output,
+            tokenizer,
+            weighting=options.weighting,
+            on_bad_line=options.on_bad_line,
+            chat_template_kwargs=variables,
+            num_proc=options.num_proc,
+            shard_lines=options.shard_lines,
+            progress=bar.update,
+        )
+    ratio = manifest["sample_tokens"] / manifest["tokens"]
+    print(
+        f"{options.output}: {pluralize(manifest['conversations'], 'conversation')}, "
+        f"{pluralize(manifest['samples'], 'sample')}, "
+        f"{manifest['tokens']:,} tokens in a single pass "
+        f"({manifest['sample_tokens']:,} in N-pass, {ratio:.2f} times as many), "
+        f"{pluralize(len(manifest['shards']), 'shard')}"
+    )
+    if manifest["bad_lines"]:
+        listed = Path(options.output) / LEFT_OUT
+        print(f"{pluralize(manifest['bad_lines'], 'bad line')} skipped, listed in {listed}")
+    plainly = RenderedPlainly(**manifest["rendered_plainly"])
+    if plainly.conversations:
+        print(plainly, file=sys.stderr)
+    reason = why_whole(tokenizer)
+    if reason is not None:
+        print(f"slow: every prompt was tokenised whole, since {reason}", file=sys.stderr)
+    if not num_listed(tokenizer.get_chat_template()):
+        print("slow: every prompt was rendered whole by this chat template", file=sys.stderr)
+    return 0

@@ -1,0 +1,99 @@
+"""`flexmask show`: one conversation as a packed row, in the terminal and as a picture."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+
+from flexmask.errors import DataError
+from flexmask.tools.template_options import add_template_options, read_template_kwargs
+
+_PIPE_COLUMNS = 120  # where the output is not a terminal
+
+
+def add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand and its options."""
+    show = commands.add_parser(
+        "show",
+        help="print and draw the packed row of one conversation",
+        allow_abbrev=False,
+    )
+    add = show.add_argument
+    add("data", nargs="?", metavar="DATA", help="conversations, one JSON object a line; "
+        "default: the tutoring conversations that ship")  # fmt: skip
+    add("--index", type=int, default=0, metavar="I", help="which one, from 0; default: 0")
+    add("--tokenizer", metavar="PATH_OR_ID", help="default, without DATA: the one that ships")
+    add_template_options(show)
+    add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")
+    add("--output", metavar="FILE", help="draw the row as PNG or SVG, by the ending of FILE")
+    add("--compare", choices=("paper",), help="the paper's order of the same tokens beside it")
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """Print the conversation, and draw it if asked to; returns the exit code.
+
+    Raises:
+        FlexmaskError: an input that cannot be used.
+    """
+    _check(options)
+    from flexmask.demo import DATA_PATH, TOKENIZER_PATH
+    from flexmask.model.load import load_tokenizer
+    from flexmask.tools.show.conversation import check_drawable, draw_shown, read_shown, shown_text
+    from flexmask.tools.show.row_figures import COLORS
+
+    data = options.data or DATA_PATH
+    settings = read_template_kwargs(options.chat_template_kwargs)
+    tokenizer = load_tokenizer(options.tokenizer or str(TOKENIZER_PATH), options.chat_template)
+    shown = read_shown(
+        data,
+        options.index,
+        tokenizer,
+        max_tokens=options.max_tokens,
+        chat_template_kwargs=settings,
+    )
+    compare = options.compare is not None
+    if options.output is not None or compare:
+        check_drawable(shown, compare=compare)
+    if options.output is not None:
+        draw_shown(shown, options.output, compare=compare)
+
+    def paint(dot: str, kind: str | None) -> str:
+        red, green, blue = bytes.fromhex(COLORS[kind or "context"][1:])
+        return f"\x1b[38;2;{red};{green};{blue}m{dot}\x1b[0m"
+
+    in_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    text = shown_text(
+        shown,
+        tokenizer,
+        width=shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns,
+        paint=paint if in_color else None,
+        compare=compare,
+    )
+    _print(text)
+    if options.output is not None:
+        _print(f"\nwritten: {options.output}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise DataError, before anything runs, for options that cannot be used."""
+    from flexmask.plots import check_picture
+
+    if options.data is not None and options.tokenizer is None:
+        raise DataError(
+            f"{options.data}: needs the tokenizer that it is to be rendered with; "
+            "name one with --tokenizer"
+        )
+    if options.output is not None:
+        check_picture(options.output, "--output")
+
+
+def _print(text: str) -> None:
+    """Print `text`, with ? for what the terminal's encoding does not have."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), flush=True)
+    except BrokenPipeError:  # such as `| head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,226 @@
+"""Pictures of packed rows: tiles of the mask, and what the tokens are, along both edges.
+
+Needs matplotlib (`flexmask[train]`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flexmask.plots import new_figure, save_figure
+from flexmask.tools.show.kinds import KINDS
+from flexmask.tools.show.orders import tile_counts
+from flexmask.tree.tree import PrefixTree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = {"context": "#93a1b0", "thinking": "#e69b2e", "response": "#2f74c0", "tool": "#2f9e77"}
+INK = "#1d2733"
+_SAME = {"reasoning": "thinking", "history": "response"}  # kinds of `PrefixTree.from_turns`
+_FULL, _PARTIAL = 0.9, 0.45  # how much of a tile's colour is its own, and not white
+_LEAST_TILE, _MOST_TILES = 4, 96  # tokens of a tile, and tiles on a side
+_BAND, _GAP = 0.022, 0.008  # of the picture's side: width of a band, and space between two
+
+
+@dataclass(frozen=True, eq=False)
+class RowPicture:
+    """One panel: a tree, laid out in some order.
+
+    Attributes:
+        tree: segments with kinds; trained tokens are marked where it has tokens.
+        order: all its segments, in the order of the row.
+        title: what stands above.
+    """
+
+    tree: PrefixTree
+    order: Sequence[int]
+    title: str
+
+    @cached_property
+    def segment_kinds(self) -> list[int]:
+        """Index into KINDS of each segment, in the order of the tree."""
+        named = [segment.kind or "context" for segment in self.tree.segments]
+        return [KINDS.index(_SAME.get(kind, kind)) for kind in named]
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """Index into KINDS of each packed token, int64 [L]."""
+        codes = [self.segment_kinds[s] for s in self.order]
+        return np.repeat(codes, self.tree.lengths[list(self.order)])
+
+    @cached_property
+    def trained(self) -> np.ndarray:
+        """Whether each packed token is a target, bool [L]."""
+        weights = self.tree.loss_weights
+        if weights is None:
+            return np.zeros(self.tree.num_tokens, bool)
+        stops = np.cumsum(self.tree.lengths)
+        parts = [weights[stops[s] - self.tree.lengths[s] : stops[s]] for s in self.order]
+        return np.concatenate(parts) > 0
+
+
+def draw_rows(
+    pictures: Sequence[RowPicture], path: str | os.PathLike[str], *, heading: str = ""
+) -> None:
+    """Write packed rows side by side, as PNG or SVG by the ending of `path`.
+
+    A tile has the colour of the keys that it lets see, of most of them where they are of several
+    kinds: strong where all its pairs are visible, pale where some are.
+    """
+    num_columns = min(3, len(pictures))
+    num_lines = -(-len(pictures) // num_columns)
+    figure = new_figure(7.2 * num_columns, 6.3 * num_lines + (0.7 if heading else 0.4))
+    block = _tile_size(max(picture.tree.num_tokens for picture in pictures))
+    for index, picture in enumerate(pictures):
+        _draw_row(figure.add_subplot(num_lines, num_columns, index + 1), picture, block)
+    if heading:
+        figure.suptitle(heading, fontsize=13, fontweight="bold", color=INK, parse_math=False)
+    _add_legend(figure, pictures, block)
+    save_figure(figure, path)
+
+
+def _tile_size(num_tokens: int) -> int:
+    """The smallest power of two from `_LEAST_TILE` on that makes at most `_MOST_TILES` tiles."""
+    block = _LEAST_TILE
+    while num_tokens > block * _MOST_TILES:
+        block *= 2
+    return block
+
+
+def _draw_row(axes: Axes, picture: RowPicture, block: int) -> None:
+    length = picture.tree.num_tokens
+    tiles = _tile_colors(picture, block)
+    side = tiles.shape[0] * block
+    axes.imshow(tiles, extent=(0, side, side, 0), interpolation="none")
+    _draw_bands(axes, picture)
+    outside = (2 * _BAND + 2 * _GAP) * length
+    axes.set_xlim(-outside, length)
+    axes.set_ylim(length, -outside)
+    axes.set_title(picture.title, fontsize=11, color=INK, pad=10, parse_math=False)
+    axes.set_xlabel("key: packed token", color=INK)
+    axes.set_ylabel("query: packed token", color=INK)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(colors=INK, length=3, labelsize=9)
+    ticks = [tick for tick in axes.get_xticks() if 0 <= tick <= length]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks)
+        axis.set_major_formatter("{x:,.0f}")
+    _label_answers(axes, picture)
+
+
+def _tile_colors(picture: RowPicture, block: int) -> np.ndarray:
+    """The picture of the tiles, RGB [query blocks, key blocks, 3]."""
+    by_kind = []  # visible pairs of each tile whose key is of a kind
+    for kind in range(len(KINDS)):
+        keys = {s for s, code in enumerate(picture.segment_kinds) if code == kind}
+        by_kind.append(tile_counts(picture.tree, picture.order, block, keys=keys))
+    counts = np.sum(by_kind, axis=0)
+    classes = np.select([counts == block * block, counts > 0], [2, 1])
+    shares = (0.0, _PARTIAL, _FULL)
+    palette = np.array([[_blend(COLORS[kind], share) for kind in KINDS] for share in shares])
+    return palette[classes, np.argmax(by_kind, axis=0)]
+
+
+def _blend(color: str, share: float) -> tuple[float, float, float]:
+    """`share` of a colour, and white for the rest; RGB in [0, 1]."""
+    red, green, blue = (1 - share * (1 - part / 255) for part in bytes.fromhex(color[1:]))
+    return red, green, blue
+
+
+def _draw_bands(axes: Axes, picture: RowPicture) -> None:
+    """What the tokens are and which are trained, above the tiles and to their left."""
+    length = picture.tree.num_tokens
+    width, gap = _BAND * length, _GAP * length
+    kinds_at, trained_at = -gap - width, -2 * gap - 1.6 * width
+    for code, kind in enumerate(KINDS):
+        _draw_band(axes, _runs(picture.kinds == code), kinds_at, width, COLORS[kind])
+    _draw_band(axes, _runs(picture.trained), trained_at, 0.6 * width, INK)
+
+
+def _draw_band(
+    axes: Axes, runs: Sequence[tuple[int, int]], at: float, width: float, color: str
+) -> None:
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    above = [Rectangle((start, at), stop - start, width) for start, stop in runs]
+    beside = [Rectangle((at, start), width, stop - start) for start, stop in runs]
+    axes.add_collection(PatchCollection(above + beside, facecolor=color, edgecolor="none"))
+
+
+def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """The ranges [start, stop) in which `flags` [L] is true."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0]))))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _label_answers(axes: Axes, picture: RowPicture) -> None:
+    """Name samples beside the end of their answers, right of the tiles; as many as there is room.
+
+    A name moves down where the one above is too close, and is left out if that takes it too far.
+    """
+    length = picture.tree.num_tokens
+    distance = length / 45
+    at = -distance
+    for row, name in sorted(_answer_places(picture)):
+        if at + distance > row + 1.5 * distance:
+            continue
+        at = max(row, at + distance)
+        axes.plot(
+            [length * 1.005, length * 1.02, length * 1.035],
+            [row, row, at],
+            color=INK,
+            linewidth=0.6,
+            alpha=0.5,
+            clip_on=False,
+        )
+        axes.text(length * 1.04, at, name, fontsize=7.5, va="center", color=INK, parse_math=False)
+
+
+def _answer_places(picture: RowPicture) -> Iterator[tuple[float, str]]:
+    """Yield the middle row of each sample's last segment, where it is trained, and its name."""
+    tree = picture.tree
+    if tree.loss_weights is None:
+        return
+    lengths = tree.lengths[list(picture.order)]
+    starts = np.empty_like(lengths)
+    starts[list(picture.order)] = np.cumsum(lengths) - lengths
+    stops = np.cumsum(tree.lengths)
+    for leaf in tree.leaves:
+        start, stop = stops[leaf.segment] - tree.lengths[leaf.segment], stops[leaf.segment]
+        if tree.loss_weights[start:stop].any():
+            yield float(starts[leaf.segment] + (stop - start) / 2), f"message {leaf.key}"
+
+
+def _add_legend(figure: Figure, pictures: Sequence[RowPicture], block: int) -> None:
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.patches import Patch
+
+    codes = [picture.kinds for picture in pictures]
+    shown = [KINDS[code] for code in np.unique(np.concatenate(codes))]
+    entries: dict[str, Any] = {kind: Patch(facecolor=COLORS[kind]) for kind in shown}
+    if any(picture.trained.any() for picture in pictures):
+        entries["trained"] = Patch(facecolor=INK)
+    for name, share in ((f"full tile, {block} x {block}", _FULL), ("partial tile", _PARTIAL)):
+        entries[name] = tuple(Patch(facecolor=_blend(COLORS[kind], share)) for kind in shown)
+    figure.legend(
+        handles=entries.values(),
+        labels=entries.keys(),
+        loc="outside lower center",
+        ncols=len(entries),
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+        handlelength=1.1,
+        handleheight=1.1,
+        columnspacing=1.2,
+    )

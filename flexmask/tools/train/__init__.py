@@ -1,0 +1,1 @@
+"""`flexmask train`: its options, and what it prints."""

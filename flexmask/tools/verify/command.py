@@ -1,0 +1,197 @@
+"""`flexmask verify`: prove on one's own model, data and backend that one pass equals N."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from flexmask.errors import DataError, TemplateError, pluralize
+from flexmask.tools.template_options import add_template_options, read_template_kwargs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from flexmask.tools.verify.proof import Chat, VerifyReport
+
+_SHOWN = 3  # messages that a template cannot write
+
+
+def add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand and its options."""
+    verify = commands.add_parser(
+        "verify",
+        help="prove on your model, data and backend that the single pass equals N-pass",
+        description="Exit code 0: proved; 1: not, the report says why; 2: unusable input.",
+        allow_abbrev=False,
+    )
+    add = verify.add_argument
+    add("--model", required=True, metavar="PATH_OR_ID", help="the model to check")
+    add("--data", required=True, metavar="FILE", help="conversations, one JSON object a line")
+    add("--tokenizer", metavar="PATH_OR_ID", help="default: the model's own")
+    add_template_options(verify)
+    add("--conversations", type=int, default=3, metavar="N", help="check the first N; default: 3")
+    add("--on_bad_line", choices=("error", "skip"), default="error")
+    add("--backend", choices=("auto", "reference", "cpu", "flex", "triton"), default="auto")
+    add("--from_config", action="store_true", help="random weights from the model's config")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    add("--device", metavar="DEVICE", help="such as cpu or cuda:0; default: cuda if there is one")
+    add("--seed", type=int, default=0, help="of random weights")
+    add("--json", nargs="?", const="-", metavar="FILE", help="as JSON; without FILE, print it")
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Verify, print the report and write what was asked for; returns the exit code.
+
+    Raises:
+        FlexmaskError: an input that cannot be used.
+    """
+    from flexmask.files import check_target, write_json
+
+    if options.conversations < 1:
+        raise DataError(f"--conversations must be at least 1, got {options.conversations}")
+    if options.json not in (None, "-"):
+        check_target(options.json, "--json")
+    report = _verify(options)
+    data = report.to_json()
+    print(json.dumps(data, indent=2) if options.json == "-" else report)
+    if options.json not in (None, "-"):
+        write_json(data, options.json)
+    return 0 if report.is_proved else 1
+
+
+def _verify(options: argparse.Namespace) -> VerifyReport:
+    from flexmask.backends.choice import choose_backend
+    from flexmask.model.load import load_tokenizer
+    from flexmask.tools.verify.proof import verify_model
+    from flexmask.tools.verify.report import Finding, VerifyReport
+
+    device = _device(options.device)
+    choice = choose_backend(device, options.backend)
+    tokenizer = load_tokenizer(options.tokenizer or options.model, options.chat_template)
+    chats, refused = _read_chats(options, tokenizer)
+    num_turns = sum(len(chat.samples) for chat in chats)
+    if refused:
+        more = f" (and {len(refused) - _SHOWN} more)" if len(refused) > _SHOWN else ""
+        finding = Finding("template", False, "; ".join(refused[:_SHOWN]) + more)
+    else:
+        written = pluralize(num_turns, "turn is", "turns are")
+        finding = Finding("template", True, f"{written} written as at inference")
+    if not chats:
+        return VerifyReport(findings=[finding], checked={"data": _data_text(options, chats)})
+    model = _load_model(options, device)
+    _check_vocabulary(model, chats)
+    report = verify_model(model, chats, backend=options.backend, progress=_progress)
+    report.findings.insert(0, finding)
+    report.checked = _checked(options, model, chats, f"{choice.name}: {choice.reason}")
+    return report
+
+
+def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat], list[str]]:
+    """The first conversations, and what the chat template cannot write before their number is full.
+
+    Raises:
+        DataError: the file or a line of it cannot be used.
+    """
+    from flexmask.data.files import read_conversations
+    from flexmask.data.samples import render_samples
+    from flexmask.tools.verify.proof import Chat
+
+    settings = read_template_kwargs(options.chat_template_kwargs)
+    chats: list[Chat] = []
+    refused: list[str] = []
+    file = read_conversations(options.data, on_bad_line=options.on_bad_line)
+    for conversation in file:
+        try:
+            samples = render_samples(conversation, tokenizer, chat_template_kwargs=settings)
+            chats.append(Chat.of(samples, conversation.where))
+        except TemplateError as error:
+            refused.append(str(error))
+        if len(chats) + len(refused) == options.conversations:
+            break
+    for bad in file.bad_lines:
+        print(f"skipped {bad.reason}", file=sys.stderr)
+    return chats, refused
+
+
+def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrainedModel:
+    """The model to check, in its data type, on its device.
+
+    Raises:
+        DataError: it cannot be loaded, or has a data type without a wider one to compare with.
+    """
+    import torch
+    import transformers
+    from transformers import AutoConfig
+
+    from flexmask.model.load import load_pretrained, load_weights, random_model
+    from flexmask.tools.plan.measure import move_to
+    from flexmask.tools.verify.proof import WIDER
+
+    transformers.set_seed(options.seed)
+    if options.from_config:
+        config = load_pretrained(AutoConfig.from_pretrained, options.model, "model config")
+        dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+        model = random_model(config, dtype)
+    else:
+        model = load_weights(options.model, options.dtype)
+    if model.dtype not in WIDER:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WIDER)
+        raise DataError(f"{options.model}: dtype must be one of {names}, got {model.dtype}")
+    move_to(model, device)
+    return model
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"--device {name} cannot be used: {reason}") from None
+    return device
+
+
+def _check_vocabulary(model: PreTrainedModel, chats: list[Chat]) -> None:
+    from flexmask.tools.plan.measure import check_vocabulary
+
+    check_vocabulary(model.config, [chat.samples for chat in chats])
+
+
+def _checked(
+    options: argparse.Namespace, model: PreTrainedModel, chats: list[Chat], backend: str
+) -> dict[str, Any]:
+    from flexmask.model.structure import text_config
+
+    config = text_config(model)
+    weights = "random weights" if options.from_config else "its own weights"
+    return {
+        "model": f"{options.model}: {type(model).__name__}, "
+        f"{pluralize(config.num_hidden_layers, 'layer')}, "
+        f"{model.num_parameters():,} parameters, {weights}",
+        "in": f"{str(model.dtype).removeprefix('torch.')} on {model.device}, training mode; "
+        f"N-pass attention: {config._attn_implementation}",
+        "backend": backend,
+        "data": _data_text(options, chats),
+    }
+
+
+def _data_text(options: argparse.Namespace, chats: list[Chat]) -> str:
+    turns = sum(len(chat.samples) for chat in chats)
+    npass = sum(len(sample) for chat in chats for sample in chat.samples)
+    single = sum(len(chat.row) for chat in chats)
+    return (
+        f"{options.data}: {pluralize(len(chats), 'conversation')}, {pluralize(turns, 'turn')}, "
+        f"{npass:,} tokens in N-pass, {single:,} in a single pass"
+    )
+
+
+def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(items, desc="verifying", unit="turn", total=total, file=sys.stderr)

@@ -1,0 +1,202 @@
+"""Checkpoints that are whole or not there, so that a run can be killed at any moment.
+
+The Trainer of transformers writes a checkpoint file by file under its final name, and resumes from
+the newest name. Here it is written in a folder beside, which takes that name when every process has
+finished. With it goes a record of what its batches followed from, and a run whose batches would be
+others does not go on from it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from flexmask.errors import DataError
+from flexmask.files import write_json
+from flexmask.packing.sampler import TreeBatchSampler
+from flexmask.training.resume import RECORD, check_resumable, run_record
+
+STAGING = "checkpoint.partial"  # in the output folder; what a killed run leaves in it is of no use
+_REMEDY = "free some space, and resume; earlier checkpoints are whole"
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer whose checkpoints and saved models are whole or not there.
+
+    In front of another Trainer it does the same for that one:
+    ``class Resumable(ResumableTrainer, SFTTrainer)``.
+    """
+
+    batch_sampler: TreeBatchSampler | None = None
+    _staging: Path | None = None  # while a checkpoint is being written: where
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Remove what a killed run left half written, and train.
+
+        Raises:
+            DataError: data, processes or batches are not those of the run to resume.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
+        if not isinstance(resume_from_checkpoint, bool | None):
+            check_resumable(resume_from_checkpoint, self._record)
+        if self.is_local_process_zero():
+            shutil.rmtree(Path(str(self.args.output_dir)) / STAGING, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
+        return run_record(self.args, self.train_dataset, self.data_collator, self.batch_sampler)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch, unless the run was resumed from its last step: it was killed after it."""
+        if self.state.global_step >= self.state.max_steps:
+            self._rotate(Path(self._get_output_dir(None)))  # it may have been killed before that
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole model, each file whole or not at all; sharded ones are put together.
+
+        Raises:
+            DataError: the disk is full, or cannot be written to.
+        """
+        if _internal_call:
+            return super().save_model(output_dir, True)
+        folder = Path(str(output_dir or self.args.output_dir))
+        with _staged(folder) as staging, self._whole_state_dict():
+            super().save_model(str(staging), True)
+            if self.args.should_save:
+                for file in staging.iterdir():
+                    os.replace(file, folder / file.name)
+                staging.rmdir()
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        return None
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run_dir = Path(self._get_output_dir(trial))
+        final = run_dir / f"checkpoint-{self.state.global_step}"
+        with _staged(run_dir) as self._staging:
+            staged = self._staging / final.name
+            try:
+                super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    write_json(self._record, staged / RECORD)
+                if self.state.best_model_checkpoint == str(staged):
+                    self.state.best_model_checkpoint = str(final)
+                    if self.args.should_save:
+                        self.state.save_to_json(str(staged / "trainer_state.json"))
+                self._publish(staged, final)
+            finally:
+                self._staging = None
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        self._rotate(run_dir)
+
+    def _rotate(self, run_dir: Path) -> None:
+        """Remove checkpoints beyond `save_total_limit`, the oldest first, never the best."""
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(run_dir), self.args.save_total_limit, best)
+
+    def _publish(self, staged: Path, final: Path) -> None:
+        """Give a checkpoint its name once every process has written its part of it."""
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            _rename(staged, final)
+        self.accelerator.wait_for_everyone()
+        if self.is_local_process_zero() and staged.exists():  # this machine has a disk of its own
+            _rename(staged, final)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:  # an upload goes on in the background, so never from there
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    @contextmanager
+    def _whole_state_dict(self) -> Iterator[None]:
+        """A block in which FSDP gathers the shards of the model when it is saved."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None:
+            yield
+            return
+        before = plugin.state_dict_type
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            yield
+        finally:
+            plugin.set_state_dict_type(before)
+
+
+@contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A block that writes to `path`, and raises DataError, of one line, if the disk refuses."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason: BaseException = error
+        said = getattr(error, "strerror", None) or str(error)
+    except RuntimeError as error:  # the file writer of torch.save, which does not say why
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            raise
+        reason, said = error, "the disk did not take a whole file"
+    except CheckpointException as error:  # of all processes; not a child of Exception
+        reason = next(iter(error.failures.values()))[0]
+        said = str(reason)
+    else:
+        return
+    first_line = next(iter(said.splitlines()), "")
+    raise DataError(f"{path}: cannot be written: {first_line}; {_REMEDY}") from reason
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A folder in `folder` to write in; where that fails, it goes, and DataError says why."""
+    staging = folder / STAGING
+    with disk_errors(folder):
+        try:
+            yield staging
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def _rename(staged: Path, final: Path) -> None:
+    """Move a folder out of its staging; one of that name, of an earlier run, makes place."""
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(staged, final)
+    shutil.rmtree(staged.parent, ignore_errors=True)
+
+
+@atexit.register
+def _let_gloo_settle() -> None:
+    """Wait until gloo's threads have dropped their last work, or they can abort a finished run.
+
+    They take the GIL for it, and Python before 3.14 ends a thread that asks for the GIL at the end
+    of the program, inside a C++ destructor that must not be left so: SIGABRT, one exit in fifty
+    (measured on two cores with torch 2.13). Neither joining these threads nor waiting for this is
+    offered: DistributedDataParallel keeps them alive even when it is deleted.
+    """
+    if torch.distributed.is_initialized() and "gloo" in torch.distributed.get_backend_config():
+        time.sleep(1)

@@ -1,0 +1,208 @@
+"""What is refused before a run begins: options, folders and tokens that cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexmask.backends.choice import choose_backend, is_interpreting
+from flexmask.errors import DataError, UnsupportedModelError
+from flexmask.training.options import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
+
+
+def check_output(config: TrainConfig) -> str | None:
+    """The checkpoint to resume from, or None to begin.
+
+    Raises:
+        DataError: the output folder is not free, and there is nothing in it to resume.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from flexmask.training.checkpoints import STAGING
+
+    output = Path(config.output)
+    if output.exists() and not output.is_dir():
+        raise DataError(f"{output}: is a file; name a folder for --output")
+    held = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if not config.resume:
+        if held:
+            raise DataError(f"{output}: holds another run; use --resume or another --output")
+        return None
+    checkpoint = get_last_checkpoint(str(output)) if held else None
+    if checkpoint is None and held - {STAGING}:
+        raise DataError(
+            f"{output}: holds files but no checkpoint to resume; empty it, or use another --output"
+        )
+    return checkpoint
+
+
+def check_backend(training: TrainingArguments, config: TrainConfig) -> None:
+    """Raise MaskError or UnsupportedModelError unless the backend trains on the device."""
+    device = training.device
+    if choose_backend(device, config.backend).name == "flex" and device.type == "cpu":
+        raise UnsupportedModelError(
+            "--backend flex has no backward pass on the CPU; use --backend cpu"
+        )
+
+
+def check_model(training: TrainingArguments, config: TrainConfig) -> None:
+    """Raise FlexmaskError for a model that cannot be trained, before the data are read.
+
+    The model is built without weights, as its config describes it, with the adapters asked for.
+    """
+    import torch
+    from transformers import AutoConfig, Trainer
+
+    from flexmask.model.checks import check_model as check_exact
+    from flexmask.model.load import load_pretrained, meta_model
+    from flexmask.training.lora import add_lora
+
+    folder = Path(config.model)
+    what = "model config" if config.from_config else "model"
+    model = meta_model(
+        load_pretrained(AutoConfig.from_pretrained, config.model, what), torch.float32
+    )
+    if not config.from_config and folder.is_dir() and not _holds_weights(folder):
+        raise DataError(
+            f"{folder}: holds a config but no weights (*.safetensors or *.bin); "
+            "--from_config draws them at random"
+        )
+    check_exact(model, model)
+    whole = add_lora(model, config) if config.use_peft else model
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(training, whole)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"--optim {_value(training.optim)}: {one_line(error)}") from error
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+
+
+def _value(option: Any) -> str:
+    """An option of the Trainer as it is written, which keeps some as members of an enumeration."""
+    return getattr(option, "value", option)
+
+
+def one_line(error: Exception) -> str:
+    """What an error of another library says, without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _check_lora(config: TrainConfig) -> None:
+    if config.use_peft:
+        if config.lora_dropout:
+            raise UnsupportedModelError(
+                f"--lora_dropout must be 0, got {config.lora_dropout}; N-pass would drop others"
+            )
+        return
+    for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+        given = getattr(config, name)
+        plain = TrainConfig.__dataclass_fields__[name].default
+        if (tuple(given) if isinstance(given, list) else given) != plain:
+            raise DataError(f"--{name} says how adapters are made; give --use_peft too")
+
+
+def _check_liger(training: TrainingArguments) -> None:
+    """Raise for a run on Liger's kernels where these cannot run, or are not there."""
+    from transformers.utils import is_liger_kernel_available
+
+    if not is_liger_kernel_available():
+        raise DataError("--use_liger_kernel needs liger-kernel; pip install liger-kernel")
+    if training.device.type == "cpu" and not is_interpreting():
+        raise UnsupportedModelError(
+            "--use_liger_kernel needs a GPU, got cpu: Liger's kernels are written in Triton; "
+            "leave it out"
+        )
+
+
+def _check_reports(training: TrainingArguments) -> None:
+    """Raise DataError for `--report_to` a package that is not there."""
+    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+    missing = set(training.report_to or ()) - set(get_available_reporting_integrations())
+    try:
+        for make in get_reporting_integration_callbacks(sorted(missing)):
+            make()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise DataError(f"--report_to: {one_line(error)}") from error
+
+
+def _check_evaluation(training: TrainingArguments, config: TrainConfig) -> None:
+    if not 0 <= config.eval_split < 1:
+        raise DataError(f"--eval_split must be in [0, 1), got {config.eval_split}")
+    if config.eval_split and config.eval_data is not None:
+        raise DataError("--eval_data and --eval_split both say what to evaluate on; leave out one")
+    if training.eval_strategy != "no" and not config.eval_split and config.eval_data is None:
+        raise DataError(
+            f"--eval_strategy {_value(training.eval_strategy)} has nothing to evaluate on; give "
+            "--eval_data or --eval_split"
+        )
+
+
+def check_training_arguments(training: TrainingArguments, config: TrainConfig) -> None:
+    """Raise UnsupportedModelError for Trainer options that packed rows cannot honour exactly.
+
+    And for what is out of range, goes together with nothing, or needs what is not there.
+    """
+    _check_evaluation(training, config)
+    _check_lora(config)
+    _check_reports(training)
+    if training.use_liger_kernel:
+        _check_liger(training)
+    if not training.learning_rate >= 0:
+        raise DataError(f"--learning_rate must be at least 0, got {training.learning_rate}")
+    if training.neftune_noise_alpha:
+        raise UnsupportedModelError(
+            f"--neftune_noise_alpha must be 0, got {training.neftune_noise_alpha}; "
+            "N-pass would draw other noise"
+        )
+    if getattr(training, "train_sampling_strategy", None) == "group_by_length":
+        raise UnsupportedModelError(
+            "--train_sampling_strategy group_by_length cannot see the lengths of trees; leave it "
+            "out, --max_tokens fills rows by length"
+        )
+    if config.rows_per_batch is not None:
+        if config.rows_per_batch < 1:
+            raise DataError(f"--rows_per_batch must be at least 1, got {config.rows_per_batch}")
+        if config.max_tokens is None:
+            raise UnsupportedModelError(
+                "--rows_per_batch fills rows of --max_tokens tokens; give --max_tokens too"
+            )
+        for option, plain in (
+            ("dataloader_drop_last", False),
+            ("train_sampling_strategy", "random"),
+        ):
+            if getattr(training, option, plain) != plain:
+                raise UnsupportedModelError(
+                    f"--{option} must be {plain}, got {getattr(training, option)}: with "
+                    "--rows_per_batch the rows decide, and nothing is dropped"
+                )
+    if training.label_smoothing_factor:
+        raise UnsupportedModelError(
+            "--label_smoothing_factor must be 0, got "
+            f"{training.label_smoothing_factor}; the Trainer would shift the labels a second time"
+        )
+
+
+def check_token_ids(model: PreTrainedModel, tokenizer: Any, datasets: Sequence[Any]) -> None:
+    """Raise DataError if a tree holds a token that the model has no embedding for.
+
+    Trees are looked at only where the tokenizer knows such tokens.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    size = embeddings.weight.shape[0]
+    if max(tokenizer.get_vocab().values()) < size:
+        return
+    for dataset in datasets:
+        highest = max(int(dataset[index].input_ids.max()) for index in range(len(dataset)))
+        if highest >= size:
+            raise DataError(
+                f"token id {highest} must be below the model's vocab_size of {size}; "
+                "the tokenizer belongs to another model"
+            )

@@ -1,0 +1,114 @@
+"""The data of a training run: read, held to the budget, and dealt out in batches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexmask.data.files import find_data_files
+from flexmask.data.prepared import PreparedDataset, is_prepared, open_prepared
+from flexmask.data.trees import TreeDataset, load_trees
+from flexmask.packing.collator import TreeCollator
+from flexmask.packing.fitting import FittedTrees
+from flexmask.packing.sampler import TreeBatchSampler
+from flexmask.training.options import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
+
+Trees = TreeDataset | PreparedDataset
+
+
+def load_datasets(
+    config: TrainConfig, collator: TreeCollator, training: TrainingArguments
+) -> tuple[Trees | FittedTrees, Trees | FittedTrees | None]:
+    """The training set and, where asked for, the evaluation set; says what each holds.
+
+    With a budget, all of their trees meet it.
+    """
+    train_set = _load(config.data, config, collator, training)
+    eval_set = None
+    if config.eval_data is not None:
+        eval_set = _load(config.eval_data, config, collator, training)
+    elif config.eval_split:
+        eval_set, train_set = train_set.split(config.eval_split, _data_seed(training))
+    return (
+        _fit(train_set, "training", config, training),
+        eval_set and _fit(eval_set, "evaluation", config, training),
+    )
+
+
+def make_batch_sampler(
+    config: TrainConfig, training: TrainingArguments, train_set: Any, model: PreTrainedModel
+) -> TreeBatchSampler | None:
+    """The sampler that fills rows by the model's cost, or None for batches of conversations."""
+    if config.rows_per_batch is None or config.max_tokens is None:
+        return None
+    from flexmask.model.cost import CostModel
+
+    cost = CostModel.of(model)
+    costs = None  # of trees, where windows and chunks have to be counted for each
+    if cost.reaches:
+        costs = [cost.tree_cost(train_set[index]) for index in range(len(train_set))]
+    sampler = TreeBatchSampler(
+        train_set,
+        max_tokens=config.max_tokens,
+        rows_per_batch=config.rows_per_batch,
+        num_processes=training.world_size,
+        pairs_per_token=cost.pairs_per_token,
+        costs=costs,
+        seed=_data_seed(training),
+    )
+    if training.process_index == 0:
+        print(f"batches: {sampler.plan()}", file=sys.stderr)
+    return sampler
+
+
+def _data_seed(training: TrainingArguments) -> int:
+    return training.seed if training.data_seed is None else training.data_seed
+
+
+def _fit(
+    dataset: Trees, name: str, config: TrainConfig, training: TrainingArguments
+) -> Trees | FittedTrees:
+    """The dataset with nothing larger than the budget; says what was cut and what was dropped."""
+    if config.max_tokens is None:
+        return dataset
+    fitted = FittedTrees(dataset, config.max_tokens, on_overflow=config.on_overflow)
+    if training.process_index == 0 and fitted.split.trees:
+        print(f"{name}, over {config.max_tokens:,} tokens: {fitted.split}", file=sys.stderr)
+        for where, key in fitted.dropped:
+            print(f"  dropped {where}, message {key}: longer than max_tokens", file=sys.stderr)
+    return fitted
+
+
+def _load(
+    data: Sequence[str], config: TrainConfig, collator: TreeCollator, training: TrainingArguments
+) -> Trees:
+    from tqdm import tqdm
+
+    is_main = training.process_index == 0
+
+    def load_file(path: Path) -> TreeDataset:
+        def progress(items: Iterable[Any]) -> Iterable[Any]:
+            return tqdm(items, desc=f"reading {path}", unit=" conversations", disable=not is_main)
+
+        return load_trees(path, collator.tree, on_bad_line=config.on_bad_line, progress=progress)
+
+    dataset: Trees
+    if len(data) == 1 and is_prepared(data[0]):
+        dataset = open_prepared(
+            data[0],
+            collator.tokenizer,
+            weighting=config.weighting,
+            chat_template_kwargs=config.chat_template_kwargs,
+        )
+    else:
+        dataset = TreeDataset.joined(map(load_file, find_data_files(data)))
+    if is_main:
+        print(f"{', '.join(data)}: {dataset.summary()}", file=sys.stderr)
+        for bad in dataset.bad_lines:
+            print(f"  skipped {bad.reason}", file=sys.stderr)
+    return dataset

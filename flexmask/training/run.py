@@ -1,0 +1,152 @@
+"""One training run: what is refused first, then data, model, training, and what is left of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flexmask.errors import DataError, FlexmaskError
+from flexmask.files import atomic_write
+from flexmask.model.load import load_pretrained, load_tokenizer, load_weights, random_model
+from flexmask.packing.collator import TreeCollator
+from flexmask.training.checks import (
+    check_backend,
+    check_model,
+    check_output,
+    check_token_ids,
+    check_training_arguments,
+    one_line,
+)
+from flexmask.training.data import load_datasets, make_batch_sampler
+from flexmask.training.lora import add_lora
+from flexmask.training.options import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, TrainingArguments
+
+
+def train(config: TrainConfig, training: TrainingArguments) -> None:
+    """Run the training that `config` and `training` describe, and save the model.
+
+    Writes to `config.output` the model (safetensors), its tokenizer, checkpoints, `loss.png`, and
+    `trainer_state.json` with the loss log; nothing before data and model have been accepted.
+
+    Raises:
+        FlexmaskError: an input that cannot be used; the message says where and what to do.
+    """
+    import transformers
+
+    checkpoint = check_output(config)
+    check_training_arguments(training, config)
+    check_backend(training, config)
+    check_model(training, config)
+    tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template)
+    collator = TreeCollator(
+        tokenizer,
+        max_tokens=config.max_tokens,
+        on_overflow=config.on_overflow,
+        weighting=config.weighting,
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
+    train_set, eval_set = load_datasets(config, collator, training)
+    if training.process_index == 0 and collator.rendered_plainly.conversations:
+        print(collator.rendered_plainly, file=sys.stderr)
+    transformers.set_seed(training.seed)
+    model = load_model(config)
+    check_token_ids(model, tokenizer, [train_set] if eval_set is None else [train_set, eval_set])
+    sampler = make_batch_sampler(config, training, train_set, model)
+
+    from flexmask.model import patch
+    from flexmask.training.checkpoints import disk_errors
+    from flexmask.training.trainer import TreeTrainer
+
+    if config.use_peft:
+        if training.gradient_checkpointing:
+            model.enable_input_require_grads()
+        model = add_lora(model, config)
+    patch(model, backend=config.backend)
+    freeze_unreached(model, training)
+    if training.process_index == 0:
+        tell_rounding(model)
+    try:
+        trainer = TreeTrainer(
+            model=model,
+            args=training,
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            data_collator=collator,
+            processing_class=tokenizer,
+            batch_sampler=sampler,
+        )
+    except FlexmaskError:
+        raise
+    except ValueError as error:  # options that the Trainer looks at together
+        raise DataError(f"option of the Trainer: {one_line(error)}") from error
+    except OSError as error:
+        raise DataError(f"{config.output}: cannot be written: {error.strerror}") from None
+    if config.resume and checkpoint is None and trainer.is_world_process_zero():
+        print(f"{config.output}: holds no checkpoint yet, begins at step 0", file=sys.stderr)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if eval_set is not None:
+        trainer.evaluate()  # which logs what it finds
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        output = Path(config.output)
+        with disk_errors(output):
+            with atomic_write(output / "trainer_state.json") as partial:
+                trainer.state.save_to_json(str(partial))
+            draw_training(trainer.state.log_history, output / "loss.png")
+
+
+def load_model(config: TrainConfig) -> PreTrainedModel:
+    """The model to train, with weights from disk or, with `from_config`, drawn at random."""
+    import torch
+    from transformers import AutoConfig
+
+    if config.from_config:
+        settings = load_pretrained(AutoConfig.from_pretrained, config.model, "model config")
+        dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+        return random_model(settings, dtype)
+    return load_weights(config.model, config.dtype)
+
+
+def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:
+    """Train what text reaches of a patched model for images too, and say so."""
+    from flexmask.model.structure import find_model, unreached_parameters
+
+    unreached = [w for w in unreached_parameters(find_model(model)) if w.requires_grad]
+    for weight in unreached:
+        weight.requires_grad_(False)
+    if unreached and training.process_index == 0:
+        count = sum(weight.numel() for weight in unreached)
+        print(f"frozen: {count:,} parameters that text does not reach", file=sys.stderr)
+
+
+def tell_rounding(model: nn.Module) -> None:
+    """Say so where weights are trained in a type that rounds small updates away."""
+    import torch
+
+    for dtype in {weight.dtype for weight in model.parameters() if weight.requires_grad}:
+        if torch.finfo(dtype).bits < 32:
+            name = str(dtype).removeprefix("torch.")
+            print(
+                f"rounding: weights are trained in {name}, which loses updates below about "
+                f"1/{2 / torch.finfo(dtype).eps:.0f} of a weight; --dtype float32 keeps them, and "
+                "with --bf16 computes in bfloat16 all the same",
+                file=sys.stderr,
+            )
+
+
+def draw_training(log: list[dict[str, float]], path: Path) -> None:
+    """Write the loss curves of a Trainer's log as PNG."""
+    from flexmask.plots import draw_losses
+
+    curves = {}
+    for name in ("loss", "eval_loss"):
+        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+        if points:
+            steps, losses = zip(*points, strict=True)
+            curves["training" if name == "loss" else "evaluation"] = (steps, losses)
+    draw_losses(curves, path)

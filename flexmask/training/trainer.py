@@ -1,0 +1,178 @@
+"""The Hugging Face Trainer on packed rows: weighted losses, normalised over the whole step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_utils import has_length
+
+from flexmask.errors import DataError, UnsupportedModelError
+from flexmask.model.adapter import is_patched
+from flexmask.model.loss import as_bits
+from flexmask.packing.sampler import TreeBatchSampler
+from flexmask.training.checkpoints import ResumableTrainer
+from flexmask.tree.layout import IGNORE_INDEX
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import build_tree
+
+
+class TreeTrainer(ResumableTrainer):
+    """A Trainer whose losses are divided by the loss weights of the whole optimizer step.
+
+    The stock Trainer counts trained positions instead, which is the same for the weighting "token"
+    and wrong for "turn" and "conversation". The sum runs over accumulated batches and processes.
+    `eval_loss` is the mean over all loss weights of the evaluation data, where the stock Trainer
+    takes the mean of its batches' means. Columns of a dataset are left for the collator to read.
+
+    With a `batch_sampler`, that says what is in a batch, in place of the Trainer's batch size.
+    """
+
+    _evaluated: list[float] | None = None  # while evaluating: the weighted loss, and the weights
+
+    def __init__(
+        self, *args: Any, batch_sampler: TreeBatchSampler | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.batch_sampler = batch_sampler
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The loader of the training set, in batches of `batch_sampler` where there is one.
+
+        Raises:
+            UnsupportedModelError: accelerate would hand the batches out in another way than the
+                sampler plans.
+        """
+        if self.batch_sampler is None:
+            return super().get_train_dataloader()
+        train_set: Any = self.train_dataset
+        loader = DataLoader(
+            train_set,
+            batch_sampler=self.batch_sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.batch_sampler.prepare(loader, self.accelerator)
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, with `eval_loss` as the weighted mean over all batches and processes."""
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        self._evaluated = [0.0, 0.0]
+        try:
+            output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+            loss, weight = map(self._sum_over_processes, self._evaluated)
+        finally:
+            self._evaluated = None
+        if output.metrics and weight:
+            output.metrics[f"{prefix}_loss"] = loss / weight
+        return output
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one batch, and add its loss and its weights to the sums."""
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        weight = _weight(inputs)
+        if self._evaluated is not None and loss is not None and weight:
+            self._evaluated[0] += loss.item() * weight
+            self._evaluated[1] += weight
+        return loss, logits, labels
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The evaluation data, filled up with blanks to the same number of batches a process.
+
+        Raises:
+            DataError: several processes, and data without a length.
+        """
+        if self.args.world_size == 1:
+            return super().get_eval_dataloader(eval_dataset)
+        held: Any = self.eval_dataset
+        if eval_dataset is None:
+            eval_dataset = held
+        elif isinstance(eval_dataset, str):
+            eval_dataset = held[eval_dataset]
+        if not has_length(eval_dataset):
+            raise DataError(
+                "evaluation data must have a length when several processes share it, or its last "
+                "conversations would count twice; make a list of it"
+            )
+        return super().get_eval_dataloader(
+            _FilledUp(eval_dataset, self.args.eval_batch_size * self.args.world_size)
+        )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator; each process reads for itself, since rows differ in length."""
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.dataloader_config.dispatch_batches is None:
+            self.accelerator.dataloader_config.dispatch_batches = False
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> Any:
+        """The loss weights of a step: an integer tensor, or a float where they are no integer.
+
+        A tensor of floats would not do: FSDP and DeepSpeed round these to the type they compute in.
+        """
+        if self._evaluated is not None:
+            return None  # the mean of this batch
+        if self.args.n_gpu > 1:
+            raise UnsupportedModelError(
+                f"torch.nn.DataParallel would cut a packed row in {self.args.n_gpu}; "
+                "start one process per GPU with torchrun, or show it one GPU"
+            )
+        items = sum(map(_weight, batch_samples))
+        if self.args.average_tokens_across_devices:
+            items = self._sum_over_processes(items)
+        return torch.tensor(int(items), device=device) if items == int(items) else items
+
+    def _sum_over_processes(self, value: float) -> float:
+        if self.args.world_size == 1:
+            return value
+        mine = torch.tensor(value, dtype=torch.float64, device=self.args.device)
+        return self.accelerator.gather(mine).sum().item()
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        model: Any = self.model
+        if "subtree_end" in inputs and not is_patched(model):
+            raise UnsupportedModelError(
+                "the model is not patched, and would take a packed row for one sequence; "
+                "give TreeTrainer patch(model)"
+            )
+        weights = inputs.get("loss_weights")
+        if weights is not None and weights.dtype == torch.float32:
+            # The same bits as integers, which FSDP and DeepSpeed pass on as they are.
+            inputs = {**inputs, "loss_weights": as_bits(weights)}
+        return super()._prepare_inputs(inputs)
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        return dataset
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Any, description: str | None = None
+    ) -> Any:
+        return data_collator
+
+
+class _FilledUp(Dataset):
+    """A dataset, and after it as many trees that train nothing as make `multiple` divide it."""
+
+    _BLANK = build_tree([Sample([0], [0.0])])
+
+    def __init__(self, dataset: Any, multiple: int) -> None:
+        self.dataset = dataset
+        self.length = -(-len(dataset) // multiple) * multiple
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index] if index < len(self.dataset) else self._BLANK
+
+
+def _weight(batch: dict[str, Any]) -> float:
+    """The sum of a batch's loss weights."""
+    if (weights := batch.get("loss_weights")) is not None:
+        return weights.sum(dtype=torch.float64).item()
+    return float((batch["shift_labels"] != IGNORE_INDEX).sum())
