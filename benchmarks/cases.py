@@ -11,7 +11,7 @@ from benchmarks.record import Measurement
 
 CASES = (
     *("exactness", "rendering", "layout", "packing", "mask", "attention", "shapes", "step"),
-    *("memory", "scaling", "kernels"),
+    *("memory", "kernels"),
 )
 WITH_DEVICE = ("kernels",)  # these run on a GPU, in steps, and say where they cannot
 

@@ -1,4 +1,4 @@
-"""Rows under a token budget: how full, how equal in cost, and what cutting computes again."""
+"""Rows under a token budget: how full, and how equal in cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from benchmarks.plots import draw_bars
 from benchmarks.record import Measurement, Record, Row, Target
-from benchmarks.splitting import cut_table, measure_cuts
 from benchmarks.tables import Table, seconds
 from benchmarks.timing import Task, alternate, spread
 from flexmask import PrefixTree, TreeBatchSampler, TreeCollator, pack
@@ -19,7 +18,7 @@ from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.packing.epoch import EpochPlan
 from flexmask.packing.sampler import PAIRS_PER_TOKEN
 
-TITLE = "Packing and splitting"
+TITLE = "Packing"
 ABOUT = """\
 The shipped tutoring conversations, repeated to 1M tokens, as rows of at most 16,384 tokens for 1 to
 64 data-parallel processes, one row a batch: how many rows, how full they are, and how much the
@@ -29,11 +28,8 @@ for the slowest of their step. By count: batches of as many conversations each, 
 a plain data loader makes them. No packing has fewer rows than the bound L2 of Martello and Toth
 says; the number of rows is a multiple of that of the processes. Where they are at hand, 50 public
 conversations with tool calls are packed too (the demo of reasoning with tools of LLaMA-Factory).
-
-Cutting: conversations larger than the budget, of log-normal lengths around the given ones, and the
-shipped ones. Tokens computed again by the groups that are contiguous in packed order, by the search
-over all groups, and by any cut at least (proven). Before: every tree is in one batch, packed rows
-and pieces are within the budget, and every trained token is trained once."""
+Before: every tree is in one batch, packed rows are within the budget, and every trained token is
+trained once."""
 
 _REAL_DATA = Path(__file__).parents[2] / "shared" / "data" / "reason_tool_use.jsonl"
 _MAX_TOKENS = 16_384
@@ -68,7 +64,6 @@ def measure(*, quick: bool) -> Measurement:
             ]
         measurement.rows.append(_measure_many(trees, max_tokens))
         _set_targets(measurement)
-    measurement.rows += measure_cuts(measurement, trees, quick=quick)
     return measurement
 
 
@@ -235,7 +230,6 @@ def tables(record: Record) -> list[Table]:
     return [
         Table("Rows; spreads are the largest of any step", columns, lines),
         Table("Time to plan an epoch for 8 processes", ("conversations", "rows", "time"), times),
-        cut_table(record),
     ]
 
 

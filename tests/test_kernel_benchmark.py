@@ -33,7 +33,6 @@ from benchmarks.apart import CallFailedError
 from benchmarks.kernel_cost import Shape, kernel_cost, visited_tiles
 from benchmarks.kernel_report import targets
 from benchmarks.kernel_rows import make_row, row_makers
-from benchmarks.kernel_schedule import Programs, launch_order
 from benchmarks.report import write_report
 from flexmask import PrefixTree, compile_mask
 from flexmask.backends import triton as triton_backend
@@ -300,11 +299,11 @@ def turns_kernel(turns_ptr, num_lines, num_splits, num_heads, num_round):
     num_round=st.integers(1, 7),
 )
 @settings(max_examples=10)
-def test_programs_start_in_the_order_of_the_model(num_lines, num_splits, num_round):
-    heads = 8  # those of the model
+def test_heads_take_turns_in_rounds_of_lines(num_lines, num_splits, num_round):
+    heads = 8
     turns = torch.empty(num_lines * num_splits * heads, 3, dtype=torch.int32)
     turns_kernel[(len(turns),)](turns, num_lines, num_splits, heads, num_round)
     assert len(set(map(tuple, turns.tolist()))) == len(turns), "each program has one turn"
-    programs = Programs(np.arange(num_lines, 0, -1.0), num_splits)
-    expected = num_lines - launch_order(programs, "rounds", num_round=num_round)
-    assert turns[:, 0].tolist() == expected.tolist()
+    lines = np.repeat(np.arange(num_lines), num_splits)
+    rounds = np.split(lines, range(num_round * num_splits, lines.size, num_round * num_splits))
+    assert turns[:, 0].tolist() == np.concatenate([np.tile(r, heads) for r in rounds]).tolist()
