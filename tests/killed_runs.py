@@ -45,7 +45,7 @@ def in_child(function, *arguments):
 
 def run(files, output, steps, *others):
     flexmask_main(
-        [str(word) for word in ("train", "--model", files, "--data", files / "data.jsonl")]
+        [str(word) for word in ("train", files / "data.jsonl", "--model", files)]
         + ["--output", str(output), "--max_steps", str(steps), "--save_steps", "1"]
         + ["--save_total_limit", "1", "--per_device_train_batch_size", "2", "--use_cpu"]
         + ["--learning_rate", "1e-3", "--lr_scheduler_type", "constant", "--disable_tqdm", "true"]

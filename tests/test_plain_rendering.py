@@ -114,7 +114,7 @@ def test_prepare_and_train_say_how_many_and_why_the_first(files, capsys):
     said = f"slow: 2 conversations were rendered plainly; the first, {data}:2: {TYPE_ERROR}"
     assert run("prepare", data, "--tokenizer", model, "--output", files / "prepared") == 0
     assert said in capsys.readouterr().err
-    train = ("train", "--model", model, "--data", data, "--output", files / "run", "--max_steps")
+    train = ("train", data, "--model", model, "--output", files / "run", "--max_steps")
     assert run(*train, 1, "--from_config", "--use_cpu", "--disable_tqdm", "true") == 0
     assert said in capsys.readouterr().err
 

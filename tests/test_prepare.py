@@ -454,7 +454,7 @@ def test_training_on_a_prepared_folder_equals_training_on_the_file(data, tmp_pat
     assert "40 conversations, " in capsys.readouterr().out
     losses = []
     for source, output in ((data, "a"), (folder, "b")):
-        train = ("train", "--model", model, "--data", source, "--output", tmp_path / output)
+        train = ("train", source, "--model", model, "--output", tmp_path / output)
         steps = ("--max_steps", 2, "--per_device_train_batch_size", 2, "--logging_steps", 1)
         others = ("--from_config", "--use_cpu", "--eval_split", 0.1, "--disable_tqdm", "true")
         assert command(*train, *steps, *others) == 0

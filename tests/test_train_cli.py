@@ -51,7 +51,7 @@ def run(*arguments):
 
 def train(model_dir, data, output, *others):
     return run(
-        *("train", "--model", model_dir, "--data", data, "--output", output, "--from_config"),
+        *("train", data, "--model", model_dir, "--output", output, "--from_config"),
         *("--use_cpu", "--max_steps", 2, "--per_device_train_batch_size", 2, "--logging_steps", 1),
         *("--disable_tqdm", "true", *others),
     )
@@ -126,7 +126,7 @@ def test_weightings_give_a_mean_loss_per_unit(model_dir, data, tmp_path, capsys,
 def test_two_processes_train_together(model_dir, data, tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "flexmask", "train", "--model", model_dir, "--data", data, "--output", two]
+    command += ["-m", "flexmask", "train", data, "--model", model_dir, "--output", two]
     command += ["--from_config", "--use_cpu", "--max_steps", "2", "--logging_steps", "1"]
     command += ["--per_device_train_batch_size", "2"]
     result = subprocess.run(
@@ -141,7 +141,7 @@ def test_two_processes_train_together(model_dir, data, tmp_path):
 def by_budget(model_dir, data, output, *others):
     """Arguments of a run whose batches are rows of at most 1,500 tokens."""
     return (
-        *("train", "--model", model_dir, "--data", data, "--output", output, "--from_config"),
+        *("train", data, "--model", model_dir, "--output", output, "--from_config"),
         *("--use_cpu", "--max_tokens", 1500, "--num_train_epochs", 2, "--logging_steps", 1),
         *("--lr_scheduler_type", "constant", "--disable_tqdm", "true", *others),
     )
@@ -208,6 +208,7 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--use_peft", "--lora_target_modules", "x"), "--lora options: Target modules {'x'} not"),
         (("--lora_r", 8), "--lora_r says how adapters are made; give --use_peft too"),
         (("--num_epochs", 3), "unknown option --num_epochs (did you mean --num_train_epochs?)"),
+        (("--bf16", "true", "other.jsonl"), "other.jsonl: stands apart from the other DATA"),
         (("--chat_template_kwargs", "[]"), "--chat_template_kwargs must be a JSON object"),
         (("--use_peft", "--lora_r", 0), "--lora options: `r` should be a positive"),
         (("--chat_template", sys.executable), "cannot be read: 'utf-8' codec"),
@@ -217,17 +218,17 @@ def test_options_that_cannot_be_used_are_one_line_and_write_nothing(
     model_dir, data, tmp_path, capsys, options, message
 ):
     output = tmp_path / "out"
-    names = ("--model", model_dir, "--data", data, "--output", output, "--from_config", "--use_cpu")
+    names = (data, "--model", model_dir, "--output", output, "--from_config", "--use_cpu")
     assert run("train", *names, *options) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
 
 
 def test_an_option_of_the_trainer_with_a_wrong_value_takes_two_lines(model_dir, data, capsys):
-    names = ("--model", model_dir, "--data", data, "--output", "out")
+    names = (data, "--model", model_dir, "--output", "out")
     assert run("train", *names, "--learning_rate", "low") == 2
     usage, error = capsys.readouterr().err.splitlines()
-    assert usage.startswith("usage: flexmask train --model PATH_OR_ID")
+    assert usage.startswith("usage: flexmask train DATA... --model PATH_OR_ID")
     assert error.endswith("invalid float value: 'low'")
 
 
@@ -246,7 +247,7 @@ def test_a_template_or_model_that_cannot_be_used_is_found_before_the_data_are_re
     shutil.copytree(model_dir, tmp_path / "A", ignore=shutil.ignore_patterns("*.jinja"))
     (tmp_path / "wrong.jinja").write_text("{% for m in messages %}\n{% if %}")
     monkeypatch.chdir(tmp_path)
-    names = ("--model", model_dir, "--data", data, "--output", "out", "--use_cpu")
+    names = (data, "--model", model_dir, "--output", "out", "--use_cpu")
     assert run("train", *names, *(("--from_config", *options) if options else ())) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -277,7 +278,7 @@ def test_a_tokenizer_of_another_model_is_one_line(model_dir, data, tmp_path, cap
     config = json.loads((model_dir / "config.json").read_text())
     small = config | {"vocab_size": 1500, "pad_token_id": 0}
     (tmp_path / "config.json").write_text(json.dumps(small))
-    names = ("--model", tmp_path, "--tokenizer", model_dir, "--data", data, "--from_config")
+    names = (data, "--model", tmp_path, "--tokenizer", model_dir, "--from_config")
     assert run("train", *names, "--output", tmp_path / "out", "--use_cpu") == 2
     assert "must be below the model's vocab_size of 1500" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -286,7 +287,7 @@ def test_a_tokenizer_of_another_model_is_one_line(model_dir, data, tmp_path, cap
 def test_damaged_weights_are_one_line(model_dir, data, tmp_path, capsys):
     model = shutil.copytree(model_dir, tmp_path / "model")
     (model / "model.safetensors").write_bytes(b"cut short")
-    assert run("train", "--model", model, "--data", data, "--output", tmp_path / "out") == 2
+    assert run("train", data, "--model", model, "--output", tmp_path / "out") == 2
     assert f"{model}: cannot be loaded as a model" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -407,7 +408,7 @@ def test_another_run_is_not_overwritten(model_dir, data, tmp_path, capsys):
 def test_bad_lines_are_skipped_on_request_and_listed(model_dir, data, tmp_path, capsys):
     path = tmp_path / "mixed.jsonl"
     path.write_text("{\n" + data.read_text() + '{"messages": []}\n')
-    assert train(model_dir, path, tmp_path / "out", "--on-bad-line", "skip") == 0
+    assert train(model_dir, path, tmp_path / "out", "--on-bad-line", "skip") == 0  # dashes do too
     report = capsys.readouterr().err
     assert "2 bad lines skipped" in report
     assert ":1: " in report

@@ -103,7 +103,7 @@ def files(tmp_path_factory):
 
 def options(files, output):
     return (
-        *("--model", files, "--data", files / "data.jsonl", *output),
+        *("--model", files, *output),
         *("--max_steps", 6, "--save_steps", 2, "--per_device_train_batch_size", 1),
         *("--learning_rate", 1e-3, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"),
     )
@@ -139,10 +139,10 @@ def test_the_fsdp2_recipe_survives_the_death_of_a_rank(files, tmp_path):
     program = (TESTS / "fsdp_on_cpu.py", EXAMPLES / "train.py")
     launch(
         *(*ACCELERATE, "--config_file", EXAMPLES / "fsdp2.yaml", *program),
-        *options(files, ("--output_dir", whole)),
+        *options(files, ("--output_dir", whole, "--data", files / "data.jsonl")),
     )
     again = (
-        *options(files, ("--output_dir", killed)),
+        *options(files, ("--output_dir", killed, "--data", files / "data.jsonl")),
         *("--fsdp", "--fsdp_config", EXAMPLES / "fsdp2.json"),
     )
     said = launch(*TORCHRUN, TESTS / "killed_rank.py", program[1], *again, fails=True)

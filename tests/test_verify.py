@@ -189,7 +189,7 @@ def data(tmp_path):
 def run(model_dir, data, *options):
     with pytest.raises(SystemExit) as stopped:
         main(
-            ["verify", "--model", str(model_dir), "--data", str(data), "--from_config"]
+            ["verify", str(data), "--model", str(model_dir), "--from_config"]
             + [str(option) for option in options]
         )
     return stopped.value.code
@@ -241,7 +241,6 @@ def test_dropout_left_on_is_a_finding(model_dir, data, capsys):
     ("options", "message"),
     [
         (("--model", "no/such/place"), "no/such/place: cannot be loaded as"),
-        (("--data", "none.jsonl"), "none.jsonl: no such file"),
         (("--conversations", 0), "--conversations must be at least 1, got 0"),
         (("--device", "nowhere"), "--device nowhere cannot be used"),
         (("--device", "cpu", "--backend", "triton"), "backend 'triton' needs CUDA tensors"),
@@ -255,6 +254,16 @@ def test_unusable_input_is_one_line(model_dir, data, monkeypatch, capsys, option
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("flexmask: error: ")
     assert message in error
+
+
+def test_takes_several_files_and_refuses_what_is_none(model_dir, data, tmp_path, capsys):
+    lines = data.read_text().splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_text(lines[0])
+    (tmp_path / "b.jsonl").write_text(lines[1])
+    assert run(model_dir, tmp_path / "[ab].jsonl") == 0
+    assert "[ab].jsonl: 2 conversations, " in capsys.readouterr().out
+    assert run(model_dir, "none.jsonl") == 2
+    assert "flexmask: error: none.jsonl: no such file" in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_another_model_is_refused(model_dir, data, capsys):

@@ -1,4 +1,4 @@
-"""The command line: `flexmask COMMAND`."""
+"""The command line: `flexmask COMMAND DATA... [options]`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,12 @@ from typing import NoReturn
 
 from flexmask import __version__
 from flexmask.errors import FlexmaskError
-from flexmask.tools.demo.command import add_demo, run_demo
-from flexmask.tools.plan.command import add_plan, run_plan
-from flexmask.tools.prepare.command import add_prepare, run_prepare
-from flexmask.tools.show.command import add_show, run_show
+from flexmask.tools.demo.command import add_demo
+from flexmask.tools.plan.command import add_plan
+from flexmask.tools.prepare.command import add_prepare
+from flexmask.tools.show.command import add_show
 from flexmask.tools.train.command import add_train, run_train
-from flexmask.tools.verify.command import add_verify, run_verify
-
-_COMMANDS = {
-    "plan": run_plan,
-    "show": run_show,
-    "verify": run_verify,
-    "prepare": run_prepare,
-    "demo": run_demo,
-}
+from flexmask.tools.verify.command import add_verify
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -30,15 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     The codes: 0 done, 1 not proved, 2 unusable input (one line says why), 130 stopped.
     """
-    parser = _parser()
     given = sys.argv[1:] if arguments is None else arguments
-    options, others = parser.parse_known_args([_with_underscores(word) for word in given])
-    if others and options.command != "train":
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    words = [_with_underscores(word) for word in given]
     try:
-        if options.command == "train":
-            sys.exit(run_train(options, others))
-        sys.exit(_COMMANDS[options.command](options))
+        if words[:1] == ["train"] and not {"-h", "--help"} & set(words):
+            sys.exit(run_train(words[1:]))  # whose options are also the Trainer's
+        options = _parser().parse_args(words)
+        sys.exit(options.run(options))
     except FlexmaskError as error:
         print(f"flexmask: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""What a training run is made of, beside the Trainer's own options."""
+"""The options of a training run, beside the Trainer's own."""
 
 from __future__ import annotations
 
@@ -9,52 +9,78 @@ from typing import Any, Literal
 from flexmask.data.weighting import Weighting
 from flexmask.packing.overflow import Overflow
 
+Backend = Literal["auto", "reference", "cpu", "flex", "triton"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _help(text: str, metavar: str | None = None) -> dict[str, str | None]:
+    """The metadata of a field: its help, and what stands for its value there."""
+    return {"help": text, "metavar": metavar}
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """What `flexmask train` needs beyond `transformers.TrainingArguments`.
 
-    Attributes:
-        model: a model's folder or hub id.
-        data: files of conversations, folders and patterns of them, or a folder that `flexmask
-            prepare` made.
-        output: folder for checkpoints and the trained model; must be new, or hold a run to resume.
-        tokenizer: folder or hub id; the model's own where None.
-        chat_template: a Jinja file in place of the tokenizer's template, or None.
-        chat_template_kwargs: settings for the template, or None; of a prepared folder its own.
-        eval_data: what to evaluate on, likewise, or None.
-        eval_split: share of the conversations of `data` held out for evaluation, in [0, 1).
-        max_tokens: budget of a packed row, or None for one row per batch. Larger conversations are
-            cut up front, and count as so many.
-        rows_per_batch: each process's batch is that many rows of at most `max_tokens` tokens, from
-            the whole data; None: `per_device_train_batch_size` conversations.
-        on_overflow, weighting, on_bad_line: as in `TreeCollator` and `load_trees`.
-        backend: attention backend, as in `patch`.
-        from_config: draw the weights at random from the model's config instead of loading them.
-        dtype: data type the model is loaded in: "auto", "float32", "bfloat16" or "float16".
-        use_peft, lora_r, lora_alpha, lora_dropout, lora_target_modules: train LoRA adapters only.
-        resume: go on from the last checkpoint in `output`; where there is none yet, begin.
+    Each field is an option of that name; its help says what it means. Other commands take the
+    options that they have in common from here too (`flexmask.tools.options`).
     """
 
-    model: str
-    data: Sequence[str]
-    output: str
-    tokenizer: str | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
-    eval_data: Sequence[str] | None = None
-    eval_split: float = 0.0
-    max_tokens: int | None = None
-    rows_per_batch: int | None = None
-    on_overflow: Overflow = "split"
-    weighting: Weighting = "token"
-    on_bad_line: Literal["error", "skip"] = "error"
-    backend: str = "auto"
-    from_config: bool = False
-    dtype: str = "auto"
-    use_peft: bool = False
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    lora_target_modules: Sequence[str] = field(default=("all-linear",))
-    resume: bool = False
+    data: Sequence[str] = field(
+        metadata=_help("files, folders or patterns of conversations", "DATA")
+    )
+    model: str = field(metadata=_help("folder or hub id of a model", "PATH_OR_ID"))
+    output: str = field(metadata=_help("a new folder for checkpoints and the trained model", "DIR"))
+    tokenizer: str | None = field(
+        default=None, metadata=_help("folder or hub id; default: the model's own", "PATH_OR_ID")
+    )
+    chat_template: str | None = field(
+        default=None, metadata=_help("a Jinja file in place of the tokenizer's template", "FILE")
+    )
+    chat_template_kwargs: Mapping[str, Any] | None = field(
+        default=None,
+        metadata=_help("settings for the template, such as '{\"enable_thinking\": true}'", "JSON"),
+    )
+    eval_data: Sequence[str] | None = field(
+        default=None, metadata=_help("conversations to evaluate on", "DATA")
+    )
+    eval_split: float = field(
+        default=0.0, metadata=_help("evaluate on this share of DATA instead, in [0, 1)", "SHARE")
+    )
+    max_tokens: int | None = field(
+        default=None, metadata=_help("budget of a packed row; default: no limit", "N")
+    )
+    rows_per_batch: int | None = field(
+        default=None,
+        metadata=_help(
+            "a process's batch is R rows of at most --max_tokens tokens, from the whole data; "
+            "default with --max_tokens: 1, unless --per_device_train_batch_size is given",
+            "R",
+        ),
+    )
+    on_overflow: Overflow = field(
+        default="split",
+        metadata=_help(
+            "what is larger than the budget is cut (split), cut and without samples longer than "
+            "it (drop), or refused (error)"
+        ),
+    )
+    weighting: Weighting = field(default="token", metadata=_help("what counts once in the loss"))
+    on_bad_line: Literal["error", "skip"] = field(
+        default="error", metadata=_help("stop at a line that cannot be used, or skip and list it")
+    )
+    backend: Backend = field(
+        default="auto", metadata=_help("of attention; auto: flex on a GPU, else cpu")
+    )
+    from_config: bool = field(
+        default=False, metadata=_help("draw random weights from the model's config")
+    )
+    dtype: DType = field(default="auto", metadata=_help("of the weights; auto: the checkpoint's"))
+    use_peft: bool = field(default=False, metadata=_help("train LoRA adapters only"))
+    lora_r: int = field(default=16, metadata=_help("rank of the adapters", "R"))
+    lora_alpha: int = field(default=32, metadata=_help("they count A / R times", "A"))
+    lora_dropout: float = field(default=0.0, metadata=_help("must be 0", "P"))
+    lora_target_modules: Sequence[str] = field(
+        default=("all-linear",), metadata=_help("which modules get adapters", "NAME")
+    )
+    resume: bool = field(default=False, metadata=_help("go on from the last checkpoint, or begin"))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 
+from flexmask.tools.options import Commands, add_command, add_options
 
-def add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+
+def add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the subcommand and its options."""
-    demo = commands.add_parser(
-        "demo",
+    demo = add_command(
+        commands,
+        "demo [DATA...]",
+        run_demo,
         help="train single-pass and N-pass side by side and show that they coincide",
-        allow_abbrev=False,
     )
+    add_options(demo, "data", nargs="*", help="default: the tutoring conversations that ship")
     add = demo.add_argument
     add("--output", default="demo-output", metavar="DIR", help="default: demo-output")
-    add("--data", metavar="FILE", help="default: the tutoring conversations that ship")
     add("--steps", type=int, default=40, help="optimizer steps; default: 40")
     add("--batch_size", type=int, default=4, help="conversations a step; default: 4")
     add("--seed", type=int, default=0)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flexmask.data.files import read_conversations
+from flexmask.data.files import find_data_files, read_conversations
 from flexmask.data.samples import render_samples
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, FlexmaskError
@@ -37,7 +38,7 @@ class ModeReport:
 
 
 def train_both_ways(
-    *, output: str, data: str | None, num_steps: int, batch_size: int, seed: int
+    *, output: str, data: Sequence[str], num_steps: int, batch_size: int, seed: int
 ) -> None:
     """Train both ways from the same weights on the same batches, and report the differences.
 
@@ -45,7 +46,7 @@ def train_both_ways(
 
     Args:
         output: a folder, made where it does not exist; files of an earlier demo are replaced.
-        data: JSON Lines file of conversations; the shipped ones where None.
+        data: files, folders or patterns of conversations; the shipped ones where empty.
         num_steps: optimizer steps.
         batch_size: conversations a step.
         seed: draws the weights and the order of the data.
@@ -67,16 +68,16 @@ def train_both_ways(
     _write(folder, results, memory, max(conversations, key=len))
 
 
-def _load(data: str | None) -> tuple[list[list[Sample]], int]:
+def _load(data: Sequence[str]) -> tuple[list[list[Sample]], int]:
     """The samples of every conversation, and the size of the tokenizer's vocabulary."""
     from tqdm import tqdm
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
-    path = Path(data) if data else DATA_PATH
+    files = map(read_conversations, find_data_files(data or [DATA_PATH]))
     rendered = [
         render_samples(conversation, tokenizer)
-        for conversation in tqdm(read_conversations(path), desc="rendering", unit="")
+        for conversation in tqdm(chain.from_iterable(files), desc="rendering", unit="")
     ]
     return rendered, len(tokenizer)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError, pluralize
-from flexmask.tools.template_options import add_template_options, read_template_kwargs
+from flexmask.tools.options import Commands, add_command, add_options
 
 if TYPE_CHECKING:
     import torch
@@ -19,24 +19,26 @@ if TYPE_CHECKING:
     from flexmask.model.windows import Reach
     from flexmask.tree.sample import Sample
 
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-
-def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_plan(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the subcommand and its options."""
-    plan = commands.add_parser(
-        "plan",
+    plan = add_command(
+        commands,
+        "plan DATA... --tokenizer PATH_OR_ID",
+        run_plan,
         help="count tokens, cost and pitfalls of a file of conversations",
-        allow_abbrev=False,
     )
+    add_options(plan, "data")
+    add_options(plan, "tokenizer", required=True, help="folder or hub id")
+    add_options(plan, "chat_template", "chat_template_kwargs", "max_tokens", "on_bad_line")
+    add_options(
+        plan,
+        "model",
+        required=False,
+        help="estimate speed-up and memory of a folder or hub id; its config is enough",
+    )
+    add_options(plan, "dtype")
     add = plan.add_argument
-    add("data", nargs="+", metavar="DATA", help="files, folders or patterns of conversations")
-    add("--tokenizer", required=True, metavar="PATH_OR_ID", help="with its chat template")
-    add_template_options(plan)
-    add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")
-    add("--on_bad_line", choices=("error", "skip"), default="error")
-    add("--model", metavar="PATH_OR_ID", help="estimate speed-up and memory; its config is enough")
-    add("--dtype", choices=_DTYPES, default="auto", help="of the model's weights")
     add(
         "--measure",
         type=int,
@@ -76,7 +78,7 @@ def run_plan(options: argparse.Namespace) -> int:
         files,
         load_tokenizer(options.tokenizer, options.chat_template),
         max_tokens=options.max_tokens,
-        chat_template_kwargs=read_template_kwargs(options.chat_template_kwargs),
+        chat_template_kwargs=options.chat_template_kwargs,
         on_bad_line=options.on_bad_line,
         reaches=reaches,
         progress=_progress(files),

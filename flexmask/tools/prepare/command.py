@@ -7,23 +7,22 @@ import sys
 from pathlib import Path
 
 from flexmask.errors import pluralize
-from flexmask.tools.template_options import add_template_options, read_template_kwargs
+from flexmask.tools.options import Commands, add_command, add_options
 
 
-def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_prepare(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the subcommand and its options."""
-    prepare = commands.add_parser(
-        "prepare",
+    prepare = add_command(
+        commands,
+        "prepare DATA... --tokenizer PATH_OR_ID --output DIR",
+        run_prepare,
         help="render conversations once, into a folder that `flexmask train` reads",
-        allow_abbrev=False,
     )
+    add_options(prepare, "data")
+    add_options(prepare, "tokenizer", required=True, help="folder or hub id")
+    add_options(prepare, "output", help="a new folder, or one to go on with")
+    add_options(prepare, "chat_template", "chat_template_kwargs", "weighting", "on_bad_line")
     add = prepare.add_argument
-    add("data", nargs="+", metavar="DATA", help="files, folders or patterns of conversations")
-    add("--tokenizer", required=True, metavar="PATH_OR_ID", help="with its chat template")
-    add("--output", required=True, metavar="DIR", help="a new folder, or one to go on with")
-    add_template_options(prepare)
-    add("--weighting", choices=("token", "turn", "conversation"), default="token")
-    add("--on_bad_line", choices=("error", "skip"), default="error")
     add("--num_proc", type=int, default=1, metavar="N", help="processes; default: 1")
     add("--shard_lines", type=int, default=1000, metavar="N", help="of a shard; default: 1000")
 
@@ -43,7 +42,6 @@ def run_prepare(options: argparse.Namespace) -> int:
     from flexmask.data.tokenize import why_whole
     from flexmask.model.load import load_tokenizer
 
-    variables = read_template_kwargs(options.chat_template_kwargs)
     tokenizer = load_tokenizer(options.tokenizer, options.chat_template)
     tqdm.monitor_interval = 0  # no thread of tqdm's when processes are forked
     with tqdm(desc=f"preparing {options.output}", unit=" conversations") as bar:
@@ -53,7 +51,7 @@ def run_prepare(options: argparse.Namespace) -> int:
             tokenizer,
             weighting=options.weighting,
             on_bad_line=options.on_bad_line,
-            chat_template_kwargs=variables,
+            chat_template_kwargs=options.chat_template_kwargs,
             num_proc=options.num_proc,
             shard_lines=options.shard_lines,
             progress=bar.update,

@@ -8,25 +8,24 @@ import shutil
 import sys
 
 from flexmask.errors import DataError
-from flexmask.tools.template_options import add_template_options, read_template_kwargs
+from flexmask.tools.options import Commands, add_command, add_options
 
 _PIPE_COLUMNS = 120  # where the output is not a terminal
 
 
-def add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_show(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the subcommand and its options."""
-    show = commands.add_parser(
-        "show",
+    show = add_command(
+        commands,
+        "show [DATA...]",
+        run_show,
         help="print and draw the packed row of one conversation",
-        allow_abbrev=False,
     )
+    add_options(show, "data", nargs="*", help="default: the tutoring conversations that ship")
+    add_options(show, "tokenizer", help="default, without DATA: the one that ships")
+    add_options(show, "chat_template", "chat_template_kwargs", "max_tokens")
     add = show.add_argument
-    add("data", nargs="?", metavar="DATA", help="conversations, one JSON object a line; "
-        "default: the tutoring conversations that ship")  # fmt: skip
     add("--index", type=int, default=0, metavar="I", help="which one, from 0; default: 0")
-    add("--tokenizer", metavar="PATH_OR_ID", help="default, without DATA: the one that ships")
-    add_template_options(show)
-    add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")
     add("--output", metavar="FILE", help="draw the row as PNG or SVG, by the ending of FILE")
     add("--compare", choices=("paper",), help="the paper's order of the same tokens beside it")
 
@@ -43,15 +42,14 @@ def run_show(options: argparse.Namespace) -> int:
     from flexmask.tools.show.conversation import check_drawable, draw_shown, read_shown, shown_text
     from flexmask.tools.show.row_figures import COLORS
 
-    data = options.data or DATA_PATH
-    settings = read_template_kwargs(options.chat_template_kwargs)
+    data = options.data or [DATA_PATH]
     tokenizer = load_tokenizer(options.tokenizer or str(TOKENIZER_PATH), options.chat_template)
     shown = read_shown(
         data,
         options.index,
         tokenizer,
         max_tokens=options.max_tokens,
-        chat_template_kwargs=settings,
+        chat_template_kwargs=options.chat_template_kwargs,
     )
     compare = options.compare is not None
     if options.output is not None or compare:
@@ -81,9 +79,9 @@ def _check(options: argparse.Namespace) -> None:
     """Raise DataError, before anything runs, for options that cannot be used."""
     from flexmask.plots import check_picture
 
-    if options.data is not None and options.tokenizer is None:
+    if options.data and options.tokenizer is None:
         raise DataError(
-            f"{options.data}: needs the tokenizer that it is to be rendered with; "
+            f"{', '.join(options.data)}: needs the tokenizer that it is to be rendered with; "
             "name one with --tokenizer"
         )
     if options.output is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flexmask.data.files import read_conversations
+from flexmask.data.files import find_data_files, read_conversations
 from flexmask.data.messages import Conversation
 from flexmask.data.samples import render_samples
 from flexmask.errors import DataError, pluralize
@@ -41,17 +42,17 @@ class ShownConversation:
 
 
 def read_shown(
-    path: str | os.PathLike[str],
+    data: Sequence[str | os.PathLike[str]],
     index: int,
     tokenizer: Any,
     *,
     max_tokens: int | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> ShownConversation:
-    """Return conversation `index` of a JSON Lines file, rendered with the tokenizer's template.
+    """Return conversation `index` of some files, rendered with the tokenizer's template.
 
     Args:
-        path: a file with one conversation a line.
+        data: as in `find_data_files`.
         index: which one, from 0.
         tokenizer: a Hugging Face tokenizer with a chat template.
         max_tokens: budget of a packed row, in tokens; None for no limit.
@@ -64,7 +65,7 @@ def read_shown(
         raise DataError(f"--index must be at least 0, got {index}")
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
-    conversation = _read(Path(path), index)
+    conversation = _read(data, index)
     samples = render_samples(conversation, tokenizer, chat_template_kwargs=chat_template_kwargs)
     tree = label_tree(
         build_tree(samples), conversation, tokenizer, chat_template_kwargs=chat_template_kwargs
@@ -140,15 +141,15 @@ def check_drawable(shown: ShownConversation, *, compare: bool) -> None:
         )
 
 
-def _read(path: Path, index: int) -> Conversation:
+def _read(data: Sequence[str | os.PathLike[str]], index: int) -> Conversation:
     count = 0
-    for conversation in read_conversations(path):
+    for conversation in chain.from_iterable(map(read_conversations, find_data_files(data))):
         if count == index:
             return conversation
         count += 1
     raise DataError(
-        f"{path}: has {pluralize(count, 'conversation')}; --index must be in [0, {count}), "
-        f"got {index}"
+        f"{', '.join(map(str, data))}: has {pluralize(count, 'conversation')}; --index must be in "
+        f"[0, {count}), got {index}"
     )
 
 

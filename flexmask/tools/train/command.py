@@ -1,4 +1,4 @@
-"""`flexmask train`: a training run from a file of conversations."""
+"""`flexmask train`: a training run from files of conversations."""
 
 from __future__ import annotations
 
@@ -9,174 +9,111 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import FlexmaskError
-from flexmask.tools.template_options import add_template_options, read_template_kwargs
+from flexmask.tools.options import OPTIONS, Commands, add_command, add_options
+from flexmask.training.options import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from flexmask.training.options import TrainConfig
-
-_USAGE = "flexmask train --model PATH_OR_ID --data PATH... --output DIR [OPTIONS]"
+_USAGE = "train DATA... --model PATH_OR_ID --output DIR"
 
 _EPILOG = """\
+DATA is also one folder that `flexmask prepare` made.
+
 every option of transformers.TrainingArguments works too, under its own name, such as
   --learning_rate 1e-5 --num_train_epochs 2 --per_device_train_batch_size 8
   --gradient_accumulation_steps 4 --gradient_checkpointing --bf16 --logging_steps 10
 --per_device_train_batch_size counts conversations; with --max_tokens, batches are rows instead.
 
 on several GPUs:
-  torchrun --nproc-per-node 8 -m flexmask train --model ... --data ... --output ...
+  torchrun --nproc-per-node 8 -m flexmask train DATA... --model PATH_OR_ID --output DIR
 """
+_OTHER_NAMES = {"output_dir": "output", "resume_from_checkpoint": "resume"}
 
 
-def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand and its options; options of the Trainer are left to `run_train`."""
-    train = commands.add_parser(
-        "train",
-        help="fine-tune a model on a file of conversations",
+def add_train(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add the subcommand for its help; `run_train` parses its options with the Trainer's."""
+    train = add_command(
+        commands,
+        _USAGE,
+        None,
+        help="fine-tune a model on conversations",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    add = train.add_argument
-    add("--model", required=True, metavar="PATH_OR_ID", help="the model to start from")
-    add(
-        "--data",
-        required=True,
-        nargs="+",
-        metavar="PATH",
-        help="conversations: files, folders or patterns, or one prepared folder",
-    )
-    add("--output", required=True, metavar="DIR", help="a new folder for the trained model")
-    add("--tokenizer", metavar="PATH_OR_ID", help="default: the model's own")
-    add_template_options(train)
-    add("--eval_data", nargs="+", metavar="PATH", help="conversations to evaluate on, likewise")
-    add("--eval_split", type=float, default=0.0, metavar="SHARE", help="hold out this share")
-    add("--max_tokens", type=int, metavar="N", help="budget of a packed row; default: no limit")
-    add(
-        "--rows_per_batch",
-        type=int,
-        metavar="R",
-        help="a batch is R rows of at most --max_tokens tokens, from the whole data; default "
-        "with --max_tokens: 1, unless --per_device_train_batch_size counts conversations",
-    )
-    add(
-        "--on_overflow",
-        choices=("split", "drop", "error"),
-        default="split",
-        help="what is larger than the budget is cut (split), cut and without samples longer than "
-        "it (drop), or refused; default: split",
-    )
-    add(
-        "--weighting",
-        choices=("token", "turn", "conversation"),
-        default="token",
-        help="what counts once in the loss; default: token",
-    )
-    add("--on_bad_line", choices=("error", "skip"), default="error", help="default: error")
-    add(
-        "--backend",
-        choices=("auto", "reference", "cpu", "flex", "triton"),
-        default="auto",
-        help="of attention; default: flex on a GPU, else cpu",
-    )
-    add("--from_config", action="store_true", help="random weights from the model's config")
-    add(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="of the weights; default: the checkpoint's",
-    )
-    add("--use_peft", action="store_true", help="train LoRA adapters only")
-    add("--lora_r", type=int, default=16, metavar="R", help="rank; default: 16")
-    add("--lora_alpha", type=int, default=32, metavar="A", help="updates times A / R; default: 32")
-    add("--lora_dropout", type=float, default=0.0, metavar="P", help="must be 0")
-    add(
-        "--lora_target_modules",
-        nargs="+",
-        default=["all-linear"],
-        metavar="NAME",
-        help="default: all-linear",
-    )
-    add("--resume", action="store_true", help="go on from the last checkpoint, or begin")
+    add_options(train, *OPTIONS)
 
 
-def run_train(options: argparse.Namespace, others: Sequence[str]) -> int:
-    """Train; `others` are options of the Trainer. Returns the exit code.
+def run_train(words: Sequence[str]) -> int:
+    """Train as the words of a command line say; returns the exit code.
 
     Raises:
         FlexmaskError: an input that cannot be used.
     """
-    from flexmask.training.options import TrainConfig
     from flexmask.training.run import train
 
-    _check_others(others)
-    settings = {key: value for key, value in vars(options).items() if key != "command"}
-    settings["chat_template_kwargs"] = read_template_kwargs(options.chat_template_kwargs)
-    settings["rows_per_batch"] = _rows_per_batch(options, others)
-    config = TrainConfig(**settings)
-    train(config, _training_arguments(config, others))
+    train(*_parse(words))
     return 0
 
 
-def _names(others: Sequence[str]) -> set[str]:
-    """The options among the words of a command line, which `main` has --spelled_like_this."""
-    return {word.partition("=")[0] for word in others if word.startswith("--")}
-
-
-def _check_others(others: Sequence[str]) -> None:
-    """Raise FlexmaskError for options of the Trainer that have another name here."""
-    for theirs, ours in (("--output_dir", "--output"), ("--resume_from_checkpoint", "--resume")):
-        if theirs in _names(others):
-            raise FlexmaskError(f"{theirs} is {ours} here; use that, see `flexmask train --help`")
-
-
-def _rows_per_batch(options: argparse.Namespace, others: Sequence[str]) -> int | None:
-    """Rows of a batch, or None where it is `--per_device_train_batch_size` conversations."""
-    if "--per_device_train_batch_size" in _names(others):
-        if options.rows_per_batch is not None:
-            raise FlexmaskError(
-                "--rows_per_batch and --per_device_train_batch_size (conversations) both say what "
-                "a batch is; leave out one"
-            )
-        return None
-    if options.rows_per_batch is None and options.max_tokens is not None:
-        return 1
-    return options.rows_per_batch
-
-
-def _guess(unknown: str, *known: Any) -> str:
-    """The option that was meant, as a question, or nothing."""
-    names = [f"--{field.name}" for options in known for field in dataclasses.fields(options)]
-    meant = difflib.get_close_matches(unknown.partition("=")[0], names, n=1, cutoff=0.7)
-    return f" (did you mean {meant[0]}?)" if meant else ""
-
-
-def _training_arguments(config: TrainConfig, others: Sequence[str]) -> TrainingArguments:
-    """The Trainer's own options, parsed by transformers, with what packed rows require."""
+def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
+    """Our options and the Trainer's, with what packed rows require of these."""
     from transformers import HfArgumentParser, TrainingArguments
 
-    arguments: Any = TrainingArguments
-    parser = HfArgumentParser(arguments, prog="flexmask train", usage=_USAGE, allow_abbrev=False)
+    kind: Any = TrainingArguments
+    parser = HfArgumentParser(
+        kind, prog="flexmask train", usage=f"flexmask {_USAGE} [options]", allow_abbrev=False
+    )
+    add_options(parser, *OPTIONS)
+    batch_size = parser.get_default("per_device_train_batch_size")
     parser.set_defaults(
-        output_dir=config.output,
+        **dict.fromkeys(_OTHER_NAMES),
+        per_device_train_batch_size=None,
         report_to="none",
         logging_steps=10,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
     )
-    if config.rows_per_batch is not None:
-        parser.set_defaults(per_device_train_batch_size=config.rows_per_batch)
-    try:
-        training, unknown = parser.parse_args_into_dataclasses(
-            args=list(others), return_remaining_strings=True
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise FlexmaskError(_unknown(unknown, vars(options)))
+    for theirs, ours in _OTHER_NAMES.items():
+        if getattr(options, theirs) is not None:
+            raise FlexmaskError(f"--{theirs} is --{ours} here, see `flexmask train --help`")
+    options.output_dir = options.output
+    if options.per_device_train_batch_size is None:
+        if options.rows_per_batch is None and options.max_tokens is not None:
+            options.rows_per_batch = 1
+        options.per_device_train_batch_size = options.rows_per_batch or batch_size
+    elif options.rows_per_batch is not None:
+        raise FlexmaskError(
+            "--rows_per_batch and --per_device_train_batch_size (conversations) both say what a "
+            "batch is; leave out one"
         )
+    config = TrainConfig(**_fields_of(TrainConfig, options))
+    try:
+        training = TrainingArguments(**_fields_of(TrainingArguments, options))
     except (ValueError, ImportError) as error:
         raise FlexmaskError(f"option of the Trainer: {' '.join(str(error).split())}") from error
-    if unknown:
-        raise FlexmaskError(
-            f"unknown option {unknown[0]}{_guess(unknown[0], config, training)}; options are those "
-            "of `flexmask train --help` and of transformers.TrainingArguments"
-        )
     training.prediction_loss_only = True
-    return training
+    return config, training
+
+
+def _fields_of(kind: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """The options that are fields of a dataclass."""
+    return {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(kind) if field.init
+    }
+
+
+def _unknown(words: Sequence[str], known: dict[str, Any]) -> str:
+    """What is said of words that are neither options nor their values."""
+    name = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+    if name is None:
+        return f"{words[0]}: stands apart from the other DATA; give all of them first"
+    meant = difflib.get_close_matches(name, [f"--{option}" for option in known], n=1, cutoff=0.7)
+    guess = f" (did you mean {meant[0]}?)" if meant else ""
+    return (
+        f"unknown option {name}{guess}; options are those of `flexmask train --help` and of "
+        "transformers.TrainingArguments"
+    )

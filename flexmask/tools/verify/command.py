@@ -6,10 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError, TemplateError, pluralize
-from flexmask.tools.template_options import add_template_options, read_template_kwargs
+from flexmask.tools.options import Commands, add_command, add_options
 
 if TYPE_CHECKING:
     import torch
@@ -20,24 +21,19 @@ if TYPE_CHECKING:
 _SHOWN = 3  # messages that a template cannot write
 
 
-def add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the subcommand and its options."""
-    verify = commands.add_parser(
-        "verify",
+    verify = add_command(
+        commands,
+        "verify DATA... --model PATH_OR_ID",
+        run_verify,
         help="prove on your model, data and backend that the single pass equals N-pass",
         description="Exit code 0: proved; 1: not, the report says why; 2: unusable input.",
-        allow_abbrev=False,
     )
+    add_options(verify, "data", "model", "tokenizer", "chat_template", "chat_template_kwargs")
+    add_options(verify, "on_bad_line", "backend", "from_config", "dtype")
     add = verify.add_argument
-    add("--model", required=True, metavar="PATH_OR_ID", help="the model to check")
-    add("--data", required=True, metavar="FILE", help="conversations, one JSON object a line")
-    add("--tokenizer", metavar="PATH_OR_ID", help="default: the model's own")
-    add_template_options(verify)
     add("--conversations", type=int, default=3, metavar="N", help="check the first N; default: 3")
-    add("--on_bad_line", choices=("error", "skip"), default="error")
-    add("--backend", choices=("auto", "reference", "cpu", "flex", "triton"), default="auto")
-    add("--from_config", action="store_true", help="random weights from the model's config")
-    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     add("--device", metavar="DEVICE", help="such as cpu or cuda:0; default: cuda if there is one")
     add("--seed", type=int, default=0, help="of random weights")
     add("--json", nargs="?", const="-", metavar="FILE", help="as JSON; without FILE, print it")
@@ -94,25 +90,26 @@ def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat]
     """The first conversations, and what the chat template cannot write before their number is full.
 
     Raises:
-        DataError: the file or a line of it cannot be used.
+        DataError: a file or a line of it cannot be used.
     """
-    from flexmask.data.files import read_conversations
+    from flexmask.data.files import find_data_files, read_conversations
     from flexmask.data.samples import render_samples
     from flexmask.tools.verify.proof import Chat
 
-    settings = read_template_kwargs(options.chat_template_kwargs)
+    settings = options.chat_template_kwargs
     chats: list[Chat] = []
     refused: list[str] = []
-    file = read_conversations(options.data, on_bad_line=options.on_bad_line)
-    for conversation in file:
+    files = [
+        read_conversations(path, on_bad_line=options.on_bad_line)
+        for path in find_data_files(options.data)
+    ]
+    for conversation in islice(chain.from_iterable(files), options.conversations):
         try:
             samples = render_samples(conversation, tokenizer, chat_template_kwargs=settings)
             chats.append(Chat.of(samples, conversation.where))
         except TemplateError as error:
             refused.append(str(error))
-        if len(chats) + len(refused) == options.conversations:
-            break
-    for bad in file.bad_lines:
+    for bad in chain.from_iterable(file.bad_lines for file in files):
         print(f"skipped {bad.reason}", file=sys.stderr)
     return chats, refused
 
@@ -186,8 +183,8 @@ def _data_text(options: argparse.Namespace, chats: list[Chat]) -> str:
     npass = sum(len(sample) for chat in chats for sample in chat.samples)
     single = sum(len(chat.row) for chat in chats)
     return (
-        f"{options.data}: {pluralize(len(chats), 'conversation')}, {pluralize(turns, 'turn')}, "
-        f"{npass:,} tokens in N-pass, {single:,} in a single pass"
+        f"{', '.join(options.data)}: {pluralize(len(chats), 'conversation')}, "
+        f"{pluralize(turns, 'turn')}, {npass:,} tokens in N-pass, {single:,} in a single pass"
     )
 
 
