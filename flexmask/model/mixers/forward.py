@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.mixers.convolution import tree_convolution
+from flexmask.model.mixers.layers import tree_compressed_projection, tree_lightning_attention
 from flexmask.model.mixers.plan import Plan, plan_of
 from flexmask.model.mixers.recurrence import tree_chunk_scan, tree_gated_delta_rule
 from flexmask.model.mixers.unrolled import run_paths, tree_selective_scan
-from flexmask.model.mixers.whole import tree_compressed_projection, tree_lightning_attention
 from flexmask.model.tree_attention import is_tree
 
 # Functions of transformers that look along the sequence -> the same over a tree.
@@ -35,8 +35,8 @@ OVER_A_TREE: dict[str, Callable[..., Any]] = {
     "mamba2_chunk_scan": tree_chunk_scan,
     "mamba_selective_scan": tree_selective_scan,
 }
-# Layers that write out how they look along the sequence -> the whole of them over a tree.
-WHOLE_LAYERS: dict[str, Callable[[Any, Plan, Tensor], tuple[Tensor | None, ...]]] = {
+# Layers that write out how they look along the sequence -> the same layer over a tree.
+LAYERS_OVER_A_TREE: dict[str, Callable[[Any, Plan, Tensor], tuple[Tensor | None, ...]]] = {
     "MiniMaxLightningAttention": tree_lightning_attention,
     "ZayaCCAProjection": tree_compressed_projection,
 }
@@ -50,7 +50,7 @@ class MixerForward:
     Attributes:
         mixer: the layer.
         functions: names of what the layer calls to look along the sequence.
-        whole: what stands for a layer that calls nothing of the kind, or None.
+        tree_layer: what stands for a layer that calls nothing of the kind, or None.
         replaced: what another library has put in place of the layer's forward, or None.
         is_unrolled: whether the whole layer runs on unrolled paths.
         was_called: whether a tree mask has come by since the forward pass began.
@@ -61,8 +61,8 @@ class MixerForward:
         self.functions = functions
         self.replaced: Callable[..., Any] | None = mixer.__dict__.get("forward")
         own = inspect.unwrap(type(mixer).forward)
-        self.whole = WHOLE_LAYERS.get(type(mixer).__name__)
-        if self.whole and self.replaced is not None:
+        self.tree_layer = LAYERS_OVER_A_TREE.get(type(mixer).__name__)
+        if self.tree_layer and self.replaced is not None:
             raise UnsupportedModelError(
                 f"{type(mixer).__name__} has a forward of another library; it cannot be patched"
             )
@@ -75,8 +75,8 @@ class MixerForward:
         if mask is None:
             return self._stock(hidden_states, *args, **kwargs)
         self.was_called = True
-        if self.whole:
-            return self._whole_on_a_tree(hidden_states, mask.to(hidden_states.device))
+        if self.tree_layer:
+            return self._layer_on_a_tree(hidden_states, mask.to(hidden_states.device))
         kwargs["attention_mask"] = None
         if args:
             raise UnsupportedModelError(
@@ -103,9 +103,9 @@ class MixerForward:
         return output
 
     @torch.compiler.disable
-    def _whole_on_a_tree(self, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor | None, ...]:
-        assert self.whole is not None
-        return self.whole(self.mixer, plan_of(mask), hidden_states)
+    def _layer_on_a_tree(self, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor | None, ...]:
+        assert self.tree_layer is not None
+        return self.tree_layer(self.mixer, plan_of(mask), hidden_states)
 
     def _stock(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.replaced is not None:

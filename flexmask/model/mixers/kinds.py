@@ -13,7 +13,7 @@ class Mixer(NamedTuple):
 
     Attributes:
         functions: what it calls to look along the sequence, see `OVER_A_TREE`; none where it
-            writes that out, see `WHOLE_LAYERS`.
+            writes that out, see `LAYERS_OVER_A_TREE`.
         way: how it runs on a tree, for the documentation.
     """
 

@@ -1,4 +1,4 @@
-"""Layers that write out how they look along the sequence: the whole of them over a tree.
+"""Layers that write out how they look along the sequence, each rewritten to follow a tree.
 
 Their forward calls no function by which it looks along the sequence, so there is no name to put a
 tree in the place of. What follows is the layer itself, on its own weights.
