@@ -13,8 +13,14 @@ import torch
 from comparison import compare, report, score_separately, small_model
 from torch import Tensor, nn
 
-from flexmask import PackedRow, Sample, build_tree, pack, patch
-from flexmask.model.loss import token_logprobs
+from flexmask import (
+    PackedRow,
+    Sample,
+    build_tree,
+    pack,
+    patch,
+    token_logprobs,
+)
 
 NUM_STEPS, KEPT_RESULTS, VOCABULARY, DISCOUNT = 10, 3, 1700, 0.95
 CLEARED = [7, 7]  # what stands in place of an old tool result

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import AutoTokenizer
 
-from flexmask import PackedRow, Sample, build_tree, pack, patch, render_samples
-from flexmask.data.files import read_conversations
+from flexmask import (
+    PackedRow,
+    Sample,
+    build_tree,
+    pack,
+    patch,
+    read_conversations,
+    render_samples,
+    token_logprobs,
+)
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.model.loss import token_logprobs
 
 BETA, LEARNING_RATE = 0.1, 1e-3
 

@@ -13,10 +13,16 @@ from comparison import changed_copy, compare, report, score_separately, small_mo
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from flexmask import PackedRow, Sample, build_tree, pack, patch
-from flexmask.data.files import read_conversations
+from flexmask import (
+    PackedRow,
+    Sample,
+    build_tree,
+    pack,
+    patch,
+    read_conversations,
+    token_logprobs_and_entropies,
+)
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.model.loss import token_logprobs_and_entropies
 
 CLIP, KL_WEIGHT, ENTROPY_WEIGHT = 0.2, 0.04, 0.01
 GROUP_SIZE, NUM_NEW_TOKENS, LEARNING_RATE = 8, 24, 1e-3

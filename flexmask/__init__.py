@@ -10,16 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flexmask.backends import attention as attention
+    from flexmask.data.files import read_conversations as read_conversations
+    from flexmask.data.messages import parse_conversation as parse_conversation
+    from flexmask.data.prepare import prepare as prepare
+    from flexmask.data.prepared import open_prepared as open_prepared
     from flexmask.data.samples import render_samples as render_samples
     from flexmask.errors import FlexmaskError as FlexmaskError
     from flexmask.model import disabled as disabled
+    from flexmask.model import is_patched as is_patched
     from flexmask.model import patch as patch
     from flexmask.model import unpatch as unpatch
+    from flexmask.model.cost import CostModel as CostModel
+    from flexmask.model.loss import token_logprobs as token_logprobs
+    from flexmask.model.loss import token_logprobs_and_entropies as token_logprobs_and_entropies
+    from flexmask.model.structure import unreached_parameters as unreached_parameters
     from flexmask.packing.collator import TreeCollator as TreeCollator
     from flexmask.packing.fitting import FittedTrees as FittedTrees
     from flexmask.packing.rows import PackedRow as PackedRow
     from flexmask.packing.rows import pack as pack
     from flexmask.packing.sampler import TreeBatchSampler as TreeBatchSampler
+    from flexmask.training.checkpoints import ResumableTrainer as ResumableTrainer
+    from flexmask.training.trainer import TreeTrainer as TreeTrainer
     from flexmask.tree.compiler import compile_mask as compile_mask
     from flexmask.tree.mask import TreeMask as TreeMask
     from flexmask.tree.sample import Sample as Sample
@@ -30,23 +41,34 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CostModel": "flexmask.model.cost",
     "FittedTrees": "flexmask.packing.fitting",
     "FlexmaskError": "flexmask.errors",
     "PackedRow": "flexmask.packing.rows",
     "PrefixTree": "flexmask.tree.tree",
+    "ResumableTrainer": "flexmask.training.checkpoints",
     "Sample": "flexmask.tree.sample",
     "Segment": "flexmask.tree.tree",
     "TreeBatchSampler": "flexmask.packing.sampler",
     "TreeCollator": "flexmask.packing.collator",
     "TreeMask": "flexmask.tree.mask",
+    "TreeTrainer": "flexmask.training.trainer",
     "attention": "flexmask.backends",
     "build_tree": "flexmask.tree.tree",
     "compile_mask": "flexmask.tree.compiler",
     "disabled": "flexmask.model",
+    "is_patched": "flexmask.model",
+    "open_prepared": "flexmask.data.prepared",
     "pack": "flexmask.packing.rows",
+    "parse_conversation": "flexmask.data.messages",
     "patch": "flexmask.model",
+    "prepare": "flexmask.data.prepare",
+    "read_conversations": "flexmask.data.files",
     "render_samples": "flexmask.data.samples",
+    "token_logprobs": "flexmask.model.loss",
+    "token_logprobs_and_entropies": "flexmask.model.loss",
     "unpatch": "flexmask.model",
+    "unreached_parameters": "flexmask.model.structure",
 }
 
 __all__ = sorted(_HOMES)

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "flexmask"
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # A module imports only what stands to its left (in an earlier line, or earlier in its own).
@@ -73,11 +74,27 @@ def test_the_mask_needs_torch_alone():
     assert not loaded_after("from flexmask import compile_mask") & {"triton", "transformers"}
 
 
-def test_every_public_name_resolves():
+def test_every_public_name_resolves_and_is_documented():
     import flexmask
 
     for name in flexmask.__all__:
-        assert getattr(flexmask, name).__doc__
+        text = getattr(flexmask, name).__doc__ or f"{name}("
+        assert not text.startswith(f"{name}("), "a dataclass writes that by itself"
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *EXAMPLES], ids=lambda p: p.name)
+def test_documents_and_examples_import_public_names_alone(path):
+    import flexmask
+
+    text = path.read_text()
+    blocks = [text] if path.suffix == ".py" else python_blocks(path)
+    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flexmask"):
+            assert node.module in ("flexmask", "flexmask.demo")
+            if node.module == "flexmask":
+                assert {alias.name for alias in node.names} <= set(flexmask.__all__)
+    for name in re.findall(r"(?<![/\w])flexmask\.(\w+)[.(`]", text):
+        assert name in (*flexmask.__all__, "demo", "json"), f"{path.name} names flexmask.{name}"
 
 
 def test_a_subpackage_does_not_hide_the_public_function():

@@ -178,6 +178,7 @@ def test_states_and_convolutions_cost_unique_tokens(turns, through):
     plan = Plan(compile_mask(tree).subtree_end)
     assert tree.num_tokens == plan.pieces.num_tokens == plan.pieces.num_padded == through
     assert plan.paths.num_tokens == tree.num_sample_tokens
+    assert len(plan.pieces.groups) == len(turns) + 1  # calls of the scan
     assert plan.chains(3)[0].numel() == through + 3 * len(turns)
 
 

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from flexmask import TreeCollator, patch
-from flexmask.data.files import read_conversations
-from flexmask.training.trainer import TreeTrainer
+from flexmask import TreeCollator, TreeTrainer, patch, read_conversations
 
 
 @dataclass
