@@ -1,4 +1,4 @@
-"""Cutting a tree: against brute force on small trees, against the lower bound on large ones."""
+"""Cutting a tree, against all ways to cut small ones that keep neighbours together."""
 
 import dataclasses
 from itertools import combinations
@@ -9,34 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import random_samples, segment_trees
 
-from flexmask import FittedTrees, FlexmaskError, PrefixTree, Sample, Segment, build_tree, pack
+from flexmask import FittedTrees, FlexmaskError, PrefixTree, Sample, build_tree, pack
 from flexmask.packing.split import split_tree
-from flexmask.packing.split_bound import fewest_tokens
-from flexmask.packing.split_branches import branches_of
-from flexmask.packing.split_groups import best_groups, contiguous_groups, cost_of, search
+from flexmask.tree.layout import lay_out
 
 
 def union_size(tree, leaves):
     needed = {s for leaf in leaves for s in tree.path(tree.leaves[leaf].segment)}
     return sum(tree.segments[s].length for s in needed)
-
-
-def partitions(items):
-    """All ways to group `items`."""
-    if not items:
-        yield []
-        return
-    first, rest = items[0], items[1:]
-    for groups in partitions(rest):
-        yield [[first], *groups]
-        for index, group in enumerate(groups):
-            yield [*groups[:index], [first, *group], *groups[index + 1 :]]
-
-
-def brute_force(tree, max_tokens, ways):
-    """The fewest tokens of any of these ways to group samples within the budget."""
-    sizes = ([union_size(tree, group) for group in groups] for groups in ways)
-    return min(sum(way) for way in sizes if max(way) <= max_tokens)
 
 
 @st.composite
@@ -47,37 +27,23 @@ def cut_trees(draw):
 
 
 @given(cut_trees())
-def test_pieces_have_the_fewest_tokens_of_all_ways_to_cut(case):
+def test_pieces_are_the_best_groups_of_neighbours_in_packed_order(case):
     tree, max_tokens = case
     split = split_tree(tree, max_tokens)
-    fewest = brute_force(tree, max_tokens, partitions(list(range(len(tree.leaves)))))
-    assert sum(split.num_tokens) == split.fewest_tokens == fewest
-    assert split.repeated_tokens == split.fewest_repeated_tokens == fewest - tree.num_tokens
-    assert sorted(leaf for group in split.groups for leaf in group) == list(range(len(tree.leaves)))
-
-
-@given(cut_trees())
-def test_no_way_to_cut_is_below_the_bound(case):
-    tree, max_tokens = case
-    bound = fewest_tokens(tree, [leaf.segment for leaf in tree.leaves], max_tokens)
-    ways = partitions(list(range(len(tree.leaves))))
-    assert tree.num_tokens <= bound <= brute_force(tree, max_tokens, ways)
-
-
-@given(cut_trees())
-def test_contiguous_groups_are_the_best_contiguous_ones(case):
-    tree, max_tokens = case
-    branches = branches_of(tree, range(len(tree.leaves)), max_tokens)
-    leaf_of = {leaf.segment: index for index, leaf in enumerate(tree.leaves)}
-    order = [leaf_of[end] for end in branches.ends]
-    ways = (
-        [order[start:stop] for start, stop in zip((0, *cuts), (*cuts, len(order)), strict=True)]
+    starts = lay_out(tree).starts
+    order = sorted(range(len(tree.leaves)), key=lambda i: int(starts[tree.leaves[i].segment]))
+    cuts = range(1, len(order))
+    ways = [
+        [
+            union_size(tree, order[start:stop])
+            for start, stop in zip((0, *chosen), (*chosen, len(order)), strict=True)
+        ]
         for number in range(len(order))
-        for cuts in combinations(range(1, len(order)), number)
-    )
-    groups = contiguous_groups(branches)
-    assert cost_of(branches, groups) == brute_force(tree, max_tokens, ways)
-    assert [index for group in groups for index in group] == list(range(len(branches)))
+        for chosen in combinations(cuts, number)
+    ]
+    fewest = min(sum(sizes) for sizes in ways if max(sizes) <= max_tokens)
+    assert sum(split.num_tokens) == fewest == tree.num_tokens + split.repeated_tokens
+    assert sorted(leaf for group in split.groups for leaf in group) == sorted(order)
 
 
 @given(cut_trees())
@@ -93,47 +59,19 @@ def test_pieces_are_trees_of_their_samples(case):
         assert [piece.sample_length(leaf) for leaf in piece.leaves] == lengths
 
 
-def conversation(seed, num_turns, turn):
-    rng = np.random.default_rng(seed)
-    lengths = np.array(turn) * rng.lognormal(0, 0.7, (num_turns, 3)) + 1
-    return PrefixTree.from_turns([tuple(turn) for turn in lengths.astype(int).tolist()])
-
-
 @pytest.mark.parametrize(
-    ("num_turns", "turn", "max_tokens"),
-    [(32, (50, 500, 150), 16_384), (64, (60, 600, 200), 32_768), (256, (60, 900, 200), 131_072)],
+    ("num_turns", "turn", "max_tokens", "fewest"),
+    [
+        (16, (50, 500, 150), 5_000, 5_350),
+        (32, (50, 500, 150), 16_384, 3_250),
+        (64, (60, 600, 200), 32_768, 15_720),
+    ],
 )
-def test_long_conversations_are_cut_close_to_the_bound(num_turns, turn, max_tokens):
-    repeated = fewest = 0
-    for seed in range(4):
-        split = split_tree(conversation(seed, num_turns, turn), max_tokens)
-        assert max(split.num_tokens) <= max_tokens
-        repeated += split.repeated_tokens
-        fewest += split.fewest_repeated_tokens
-    assert fewest <= repeated <= 1.01 * fewest
-
-
-def test_rollouts_of_one_prompt_are_packed_like_bins():
-    sizes = np.random.default_rng(0).integers(100, 1500, 200).tolist()
-    tree = PrefixTree.from_segments([Segment(500), *(Segment(size, 0) for size in sizes)])
-    split = split_tree(tree, 4096)
-    assert max(split.num_tokens) <= 4096
-    assert len(split) <= -(-sum(sizes) // (4096 - 500)) + 1
-    assert split.repeated_tokens == 500 * (len(split) - 1)
-
-
-def test_a_search_that_runs_out_keeps_what_it_has():
-    tree = conversation(1, 40, (50, 500, 150))
-    max_tokens = tree.depth + 300
-    branches = branches_of(tree, range(len(tree.leaves)), max_tokens)
-    start = contiguous_groups(branches)
-    groups, is_proven = search(branches, start, max_nodes=50)
-    assert not is_proven
-    assert cost_of(branches, groups) <= cost_of(branches, start)
-    better, _ = best_groups(branches, fewest=0)
-    assert cost_of(branches, better) <= cost_of(branches, groups)
-    assert sorted(index for group in better for index in group) == list(range(len(branches)))
-    assert max(map(branches.num_tokens, better)) <= max_tokens
+def test_equal_turns_compute_no_more_again_than_any_cut_must(num_turns, turn, max_tokens, fewest):
+    """The fewest were proven by a branch and bound over all cuts, on 2026-11-26."""
+    split = split_tree(PrefixTree.from_turns([turn] * num_turns), max_tokens)
+    assert max(split.num_tokens) <= max_tokens
+    assert split.repeated_tokens == fewest
 
 
 SHORT_AND_LONG = [Sample([1, 2], [0, 1], "short"), Sample([1, 3, 4, 5], [0, 0, 1, 1], "long")]
@@ -185,7 +123,6 @@ def test_what_is_too_long_is_dropped_and_counted_the_same_everywhere():
         "trees": 2,
         "pieces": 1,
         "repeated_tokens": 0,
-        "fewest_repeated_tokens": 0,
         "dropped_samples": 2,
         "lost_trees": 1,
     }

@@ -20,7 +20,6 @@ class SplitCount:
         trees: how many were larger than the budget.
         pieces: into how many they were cut.
         repeated_tokens: history that pieces compute again.
-        fewest_repeated_tokens: what any way to cut them computes again at least.
         dropped_samples: samples longer than the budget by themselves.
         lost_trees: trees of which no sample is left.
     """
@@ -28,7 +27,6 @@ class SplitCount:
     trees: int = 0
     pieces: int = 0
     repeated_tokens: int = 0
-    fewest_repeated_tokens: int = 0
     dropped_samples: int = 0
     lost_trees: int = 0
 
@@ -37,15 +35,13 @@ class SplitCount:
         self.trees += 1
         self.pieces += len(split)
         self.repeated_tokens += split.repeated_tokens
-        self.fewest_repeated_tokens += split.fewest_repeated_tokens
         self.dropped_samples += len(split.too_long)
         self.lost_trees += not len(split)
 
     def __str__(self) -> str:
         line = (
             f"{self.trees:,} larger, cut into {pluralize(self.pieces, 'piece')}, with "
-            f"{pluralize(self.repeated_tokens, 'token')} of history "
-            f"computed again (any cut at least {self.fewest_repeated_tokens:,})"
+            f"{pluralize(self.repeated_tokens, 'token')} of history computed again"
         )
         if self.dropped_samples:
             line += f"; {pluralize(self.dropped_samples, 'sample')} dropped, longer than the budget"

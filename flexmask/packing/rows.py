@@ -191,8 +191,8 @@ def pack(
         trees: trees with tokens.
         max_tokens: budget of a row in tokens; None puts everything into one row.
         on_overflow: what to do with a tree larger than the budget. "split": cut it into several
-            trees, each with the history that its samples need, no token trained twice and the
-            fewest computed twice (`.split` counts them); "drop": the same, and leave out (and list
+            trees, each with the history that its samples need, no token trained twice
+            (`.split` counts what is computed twice); "drop": the same, and leave out (and list
             in `.dropped`) samples that are longer than the budget by themselves; "error": raise.
 
     Raises:

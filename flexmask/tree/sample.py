@@ -74,3 +74,18 @@ def _as_vector(values: Any, name: str, key: Hashable) -> np.ndarray:
 
 def _name(key: Hashable) -> str:
     return "sample" if key is None else f"sample {key!r}"
+
+
+def common_prefix_length(a: Any, b: Any) -> int:
+    """How many items two texts, two lists or two arrays have in common from the start."""
+    low, high = 0, min(len(a), len(b))
+    if isinstance(a, np.ndarray):
+        differs = a[:high] != b[:high]
+        return int(differs.argmax()) if differs.any() else high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

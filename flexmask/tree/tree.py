@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from flexmask.errors import DataError, MaskError
-from flexmask.tree.sample import Sample
+from flexmask.tree.sample import Sample, common_prefix_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,20 +283,12 @@ def _insert(root: _Run, sample: Sample, index: int) -> None:
             child = _Run(ids[at:], weights[at:])
             run.add(child)
         else:
-            shared = _shared_length(child.ids, ids[at:])
+            shared = common_prefix_length(child.ids, ids[at:])
             if shared < child.ids.size:
                 child.cut(shared)
             child.weights = child.weights + weights[at : at + shared]
         run, at = child, at + child.ids.size
     run.samples.append(index)
-
-
-def _shared_length(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens `a` and `b` have in common from the start."""
-    length = min(a.size, b.size)
-    differs = a[:length] != b[:length]
-    first = int(differs.argmax())
-    return first if differs[first] else length
 
 
 def _separate_targets(root: _Run) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from flexmask.data.messages import Conversation
-from flexmask.tree.sample import Sample
+from flexmask.tree.sample import Sample, common_prefix_length
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ def _read_turn(sample: Sample, message: dict[str, Any], tokenizer: Any) -> _Turn
 
 
 def _count_one_render(counts: Mistraining, turn: _Turn, last: _Turn) -> None:
-    left_at = max(turn.context, _num_shared(turn.ids, last.ids))
+    left_at = max(turn.context, common_prefix_length(turn.ids, last.ids))
     lost = max(0, turn.thinking_end - left_at)
     counts.one_render_never_trained += lost
     counts.one_render_wrong_context += turn.ids.size - left_at - lost
@@ -120,7 +120,7 @@ def _count_one_render(counts: Mistraining, turn: _Turn, last: _Turn) -> None:
 
 def _is_dropped(earlier: _Turn, turn: _Turn) -> bool:
     """Whether the thinking of `earlier` is missing from the context of `turn`."""
-    return earlier.thinks and _num_shared(earlier.ids, turn.ids) < earlier.thinking_end
+    return earlier.thinks and common_prefix_length(earlier.ids, turn.ids) < earlier.thinking_end
 
 
 def _thinking_length(tokenizer: Any, completion: list[int], thinking: str) -> int:
@@ -141,11 +141,3 @@ def _thinking_length(tokenizer: Any, completion: list[int], thinking: str) -> in
         if encoded["input_ids"] == completion:
             return sum(start < stop for start, _ in encoded["offset_mapping"])
     return min(len(tokenizer.encode(text[:stop], add_special_tokens=False)), len(completion))
-
-
-def _num_shared(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two sequences have in common from the start."""
-    length = min(a.size, b.size)
-    differs = a[:length] != b[:length]
-    first = int(differs.argmax()) if length else 0
-    return first if length and differs[first] else length

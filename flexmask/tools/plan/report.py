@@ -149,8 +149,7 @@ def _over_budget(budget: RowBudget) -> str:
     lines.append(
         f"  larger: {pluralize(split.trees, 'conversation')}, cut into "
         f"{pluralize(split.pieces, 'piece')}, with "
-        f"{split.repeated_tokens:,} tokens of history computed again\n"
-        f"  any cut: at least {split.fewest_repeated_tokens:,} tokens of history computed again"
+        f"{split.repeated_tokens:,} tokens of history computed again"
     )
     if split.dropped_samples:
         lines.append(

@@ -20,6 +20,7 @@ import numpy as np
 from flexmask.data.messages import Conversation
 from flexmask.data.template import THINKING_TAGS, ChatTemplate, Message
 from flexmask.errors import TemplateError
+from flexmask.tree.sample import common_prefix_length
 from flexmask.tree.tree import Leaf, PrefixTree, Segment
 
 KINDS = ("context", "thinking", "response", "tool")
@@ -172,21 +173,9 @@ def _changed(text: str, other: str) -> tuple[int, int]:
     >>> _changed("say <call> now", "say  now")
     (4, 10)
     """
-    same_end = _num_shared(text[::-1], other[::-1])
+    same_end = common_prefix_length(text[::-1], other[::-1])
     stop = len(text) - same_end
-    return _num_shared(text[:stop], other[: len(other) - same_end]), stop
-
-
-def _num_shared(a: str, b: str) -> int:
-    """How many characters `a` and `b` have in common from the start."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a.startswith(b[low:middle], low):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return common_prefix_length(text[:stop], other[: len(other) - same_end]), stop
 
 
 def _closes_thinking(text: str) -> bool:
