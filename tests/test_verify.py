@@ -31,7 +31,7 @@ def test_proves_verified_families_and_backends(family, backend):
     report = verify_model(tiny_model(family), CHATS, backend=backend)
     assert report.is_proved, str(report)
     assert names(report, ok=True) == CHECKS
-    assert [(turn.conversation, turn.turn) for turn in report.turns] == [
+    assert [(turn.place.conversation, turn.place.turn) for turn in report.turns] == [
         (chat, turn) for chat in range(2) for turn in range(3)
     ]
 
@@ -54,8 +54,7 @@ def test_proves_bf16_within_the_error_of_bf16_npass():
 def test_fp32_bounds_are_a_few_roundings():
     report = verify_model(tiny_model("llama"), CHATS)
     for turn in report.turns:
-        found = [d for _, d in report.gradients_of(turn.gradients).values()]
-        for difference in (report.loss_of(turn), *found):
+        for difference in (report.loss_of(turn), *turn.gradients.values()):
             assert 2**-24 < difference.bound < 1e-5
 
 

@@ -45,17 +45,26 @@ def _read_template(path: Path) -> str:
     return template
 
 
-def load_weights(source: str, dtype: str) -> PreTrainedModel:
+def load_model(source: str, dtype: str, *, from_config: bool = False) -> PreTrainedModel:
     """The language model of a folder or hub id, with attention that leaves nothing out.
+
+    Args:
+        source: the folder or hub id.
+        dtype: of its weights, such as "float32"; "auto" for the checkpoint's.
+        from_config: draw the weights at random instead of loading them.
 
     Raises:
         DataError: there is no such model.
     """
+    import torch
     from transformers import AutoConfig
 
     from flexmask.model.checks import exact_attention
 
-    config = load_pretrained(AutoConfig.from_pretrained, source, "model")
+    what = "model config" if from_config else "model"
+    config = load_pretrained(AutoConfig.from_pretrained, source, what)
+    if from_config:
+        return random_model(config, None if dtype == "auto" else getattr(torch, dtype))
     load = _auto_class(config).from_pretrained
     return load_pretrained(load, source, "model", dtype=dtype, **exact_attention(config))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import atomic_write
-from flexmask.model.load import load_pretrained, load_tokenizer, load_weights, random_model
+from flexmask.model.load import load_model, load_tokenizer
 from flexmask.packing.collator import TreeCollator
 from flexmask.training.checks import (
     check_backend,
@@ -24,7 +24,7 @@ from flexmask.training.options import TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import TrainingArguments
 
 
 def train(config: TrainConfig, training: TrainingArguments) -> None:
@@ -54,7 +54,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     if training.process_index == 0 and collator.rendered_plainly.conversations:
         print(collator.rendered_plainly, file=sys.stderr)
     transformers.set_seed(training.seed)
-    model = load_model(config)
+    model = load_model(config.model, config.dtype, from_config=config.from_config)
     check_token_ids(model, tokenizer, [train_set] if eval_set is None else [train_set, eval_set])
     sampler = make_batch_sampler(config, training, train_set, model)
 
@@ -98,18 +98,6 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
             with atomic_write(output / "trainer_state.json") as partial:
                 trainer.state.save_to_json(str(partial))
             draw_training(trainer.state.log_history, output / "loss.png")
-
-
-def load_model(config: TrainConfig) -> PreTrainedModel:
-    """The model to train, with weights from disk or, with `from_config`, drawn at random."""
-    import torch
-    from transformers import AutoConfig
-
-    if config.from_config:
-        settings = load_pretrained(AutoConfig.from_pretrained, config.model, "model config")
-        dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-        return random_model(settings, dtype)
-    return load_weights(config.model, config.dtype)
 
 
 def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:

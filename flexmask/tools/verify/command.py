@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from flexmask.tools.verify.proof import Chat, VerifyReport
+    from flexmask.tools.verify.proof import Chat
+    from flexmask.tools.verify.report import VerifyReport
 
 _SHOWN = 3  # messages that a template cannot write
 
@@ -62,6 +63,7 @@ def run_verify(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> VerifyReport:
     from flexmask.backends.choice import choose_backend
     from flexmask.model.load import load_tokenizer
+    from flexmask.tools.plan.measure import check_vocabulary
     from flexmask.tools.verify.proof import verify_model
     from flexmask.tools.verify.report import Finding, VerifyReport
 
@@ -69,20 +71,21 @@ def _verify(options: argparse.Namespace) -> VerifyReport:
     choice = choose_backend(device, options.backend)
     tokenizer = load_tokenizer(options.tokenizer or options.model, options.chat_template)
     chats, refused = _read_chats(options, tokenizer)
-    num_turns = sum(len(chat.samples) for chat in chats)
     if refused:
         more = f" (and {len(refused) - _SHOWN} more)" if len(refused) > _SHOWN else ""
         finding = Finding("template", False, "; ".join(refused[:_SHOWN]) + more)
     else:
-        written = pluralize(num_turns, "turn is", "turns are")
+        written = pluralize(sum(len(chat.samples) for chat in chats), "turn is", "turns are")
         finding = Finding("template", True, f"{written} written as at inference")
+    checked = {"data": _data_text(options, chats)}
     if not chats:
-        return VerifyReport(findings=[finding], checked={"data": _data_text(options, chats)})
+        return VerifyReport(findings=[finding], checked=checked)
     model = _load_model(options, device)
-    _check_vocabulary(model, chats)
+    check_vocabulary(model.config, [chat.samples for chat in chats])
     report = verify_model(model, chats, backend=options.backend, progress=_progress)
     report.findings.insert(0, finding)
-    report.checked = _checked(options, model, chats, f"{choice.name}: {choice.reason}")
+    backend = {"backend": f"{choice.name}: {choice.reason}"}
+    report.checked = _model_text(options, model) | backend | checked
     return report
 
 
@@ -120,21 +123,14 @@ def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrained
     Raises:
         DataError: it cannot be loaded, or has a data type without a wider one to compare with.
     """
-    import torch
     import transformers
-    from transformers import AutoConfig
 
-    from flexmask.model.load import load_pretrained, load_weights, random_model
+    from flexmask.model.load import load_model
     from flexmask.tools.plan.measure import move_to
     from flexmask.tools.verify.proof import WIDER
 
     transformers.set_seed(options.seed)
-    if options.from_config:
-        config = load_pretrained(AutoConfig.from_pretrained, options.model, "model config")
-        dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-        model = random_model(config, dtype)
-    else:
-        model = load_weights(options.model, options.dtype)
+    model = load_model(options.model, options.dtype, from_config=options.from_config)
     if model.dtype not in WIDER:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WIDER)
         raise DataError(f"{options.model}: dtype must be one of {names}, got {model.dtype}")
@@ -154,15 +150,7 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _check_vocabulary(model: PreTrainedModel, chats: list[Chat]) -> None:
-    from flexmask.tools.plan.measure import check_vocabulary
-
-    check_vocabulary(model.config, [chat.samples for chat in chats])
-
-
-def _checked(
-    options: argparse.Namespace, model: PreTrainedModel, chats: list[Chat], backend: str
-) -> dict[str, Any]:
+def _model_text(options: argparse.Namespace, model: PreTrainedModel) -> dict[str, str]:
     from flexmask.model.structure import text_config
 
     config = text_config(model)
@@ -173,8 +161,6 @@ def _checked(
         f"{model.num_parameters():,} parameters, {weights}",
         "in": f"{str(model.dtype).removeprefix('torch.')} on {model.device}, training mode; "
         f"N-pass attention: {config._attn_implementation}",
-        "backend": backend,
-        "data": _data_text(options, chats),
     }
 
 

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
+from flexmask.tools.verify.gradients import Gradients, TurnResult
 from flexmask.tools.verify.parameter_groups import ParameterGroup
-from flexmask.tools.verify.turn_gradients import Gradients, TurnResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,15 @@ class Difference:
 
     value: float
     bound: float
+
+    @classmethod
+    def relative(
+        cls, difference: float, error: float, size: float, dtype: torch.dtype
+    ) -> Difference:
+        """A difference between two values of a size, one of which is known to be off by `error`."""
+        if size == 0:
+            return cls(difference, 3 * error)
+        return cls(difference / size, 3 * error / size + torch.finfo(dtype).eps / 2)
 
     @property
     def is_within(self) -> bool:
@@ -45,92 +55,111 @@ class Difference:
             return math.inf
         return self.value / self.bound if self.bound else math.inf if self.value else 0.0
 
-
-@dataclass(frozen=True, slots=True)
-class Norms:
-    """Of one group of gradients: |N-pass|, |single - N-pass| and |N-pass - wider N-pass|."""
-
-    size: float
-    difference: float
-    error: float
+    def to_json(self) -> dict[str, float | None]:
+        """Both numbers as plain data."""
+        return {"difference": finite(self.value), "bound": finite(self.bound)}
 
 
-@dataclass(slots=True)
-class TurnNumbers:
-    """What was measured of one turn, before bounds.
+class Place(NamedTuple):
+    """Where a turn is.
 
     Attributes:
-        conversation: number of the conversation among those checked, from 0.
+        conversation: its number among those checked, from 0.
         where: the line that it came from, or None.
         message: index of the message in it.
         turn: number of the sample in it, from 0.
-        loss: mean loss of the trained tokens in N-pass.
-        loss_difference: of single-pass from it.
-        token_error: mean absolute error of the tokens' losses in N-pass.
-        num_tokens: how many tokens are trained.
-        gradients: by group.
     """
 
     conversation: int
     where: str | None
-    message: int
+    message: Any
     turn: int
-    loss: float = 0.0
-    loss_difference: float = 0.0
-    token_error: float = 0.0
-    num_tokens: int = 0
-    gradients: dict[ParameterGroup, Norms] = field(default_factory=dict)
 
-    def take(
-        self,
-        single: TurnResult,
-        npass: TurnResult,
-        wider: TurnResult,
-        groups: Mapping[str, ParameterGroup],
-    ) -> None:
-        """Measure a turn."""
-        self.loss = float(npass.losses.mean())
-        self.loss_difference = abs(float(single.losses.mean()) - self.loss)
-        self.token_error = float((npass.losses - wider.losses).abs().mean())
-        self.num_tokens = npass.losses.numel()
-        self.gradients = group_norms(single.gradients, npass.gradients, wider.gradients, groups)
+    def __str__(self) -> str:
+        return f"{self.where or f'conversation {self.conversation}'}, message {self.message}"
 
 
-def group_norms(
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The single pass beside N-pass, in one turn or in one training step.
+
+    Attributes:
+        loss: mean loss of the trained tokens in N-pass.
+        loss_difference: of the single pass from it.
+        token_error: mean absolute error of the tokens' losses in N-pass; of a step 0.
+        num_trained: how many tokens are trained.
+        gradients: by group.
+        place: of a turn; None of a step.
+    """
+
+    loss: float
+    loss_difference: float
+    token_error: float
+    num_trained: int
+    gradients: dict[ParameterGroup, Difference]
+    place: Place | None = None
+
+    @property
+    def worst_gradients(self) -> dict[str, tuple[ParameterGroup, Difference]]:
+        """For each kind of parameter, the layer whose difference is largest by its bound."""
+        worst: dict[str, tuple[ParameterGroup, Difference]] = {}
+        for group, difference in self.gradients.items():
+            if group.kind not in worst or difference.by_bound > worst[group.kind][1].by_bound:
+                worst[group.kind] = (group, difference)
+        return worst
+
+    def to_json(self, loss_difference: Difference) -> dict[str, Any]:
+        """The figures as plain data."""
+        return {
+            "loss": finite(self.loss),
+            "loss_difference": loss_difference.to_json(),
+            "gradients": {
+                kind: {"layer": group.layer, **difference.to_json()}
+                for kind, (group, difference) in self.worst_gradients.items()
+            },
+        }
+
+
+def compare_turns(
+    place: Place,
+    single: TurnResult,
+    npass: TurnResult,
+    wider: TurnResult,
+    groups: Mapping[str, ParameterGroup],
+    dtype: torch.dtype,
+) -> Comparison:
+    """A turn in a single pass, in N-pass and in N-pass of a wider type."""
+    loss = float(npass.losses.mean())
+    return Comparison(
+        loss=loss,
+        loss_difference=abs(float(single.losses.mean()) - loss),
+        token_error=float((npass.losses - wider.losses).abs().mean()),
+        num_trained=npass.losses.numel(),
+        gradients=compare_gradients(
+            single.gradients, npass.gradients, wider.gradients, groups, dtype
+        ),
+        place=place,
+    )
+
+
+def compare_gradients(
     single: Gradients,
     npass: Gradients,
     wider: Gradients,
     groups: Mapping[str, ParameterGroup],
-) -> dict[ParameterGroup, Norms]:
-    """The norms of each group of parameters, summed up in fp64."""
-    sums: dict[ParameterGroup, list[float]] = {}
+    dtype: torch.dtype,
+) -> dict[ParameterGroup, Difference]:
+    """The difference of each group's gradient; squares are summed up in fp64."""
+    squares: dict[ParameterGroup, torch.Tensor] = {}
     for name, group in groups.items():
-        ours, theirs, exact = (x[name].double() for x in (single, npass, wider))
-        squares = [_square(theirs), _square(ours - theirs), _square(theirs - exact)]
-        before = sums.setdefault(group, [0.0, 0.0, 0.0])
-        sums[group] = [a + b for a, b in zip(before, squares, strict=True)]
-    return {group: Norms(*map(math.sqrt, squares)) for group, squares in sums.items()}
-
-
-def gradient_difference(norms: Norms, dtype: torch.dtype) -> Difference:
-    """The difference of a group's gradient, relative to its norm."""
-    return relative_difference(norms.difference, norms.error, norms.size, dtype)
-
-
-def loss_difference(turn: TurnNumbers, typical_error: float, dtype: torch.dtype) -> Difference:
-    """The difference of a turn's loss; `typical_error` is that of a token in all turns."""
-    error = max(turn.token_error, typical_error)
-    return relative_difference(turn.loss_difference, error, abs(turn.loss), dtype)
-
-
-def relative_difference(
-    difference: float, error: float, size: float, dtype: torch.dtype
-) -> Difference:
-    """A difference between two values of a size, one of which is known to be off by `error`."""
-    if size == 0:
-        return Difference(difference, 3 * error)
-    rounding = torch.finfo(dtype).eps / 2
-    return Difference(difference / size, 3 * error / size + rounding)
+        ours, theirs, exact = (x[name].double().flatten() for x in (single, npass, wider))
+        parts = torch.stack([x @ x for x in (ours - theirs, theirs - exact, theirs)]).cpu()
+        squares[group] = squares.get(group, 0) + parts
+    found = {}
+    for group, total in squares.items():
+        difference, error, size = total.sqrt().tolist()
+        found[group] = Difference.relative(difference, error, size, dtype)
+    return found
 
 
 def summing_error(num_terms: int) -> float:
@@ -142,5 +171,6 @@ def summing_error(num_terms: int) -> float:
     return 2 * math.sqrt(num_terms) * torch.finfo(torch.float32).eps / 2
 
 
-def _square(x: torch.Tensor) -> float:
-    return float(x.flatten() @ x.flatten())
+def finite(value: float) -> float | None:
+    """The value, None for one that JSON has no number for."""
+    return value if math.isfinite(value) else None

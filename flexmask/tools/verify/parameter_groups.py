@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import nn
 
@@ -33,35 +34,26 @@ def parameter_groups(model: nn.Module) -> dict[str, ParameterGroup]:
     """The group of each trainable parameter, by name, in the model's order."""
     top = find_model(model)
     head = find_head(top)
-    decoder = find_decoder(top)
+    in_decoder = {id(parameter) for parameter in find_decoder(top).parameters()}
     modules = dict(model.named_modules())
-    in_decoder = {id(parameter) for parameter in decoder.parameters()}
     groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        path = name.rpartition(".")[0]
-        owners = [modules[path[:end]] for end in _ends(path)]
+        paths = accumulate(name.split(".")[:-1], lambda path, part: f"{path}.{part}")
+        owners = [modules[path] for path in paths]  # the outermost first
         layer = _LAYER.search(name)
-        kind = _kind(owners, is_head=owners[-1] is head, is_layer=layer is not None)
+        kind = "head" if owners[-1] is head else _kind(owners, is_layer=layer is not None)
         if id(parameter) not in in_decoder and kind not in ("embedding", "head"):
             kind = "other"
         groups[name] = ParameterGroup(kind, int(layer[1]) if layer else None)
     return groups
 
 
-def _ends(path: str) -> list[int]:
-    """Where the names of a module's owners end in its path, the outermost first."""
-    return [*(match.start() for match in re.finditer(r"\.", path)), len(path)]
-
-
-def _kind(owners: list[nn.Module], *, is_head: bool, is_layer: bool) -> str:
-    own = type(owners[-1]).__name__
+def _kind(owners: list[nn.Module], *, is_layer: bool) -> str:
     if isinstance(owners[-1], nn.Embedding):
         return "embedding"
-    if is_head:
-        return "head"
-    if "Norm" in own:
+    if "Norm" in type(owners[-1]).__name__:
         return "norm"
     if any(type(owner).__name__.endswith("Attention") for owner in owners):
         return "attention"

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from flexmask.errors import FlexmaskError
@@ -25,20 +24,21 @@ from flexmask.model.npass import npass_batches
 from flexmask.model.structure import active_dropouts, text_config
 from flexmask.packing.rows import PackedRow
 from flexmask.tools.verify.differences import (
+    Comparison,
     Difference,
-    TurnNumbers,
-    group_norms,
-    relative_difference,
+    Place,
+    compare_gradients,
+    compare_turns,
 )
-from flexmask.tools.verify.parameter_groups import ParameterGroup, parameter_groups
-from flexmask.tools.verify.report import Control, Finding, StepNumbers, VerifyReport
-from flexmask.tools.verify.turn_gradients import (
+from flexmask.tools.verify.gradients import (
     npass_losses,
     npass_turn,
     row_logprobs,
     single_pass_turn,
     step_result,
 )
+from flexmask.tools.verify.parameter_groups import parameter_groups
+from flexmask.tools.verify.report import Control, VerifyReport
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import build_tree
 
@@ -75,153 +75,147 @@ def verify_model(
         model: in float32, bfloat16 or float16.
         chats: the conversations, at least one.
         backend: as in `patch`.
-        progress: wraps the turns of each stage and their number, such as `tqdm.tqdm`.
+        progress: wraps the turns and their number, such as `tqdm.tqdm`.
     """
     report = VerifyReport(dtype=model.dtype)
     with without_auxiliary_loss(text_config(model)) as had_one:
-        _verify(report, model, chats, backend, progress)
+        _Verification(report, model, chats, backend).run(progress)
     if had_one:
         text = "one sample has another than a batch of all, so all was compared without it"
-        report.add(Finding("auxiliary loss", True, text))
+        report.add("auxiliary loss", True, text)
     return report
 
 
-def _verify(
-    report: VerifyReport,
-    model: PreTrainedModel,
-    chats: Sequence[Chat],
-    backend: str,
-    progress: Progress,
-) -> None:
-    """Add all findings and figures to the report, up to one that makes the next ones useless."""
-    model.train()
-    wider = _widened(model)
-    try:
-        report.add(_check_noise(model, wider, chats[0].samples[0]))
-    except _RUN_ERRORS as error:
-        report.fail("N-pass", f"the model cannot run a sample: {_one_line(error)}")
-        return
-    try:
-        with _patched(model, backend):
-            pass
-    except FlexmaskError as error:
-        report.fail("patch", str(error))
-        return
-    report.add(Finding("patch", True, f"model_type {text_config(model).model_type!r} is verified"))
-    if not report.is_proved:
-        return
-    try:
-        _compare_turns(report, model, wider, chats, backend, progress)
-        _compare_step(report, model, wider, chats, backend)
-    except _RUN_ERRORS as error:
-        text = _one_line(error)
-        report.fail("mask" if "ignored the mask" in text else "run", text)
-        return
-    report.judge()
+class _Verification:
+    """The checks of one model, each of which adds its findings or figures to the report."""
+
+    def __init__(
+        self, report: VerifyReport, model: PreTrainedModel, chats: Sequence[Chat], backend: str
+    ) -> None:
+        self.report = report
+        self.model = model.train()
+        self.wider = _widened(model)
+        self.chats = chats
+        self.backend = backend
+
+    def run(self, progress: Progress) -> None:
+        """Make all checks, up to one that makes the next ones useless."""
+        try:
+            self.check_noise(self.chats[0].samples[0])
+        except _RUN_ERRORS as error:
+            text = f"the model cannot run a sample: {_one_line(error)}"
+            self.report.add("N-pass", False, text)
+            return
+        try:
+            with self.patched():
+                name = text_config(self.model).model_type
+        except FlexmaskError as error:
+            self.report.add("patch", False, str(error))
+            return
+        self.report.add("patch", True, f"model_type {name!r} is verified")
+        if not self.report.is_proved:
+            return
+        try:
+            self.compare_turns(progress)
+            self.compare_step()
+        except _RUN_ERRORS as error:
+            text = _one_line(error)
+            self.report.add("mask" if "ignored the mask" in text else "run", False, text)
+            return
+        self.report.judge()
+
+    def check_noise(self, sample: Sample) -> None:
+        """Check that two runs of one sample in training mode differ by no more than rounding."""
+        model = self.model
+        with torch.no_grad():
+            model.eval()
+            exact = npass_losses(self.wider, sample).double()
+            error = float((npass_losses(model, sample).double() - exact).abs().mean())
+            model.train()
+            first, second = (npass_losses(model, sample).double() for _ in range(2))
+        noise = float((first - second).abs().mean())
+        difference = Difference.relative(noise, error, float(exact.abs().mean()), model.dtype)
+        text = "in training mode, N-pass gives the same losses twice"
+        if not difference.is_within:
+            rates = [
+                f"{name} = {value}"
+                for name, value in vars(text_config(model)).items()
+                if ("drop" in name or "jitter" in name) and isinstance(value, float) and value > 0
+            ]
+            names = [f"{name} (p = {p})" for name, p in active_dropouts(model)]
+            found = ", ".join([*rates, *names][:4]) or "no dropout by that name"
+            text = (
+                f"in training mode, N-pass itself differs from run to run: {found}; load the model "
+                "with 0"
+            )
+        self.report.add("dropout", difference.is_within, text, difference)
+
+    def compare_turns(self, progress: Progress) -> None:
+        """Compare every turn; exchange the end of a branch; make the negative control."""
+        model, report = self.model, self.report
+        groups = parameter_groups(model)
+        turns = [
+            Place(index, chat.where, sample.key, number)
+            for index, chat in enumerate(self.chats)
+            for number, sample in enumerate(chat.samples)
+        ]
+        chosen = max(range(len(self.chats)), key=lambda index: len(self.chats[index].samples))
+        for place in progress(turns, len(turns)):
+            chat, number = self.chats[place.conversation], place.turn
+            is_control = place.conversation == chosen
+            if number == 0:
+                with self.patched():
+                    right = row_logprobs(model, chat.row)
+                    report.branch_changes.extend(_branch_changes(model, chat.row))
+                    if is_control:
+                        name, wrong_end, changed = _wrong_mask(chat)
+                        wrong = row_logprobs(model, chat.row, subtree_end=wrong_end)
+                        report.control = Control(name, [])
+            sample = chat.samples[number]
+            npass, exact = npass_turn(model, sample), npass_turn(self.wider, sample)
+            passes = [(report.turns, right)]
+            if is_control and changed[number] and report.control is not None:
+                passes.append((report.control.turns, wrong))
+            for compared, logprobs in passes:
+                ours = single_pass_turn(model, chat.row, logprobs, number, sample)
+                compared.append(compare_turns(place, ours, npass, exact, groups, model.dtype))
+
+    def compare_step(self) -> None:
+        """Compare one training step: all conversations in one row, the model's own loss."""
+        model = self.model
+        row = PackedRow.from_trees([build_tree(chat.samples) for chat in self.chats])
+        samples = [sample for chat in self.chats for sample in chat.samples]
+        num_trained = sum(sample.num_trained for sample in samples)
+        with self.patched():
+            loss, ours = step_result(model, [row.to_batch()], num_trained)
+        batches = list(npass_batches(samples))
+        expected, theirs = step_result(model, batches, num_trained)
+        _, exact = step_result(self.wider, batches, num_trained)
+        gradients = compare_gradients(ours, theirs, exact, parameter_groups(model), model.dtype)
+        step = Comparison(expected, abs(loss - expected), 0.0, num_trained, gradients)
+        self.report.step = (step, len(row))
+
+    @contextmanager
+    def patched(self) -> Iterator[None]:
+        """A block in which the model is patched."""
+        patch(self.model, backend=self.backend)
+        try:
+            yield
+        finally:
+            unpatch(self.model)
 
 
-def _widened(model: PreTrainedModel) -> nn.Module:
+def _widened(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the model in a wider type, without dropout: where rounding is measured from."""
-    wider = copy.deepcopy(model)
+    wider: Any = copy.deepcopy(model)
     if any(".experts" in name for name, _ in wider.named_modules()):
         wider.set_experts_implementation("eager")  # grouped kernels take no float64
     if "flash" in (text_config(wider)._attn_implementation or ""):
         wider.set_attn_implementation("sdpa")  # flash kernels take 16 bits only
-    copied: nn.Module = wider
-    return copied.to(WIDER[model.dtype]).eval()
+    return wider.to(WIDER[model.dtype]).eval()
 
 
-def _check_noise(model: PreTrainedModel, wider: nn.Module, sample: Sample) -> Finding:
-    """Whether two runs of one sample, in training mode, differ by no more than rounding."""
-    with torch.no_grad():
-        model.eval()
-        exact = npass_losses(wider, sample).double()
-        error = float((npass_losses(model, sample).double() - exact).abs().mean())
-        model.train()
-        first, second = (npass_losses(model, sample).double() for _ in range(2))
-    size = float(exact.abs().mean())
-    noise = float((first - second).abs().mean())
-    difference = relative_difference(noise, error, size, model.dtype)
-    if difference.is_within:
-        text = "in training mode, N-pass gives the same losses twice"
-        return Finding("dropout", True, text, difference)
-    names = [f"{name} (p = {p})" for name, p in active_dropouts(model)]
-    rates = [
-        f"{name} = {value}"
-        for name, value in vars(text_config(model)).items()
-        if ("drop" in name or "jitter" in name) and isinstance(value, float) and value > 0
-    ]
-    found = ", ".join([*rates, *names][:4]) or "no dropout by that name"
-    return Finding(
-        "dropout",
-        False,
-        f"in training mode, N-pass itself differs from run to run: {found}; load the model with 0",
-        difference,
-    )
-
-
-def _compare_turns(
-    report: VerifyReport,
-    model: PreTrainedModel,
-    wider: nn.Module,
-    chats: Sequence[Chat],
-    backend: str,
-    progress: Progress,
-) -> None:
-    """Add the figures of every turn, of the changed branches and of the negative control."""
-    groups = parameter_groups(model)
-    chosen = max(range(len(chats)), key=lambda index: len(chats[index].samples))
-    total = sum(len(chat.samples) for chat in chats)
-    for index, number in progress(_turns(chats), total):
-        chat = chats[index]
-        if number == 0:
-            with _patched(model, backend):
-                right = row_logprobs(model, chat.row)
-                report.branch_changes.extend(_branch_changes(model, chat.row))
-                if index == chosen:
-                    control, wrong_end, affected = _wrong_mask(chat)
-                    wrong = row_logprobs(model, chat.row, subtree_end=wrong_end)
-                    report.control = Control(control, [])
-        sample = chat.samples[number]
-        npass, exact = npass_turn(model, sample), npass_turn(wider, sample)
-        place = (index, chat.where, sample.key, number)
-        turn = TurnNumbers(*place)
-        turn.take(single_pass_turn(model, chat.row, right, number, sample), npass, exact, groups)
-        report.turns.append(turn)
-        if index == chosen and affected[number] and report.control is not None:
-            failing = TurnNumbers(*place)
-            ours = single_pass_turn(model, chat.row, wrong, number, sample)
-            failing.take(ours, npass, exact, groups)
-            report.control.turns.append(failing)
-
-
-def _compare_step(
-    report: VerifyReport,
-    model: PreTrainedModel,
-    wider: nn.Module,
-    chats: Sequence[Chat],
-    backend: str,
-) -> None:
-    """Add the figures of one training step: all conversations in one row, the model's own loss."""
-    row = PackedRow.from_trees([build_tree(chat.samples) for chat in chats])
-    samples = [sample for chat in chats for sample in chat.samples]
-    num_trained = sum(sample.num_trained for sample in samples)
-    groups: dict[str, ParameterGroup] = parameter_groups(model)
-    with _patched(model, backend):
-        loss, ours = step_result(model, [row.to_batch()], num_trained)
-    batches = list(npass_batches(samples))
-    expected, theirs = step_result(model, batches, num_trained)
-    _, exact = step_result(wider, batches, num_trained)
-    report.step = StepNumbers(
-        num_tokens=len(row),
-        num_trained=num_trained,
-        loss=expected,
-        loss_difference=abs(loss - expected),
-        gradients=group_norms(ours, theirs, exact, groups),
-    )
-
-
-def _branch_changes(model: nn.Module, row: PackedRow) -> Iterator[tuple[float, float]]:
+def _branch_changes(model: PreTrainedModel, row: PackedRow) -> Iterator[tuple[float, float]]:
     """What other tokens make of a change in a branch that they do not see.
 
     The tokens at the end of the first chain that no later token descends from are exchanged.
@@ -257,24 +251,6 @@ def _wrong_mask(chat: Chat) -> tuple[str, np.ndarray, list[bool]]:
     return "plain causal", np.full_like(end, end.size), affected
 
 
-def _turns(chats: Sequence[Chat]) -> Iterator[tuple[int, int]]:
-    for index, chat in enumerate(chats):
-        for number in range(len(chat.samples)):
-            yield index, number
-
-
-@contextmanager
-def _patched(model: PreTrainedModel, backend: str) -> Iterator[None]:
-    patch(model, backend=backend)
-    try:
-        yield
-    finally:
-        unpatch(model)
-
-
 def _one_line(error: BaseException) -> str:
     text = next((line for line in str(error).splitlines() if line.strip()), "")
     return text.strip() or type(error).__name__
-
-
-__all__ = ["Chat", "Difference", "Finding", "VerifyReport", "verify_model"]
