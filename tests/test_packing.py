@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from flexmask import FlexmaskError, PrefixTree, Sample, TreeCollator, build_tree, pack
 from flexmask.data.files import read_conversations
-from flexmask.data.weighting import weigh_samples
+from flexmask.data.samples import weigh_samples
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.packing.rows import PackedRow, stack_rows
 

@@ -8,7 +8,7 @@ from model_cases import padded, tiny_model
 from strategies import random_samples
 from transformers import TrainingArguments
 
-from flexmask.data.weighting import weigh_samples
+from flexmask.data.samples import weigh_samples
 from flexmask.model.loss import weighted_causal_loss
 from flexmask.model.npass import npass_batches
 from flexmask.packing.collator import TreeCollator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count
 
 from flexmask.data.template import ChatTemplate, Message
@@ -12,32 +11,18 @@ from flexmask.errors import TemplateError
 _TEXTS = {"reasoning_content": "thinking", "content": "content"}
 
 
-@dataclass(frozen=True, slots=True)
-class MarkedMessage:
-    """A message with a mark in place of every text, name and argument.
-
-    Attributes:
-        message: the message.
-        marks: what each mark stands for.
-    """
-
-    message: Message
-    marks: dict[str, str]
-
-
 def check_turn(
     template: ChatTemplate,
     prompt: str,
     history: Sequence[Message],
     message: Message,
     written: str,
-    marked: MarkedMessage,
 ) -> None:
     """Return None if `written`, the completion of `prompt`, holds all of `message`.
 
     The words of the message must be there as they are, the thinking before the content. The turn
-    is also written as `marked`, by `mark_message`, and all marks must appear: a short text may be
-    found in a turn by accident, a mark is not.
+    is also written with a mark in place of every text, name and argument, and all marks must
+    appear: a short text may be found in a turn by accident, a mark is not.
 
     Raises:
         TemplateError: something is lost or changed, or the message's text holds the stop token.
@@ -49,8 +34,9 @@ def check_turn(
         if found < 0:
             raise TemplateError(_lost(name))
         start = found + len(words)
-    completion = template.completion(prompt, history, marked.message)
-    for mark, name in marked.marks.items():
+    marked, marks = _mark_message(message)
+    completion = template.completion(prompt, history, marked)
+    for mark, name in marks.items():
         if mark not in completion:
             raise TemplateError(_lost(name))
     _check_stop(template, message, written)
@@ -86,8 +72,8 @@ def check_context(template: ChatTemplate, messages: Sequence[Message]) -> None:
             )
 
 
-def mark_message(message: Message) -> MarkedMessage:
-    """Return `message` with its texts, names and arguments marked."""
+def _mark_message(message: Message) -> tuple[Message, dict[str, str]]:
+    """Return `message` with its texts, names and arguments marked, and what each mark is for."""
     numbers = count()
     marks: dict[str, str] = {}
 
@@ -114,7 +100,7 @@ def mark_message(message: Message) -> MarkedMessage:
             }
             for index, call in enumerate(message["tool_calls"])
         ]
-    return MarkedMessage(marked, marks)
+    return marked, marks
 
 
 def _check_stop(template: ChatTemplate, message: Message, written: str) -> None:

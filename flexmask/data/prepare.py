@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +12,12 @@ import flexmask
 from flexmask.data.files import ON_BAD_LINE, find_data_files
 from flexmask.data.fingerprint import tokenizer_fingerprint
 from flexmask.data.lock import LOCK, only_run
-from flexmask.data.plain import RenderedPlainly
 from flexmask.data.pool import make_shards
 from flexmask.data.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest, shard_name
+from flexmask.data.samples import Weighting
 from flexmask.data.shard_maker import ShardMaker
 from flexmask.data.shards import Shard, ShardError
 from flexmask.data.stretches import SHARD_LINES, Stretch, stretches
-from flexmask.data.weighting import Weighting
 from flexmask.errors import DataError
 from flexmask.files import atomic_write, write_json
 
@@ -175,7 +173,6 @@ def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[
         ("conversations", "samples", "tokens", "visible_pairs", "sample_tokens"), 0
     )
     totals |= dict.fromkeys(("trained_tokens", "longest_sample", "bad_lines"), 0)
-    plainly = RenderedPlainly()
     shards, first = [], "the files are empty"
     try:
         with (
@@ -188,7 +185,6 @@ def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[
                     left.write(json.dumps(bad, ensure_ascii=False) + "\n")
                     first = bad["reason"] if not totals["bad_lines"] else first
                     totals["bad_lines"] += 1
-                plainly.plus(RenderedPlainly(**shard.about["rendered_plainly"]))
                 totals["conversations"] += len(shard)
                 totals["samples"] += int(shard.num_samples.sum())
                 totals["tokens"] += int(shard.num_tokens.sum())
@@ -202,12 +198,7 @@ def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[
             raise _changed(folder / shard_name(len(digests)))
         if not totals["conversations"]:
             raise DataError(f"{folder}: no conversation can be used; the first: {first}")
-        manifest = {
-            **settings,
-            **totals,
-            "rendered_plainly": asdict(plainly),
-            "shards": shards,
-        }
+        manifest = {**settings, **totals, "shards": shards}
         write_json(manifest, folder / MANIFEST)
     except OSError as error:
         raise DataError(

@@ -16,9 +16,9 @@ import numpy as np
 
 from flexmask.data.files import SETTINGS, BadLine
 from flexmask.data.fingerprint import tokenizer_fingerprint
+from flexmask.data.samples import Weighting
 from flexmask.data.shards import Shard
 from flexmask.data.trees import random_share
-from flexmask.data.weighting import Weighting
 from flexmask.errors import DataError, pluralize
 from flexmask.tree.tree import PrefixTree
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from flexmask.data.checks import MarkedMessage, check_context, check_turn, mark_message
+from flexmask.data.checks import check_context, check_turn
 from flexmask.data.message_fields import read_tools
 from flexmask.data.messages import Conversation, parse_conversation
 from flexmask.data.template import ChatTemplate, Message
 from flexmask.data.tokenize import encode_texts
-from flexmask.errors import TemplateError
+from flexmask.errors import DataError, TemplateError
 from flexmask.tree.sample import Sample
 
-_MANY_TURNS = 4  # from here on, remembering what was rendered pays for itself
+Weighting = Literal["token", "turn", "conversation"]
 
 
 def render_samples(
@@ -24,7 +24,6 @@ def render_samples(
     *,
     tools: list[dict[str, Any]] | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
-    on_plain: Callable[[str], None] | None = None,
 ) -> list[Sample]:
     """Return one `Sample` for every trained assistant message, in order.
 
@@ -37,8 +36,6 @@ def render_samples(
         tokenizer: a Hugging Face tokenizer with a chat template.
         tools: function schemas; the conversation's own where None.
         chat_template_kwargs: settings for the template, such as {"enable_thinking": True}.
-        on_plain: told the reason, where every prompt has to be rendered whole, though the template
-            is one of which earlier turns are remembered; the samples are the same.
 
     Raises:
         DataError: the conversation is not in an accepted form.
@@ -48,31 +45,48 @@ def render_samples(
     where = f"{conversation.where}: " if conversation.where else ""
     try:
         schemas = conversation.tools if tools is None else read_tools(tools)
-        remember = len(conversation.trained) >= _MANY_TURNS
-        template = ChatTemplate(tokenizer, schemas, chat_template_kwargs, remember=remember)
+        template = ChatTemplate(tokenizer, schemas, chat_template_kwargs)
         samples = _render_turns(template, conversation)
-        agrees = template.agrees(conversation.messages)
-        why_plain = template.why_plain
-        if not agrees:
-            template = ChatTemplate(tokenizer, schemas, chat_template_kwargs)
-            samples = _render_turns(template, conversation)
         check_context(template, conversation.messages[: conversation.trained[-1]])
     except TemplateError as error:
         raise TemplateError(f"{where}{error}") from error.__cause__
-    if why_plain is not None and on_plain is not None:
-        on_plain(why_plain)
     return samples
+
+
+def check_weighting(weighting: Weighting) -> None:
+    """Raise DataError for an unknown weighting."""
+    if weighting not in get_args(Weighting):
+        raise DataError(f"weighting must be one of {get_args(Weighting)}, got {weighting!r}")
+
+
+def weigh_samples(samples: Sequence[Sample], weighting: Weighting = "token") -> list[Sample]:
+    """The samples of one conversation with their loss weights scaled.
+
+    Args:
+        samples: all samples of one conversation.
+        weighting: "token": each trained token counts as much as its weight says (once, unless
+            told otherwise); "turn": the weights of each sample add up to 1; "conversation": those
+            of all samples together add up to 1.
+
+    Raises:
+        DataError: an unknown weighting.
+    """
+    check_weighting(weighting)
+    if weighting == "token":
+        return list(samples)
+    totals = [float(sample.loss_weights[1:].sum()) for sample in samples]
+    if weighting == "conversation":
+        totals = [sum(totals)] * len(totals)
+    return [
+        Sample(s.input_ids, s.loss_weights / total if total else s.loss_weights, s.key)
+        for s, total in zip(samples, totals, strict=True)
+    ]
 
 
 def _render_turns(template: ChatTemplate, conversation: Conversation) -> list[Sample]:
     """The samples of a conversation; every text is rendered before any is tokenised."""
     messages, trained = conversation.messages, conversation.trained
-    marked = [mark_message(messages[index]) for index in trained]
-    template.meet([*messages, *(one.message for one in marked)])
-    turns = [
-        _write_turn(template, messages, index, one)
-        for index, one in zip(trained, marked, strict=True)
-    ]
+    turns = [_write_turn(template, messages, index) for index in trained]
     prompts, completions = zip(*turns, strict=True)
     encoded = encode_texts(template.tokenizer, [*prompts, *completions])
     samples = []
@@ -84,15 +98,13 @@ def _render_turns(template: ChatTemplate, conversation: Conversation) -> list[Sa
     return samples
 
 
-def _write_turn(
-    template: ChatTemplate, messages: list[Message], index: int, marked: MarkedMessage
-) -> tuple[str, str]:
+def _write_turn(template: ChatTemplate, messages: list[Message], index: int) -> tuple[str, str]:
     """The prompt before message `index` and the completion that is the message."""
     history, message = messages[:index], messages[index]
     try:
         prompt = template.prompt(history)
         written = template.completion(prompt, history, message)
-        check_turn(template, prompt, history, message, written, marked)
+        check_turn(template, prompt, history, message, written)
     except TemplateError as error:
         raise TemplateError(f"message {index}: {error}") from error.__cause__
     return prompt, written

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from flexmask.data.files import parse_line
-from flexmask.data.plain import RenderedPlainly
 from flexmask.data.prepared import shard_name
-from flexmask.data.samples import render_samples
+from flexmask.data.samples import Weighting, render_samples, weigh_samples
 from flexmask.data.shards import write_shard
 from flexmask.data.stretches import Stretch
-from flexmask.data.weighting import Weighting, weigh_samples
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
@@ -50,11 +47,10 @@ class ShardMaker:
         places: list[tuple[int, int]] = []
         num_trained = 0
         bad_lines: list[dict[str, str]] = []
-        plainly = RenderedPlainly()
         for file, line, text in stretch.lines:
             where = f"{self.files[file]}:{line}"
             try:
-                samples = self._samples(text, where, plainly)
+                samples = self._samples(text, where)
             except FlexmaskError as error:
                 if self.on_bad_line == "error":
                     raise
@@ -69,7 +65,6 @@ class ShardMaker:
             "num_sample_tokens": sum(tree.num_sample_tokens for tree in trees),
             "num_trained_tokens": num_trained,
             "bad_lines": bad_lines,
-            "rendered_plainly": asdict(plainly),
         }
         path = self.folder / shard_name(stretch.number)
         try:
@@ -82,15 +77,12 @@ class ShardMaker:
             ) from None
         return len(trees)
 
-    def _samples(self, text: bytes, where: str, plainly: RenderedPlainly) -> list[Sample]:
+    def _samples(self, text: bytes, where: str) -> list[Sample]:
         """The weighted samples of a line, none for a blank one."""
         conversation = parse_line(text, where)
         if conversation is None:
             return []
         samples = render_samples(
-            conversation,
-            self.tokenizer,
-            chat_template_kwargs=self.chat_template_kwargs,
-            on_plain=partial(plainly.add, where),
+            conversation, self.tokenizer, chat_template_kwargs=self.chat_template_kwargs
         )
         return weigh_samples(samples, self.weighting)

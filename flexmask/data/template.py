@@ -26,20 +26,16 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-from flexmask.data.memo import (
-    RAISED_BY_TEMPLATES,
-    TurnRenderer,
-    num_listed,
-    syntax_error,
-)
-from flexmask.data.plain import reason_of
+from flexmask.data.jinja import CompiledTemplate, Message, syntax_error
 from flexmask.data.turn_ends import last_special, next_role
 from flexmask.errors import TemplateError
 
-Message = dict[str, Any]
+_OWN_SETTINGS = {
+    *("add_generation_prompt", "chat_template", "continue_final_message", "tokenize", "tools")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +71,19 @@ def check_template(tokenizer: Any, name: str | None = None) -> None:
     for source in templates.values() if isinstance(templates, dict) else [templates]:
         if (mistake := syntax_error(source)) is not None:
             raise TemplateError(
-                f"{where}the chat template is no Jinja template: line {mistake.lineno}: "
-                f"{mistake.message}; mend the template"
+                f"{where}the chat template is no Jinja template: {mistake}; mend the template"
             )
 
 
 class ChatTemplate:
     """The chat template of a tokenizer, with the tools and settings of one conversation.
 
+    Messages must stay as they are while the object lives: each is prepared once.
+
     Args:
         tokenizer: a Hugging Face tokenizer.
         tools: function schemas, or None.
         settings: variables for the template, such as {"enable_thinking": True}.
-        remember: keep what was rendered for the next turn; messages must stay as they are.
-
-    Attributes:
-        why_plain: why nothing is remembered any more, though it was asked for; None if it is.
 
     Raises:
         TemplateError: the tokenizer has no template, or a setting is flexmask's own.
@@ -101,25 +94,17 @@ class ChatTemplate:
         tokenizer: Any,
         tools: list[dict[str, Any]] | None = None,
         settings: dict[str, Any] | None = None,
-        *,
-        remember: bool = False,
     ) -> None:
         check_template(tokenizer)
         self.tokenizer = tokenizer
         self.tools = tools or None
         self.settings = dict(settings or {})
-        own = {"add_generation_prompt", "continue_final_message", "tokenize", "tools"}
-        for name in sorted(own & self.settings.keys()):
+        for name in sorted(_OWN_SETTINGS & self.settings.keys()):
             raise TemplateError(f"chat_template_kwargs must not set {name!r}; flexmask sets it")
-        self._prepared: dict[int, tuple[Message, Message]] = {}
+        self._compiled = CompiledTemplate(tokenizer, self.tools, self.settings)
         self._quieted: dict[int, tuple[Message, Message]] = {}
+        self._with_json: dict[int, tuple[Message, Message]] = {}
         self._next_roles: dict[bool, str] = {}  # after a tool call, after another message
-        self.why_plain: str | None = None
-        self._renderer: TurnRenderer | None = None
-        if remember:
-            source = tokenizer.get_chat_template(None, self.tools)
-            if num_listed(source):
-                self._renderer = TurnRenderer(self._apply_other, source)
 
     def prompt(self, history: Sequence[Message]) -> str:
         """Return what the model is given at inference, after the messages of `history`."""
@@ -150,64 +135,25 @@ class ChatTemplate:
             raise TemplateError(self._describe_split(prompt, full, message))
         return self._up_to_stop(written, history, message, full)
 
-    @property
-    def num_run(self) -> int:
-        """Passes through remembered loops that the template itself made."""
-        return 0 if self._renderer is None else self._renderer.num_run
-
-    def meet(self, messages: Sequence[Message]) -> None:
-        """Bring messages that will be rendered into the form that templates see, all at once."""
-        if self._renderer is not None:
-            self._renderer.meet(_changed_once(_for_template, messages, self._prepared))
-
-    def agrees(self, messages: Sequence[Message]) -> bool:
-        """Whether what was remembered gives the text of `apply_chat_template` for `messages`."""
-        if self._renderer is None:
-            return True
-        text = self._render(messages)
-        self._renderer = None
-        if text == self._render(messages):
-            return True
-        self.why_plain = "the template writes other text than what was remembered of it"
-        return False
-
     def stop_token(self, completion: str) -> str | None:
         """Return the special token that `completion` ends with, or None."""
         return last_special(self.tokenizer, completion)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        prepared = _changed_once(_for_template, messages, self._prepared)
-        if self._renderer is not None:
-            try:
-                return self._renderer.render(prepared, add_generation_prompt=add_generation_prompt)
-            except RAISED_BY_TEMPLATES as error:  # rendering all of it says what is to be done
-                self._renderer, self.why_plain = None, reason_of(error)
         # Arguments are objects, and JSON text for a template that joins strings (DeepSeek-V3).
+        render = partial(self._compiled.render, add_generation_prompt=add_generation_prompt)
         try:
             try:
-                return self._apply(prepared, add_generation_prompt)
+                return render(messages)
             except TypeError:
-                if not any("tool_calls" in message for message in prepared):
+                if not any("tool_calls" in message for message in messages):
                     raise
-                return self._apply(list(map(_with_json_arguments, prepared)), add_generation_prompt)
+                return render(_changed_once(_with_json_arguments, messages, self._with_json))
         except Exception as error:  # a template is a foreign program: it raises what it likes
             reason = str(error) or type(error).__name__
             raise TemplateError(
                 f"the chat template cannot write it: {reason}; change the data or the template"
             ) from error
-
-    def _apply(self, messages: Sequence[Message], add_generation_prompt: bool, **other: Any) -> str:
-        return self.tokenizer.apply_chat_template(
-            messages,
-            tools=self.tools,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-            **other,
-            **self.settings,
-        )
-
-    def _apply_other(self, messages: Sequence[Message], source: str) -> str:
-        return self._apply(messages, False, chat_template=source)
 
     def _continuation(self, history: Sequence[Message], message: Message) -> str | None:
         prompt, full = self.prompt(history), self._render([*history, message])
@@ -257,8 +203,7 @@ class ChatTemplate:
     def _next_role(self, message: Message) -> str:
         calls = "tool_calls" in message
         if calls not in self._next_roles:
-            plain = ChatTemplate(self.tokenizer, self.tools, self.settings)
-            self._next_roles[calls] = next_role(self.tokenizer, plain._render, after_call=calls)
+            self._next_roles[calls] = next_role(self.tokenizer, self._render, after_call=calls)
         if self._next_roles[calls]:
             _announce(
                 "the chat template ends assistant messages with the role of the next turn: its "
@@ -286,13 +231,6 @@ def _composed(prompt: str, full: str, message: Message) -> str | None:
     return None
 
 
-def _for_template(message: Message) -> Message:
-    message = {key: value for key, value in message.items() if key != "train"}
-    if "reasoning_content" in message:
-        message["thinking"] = message["reasoning_content"]  # the name in gpt-oss and LFM2.5
-    return message
-
-
 def _with_json_arguments(message: Message) -> Message:
     calls = []
     for call in message.get("tool_calls", []):
@@ -313,12 +251,9 @@ def _changed_once(
     changed: dict[int, tuple[Message, Message]],
 ) -> list[Message]:
     """Return each message changed; the same object for the same object, kept in `changed`."""
-    try:
-        return [changed[id(message)][1] for message in messages]
-    except KeyError:
-        for message in messages:
-            if id(message) not in changed:
-                changed[id(message)] = (message, change(message))
+    for message in messages:
+        if id(message) not in changed:
+            changed[id(message)] = (message, change(message))
     return [changed[id(message)][1] for message in messages]
 
 

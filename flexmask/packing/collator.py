@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flexmask.data.messages import Conversation, parse_conversation
-from flexmask.data.plain import RenderedPlainly
-from flexmask.data.samples import render_samples
+from flexmask.data.samples import Weighting, check_weighting, render_samples, weigh_samples
 from flexmask.data.template import check_template
-from flexmask.data.weighting import Weighting, check_weighting, weigh_samples
 from flexmask.errors import DataError
 from flexmask.packing.overflow import Overflow, check_budget
 from flexmask.packing.rows import PackedRow, check_multiple, pack, stack_rows
@@ -41,7 +38,6 @@ class TreeCollator:
         chat_template_kwargs: passed to the chat template, such as {"enable_thinking": True}.
         pad_to_multiple_of: rows are padded to a common multiple of this many tokens.
         num_dropped: how many samples `on_overflow="drop"` has left out so far.
-        rendered_plainly: conversations that took longer to render than others so far, and why.
     """
 
     def __init__(
@@ -66,7 +62,6 @@ class TreeCollator:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.pad_to_multiple_of = pad_to_multiple_of
         self.num_dropped = 0
-        self.rendered_plainly = RenderedPlainly()
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Tensor]:
         """The batch of `items`: tensors [B, L] as `stack_rows` describes them."""
@@ -104,9 +99,6 @@ class TreeCollator:
             )
         chat = item if isinstance(item, Conversation) else parse_conversation(item)
         samples = render_samples(
-            chat,
-            self.tokenizer,
-            chat_template_kwargs=self.chat_template_kwargs,
-            on_plain=partial(self.rendered_plainly.add, chat.where or "conversation"),
+            chat, self.tokenizer, chat_template_kwargs=self.chat_template_kwargs
         )
         return weigh_samples(samples, self.weighting)

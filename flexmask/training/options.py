@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flexmask.data.weighting import Weighting
+from flexmask.data.samples import Weighting
 from flexmask.packing.overflow import Overflow
 
 Backend = Literal["auto", "reference", "cpu", "flex", "triton"]

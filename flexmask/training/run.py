@@ -51,8 +51,6 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         chat_template_kwargs=config.chat_template_kwargs,
     )
     train_set, eval_set = load_datasets(config, collator, training)
-    if training.process_index == 0 and collator.rendered_plainly.conversations:
-        print(collator.rendered_plainly, file=sys.stderr)
     transformers.set_seed(training.seed)
     model = load_model(config.model, config.dtype, from_config=config.from_config)
     check_token_ids(model, tokenizer, [train_set] if eval_set is None else [train_set, eval_set])

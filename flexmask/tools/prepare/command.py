@@ -35,8 +35,6 @@ def run_prepare(options: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from flexmask.data.memo import num_listed
-    from flexmask.data.plain import RenderedPlainly
     from flexmask.data.prepare import prepare
     from flexmask.data.prepared import LEFT_OUT
     from flexmask.data.tokenize import why_whole
@@ -67,12 +65,7 @@ def run_prepare(options: argparse.Namespace) -> int:
     if manifest["bad_lines"]:
         listed = Path(options.output) / LEFT_OUT
         print(f"{pluralize(manifest['bad_lines'], 'bad line')} skipped, listed in {listed}")
-    plainly = RenderedPlainly(**manifest["rendered_plainly"])
-    if plainly.conversations:
-        print(plainly, file=sys.stderr)
     reason = why_whole(tokenizer)
     if reason is not None:
         print(f"slow: every prompt was tokenised whole, since {reason}", file=sys.stderr)
-    if not num_listed(tokenizer.get_chat_template()):
-        print("slow: every prompt was rendered whole by this chat template", file=sys.stderr)
     return 0

@@ -1,23 +1,23 @@
-"""Rendering a conversation turn by turn without doing anything twice: equal to doing it naively."""
+"""Messages prepared once and texts tokenised once: equal to rendering every prompt by itself."""
 
 import random
 
+import numpy as np
 import pytest
 from chat_cases import TOOL
 from chat_tokenizer import chat_tokenizer, template_files
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from benchmarks.naive_rendering import naive_samples
 from flexmask import render_samples
-from flexmask.data.loops import rewrite_loops
-from flexmask.data.memo import TurnRenderer, _compiled
+from flexmask.data import samples as samples_module
+from flexmask.data.jinja import CompiledTemplate
 from flexmask.data.template import ChatTemplate
 from flexmask.data.tokenize import encode_texts, why_whole
 from flexmask.demo import TOKENIZER_PATH
-from flexmask.errors import FlexmaskError
+from flexmask.errors import FlexmaskError, TemplateError
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")
 
@@ -67,13 +67,32 @@ def conversation(seed, num_turns=6):
     return messages, [TOOL] if with_tools else None
 
 
-def outcome_of(render, messages, tokenizer, **options):
+def outcome_of(messages, tokenizer, **options):
     """The samples as plain lists, or the error."""
     try:
-        samples = render(messages, tokenizer, **options)
+        samples = render_samples(messages, tokenizer, **options)
         return [(s.key, s.input_ids.tolist(), s.loss_weights.tolist()) for s in samples]
     except FlexmaskError as error:
         return str(error)
+
+
+def naive_outcome_of(messages, tokenizer, **options):
+    """The same with every text written by `apply_chat_template` and tokenised whole."""
+
+    def render(template, messages, **prompt):
+        own = [{k: v for k, v in message.items() if k != "train"} for message in messages]
+        for message in own:
+            if "reasoning_content" in message:
+                message["thinking"] = message["reasoning_content"]
+        return template._tokenizer.apply_chat_template(own, **prompt, **template._common)
+
+    def encode(tokenizer, texts):
+        return [np.array(tokenizer.encode(t, add_special_tokens=False), int) for t in texts]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(CompiledTemplate, "render", render)
+        patched.setattr(samples_module, "encode_texts", encode)
+        return outcome_of(messages, tokenizer, **options)
 
 
 @pytest.mark.parametrize("name", template_files())
@@ -81,8 +100,8 @@ def test_samples_equal_naive_rendering(name):
     tokenizer = chat_tokenizer(name)
     for seed in range(3):
         messages, tools = conversation(seed)
-        fast = outcome_of(render_samples, messages, tokenizer, tools=tools)
-        assert fast == outcome_of(naive_samples, messages, tokenizer, tools=tools)
+        naive = naive_outcome_of(messages, tokenizer, tools=tools)
+        assert outcome_of(messages, tokenizer, tools=tools) == naive
 
 
 @pytest.mark.parametrize("variables", [{}, {"enable_thinking": False}])
@@ -91,97 +110,73 @@ def test_samples_of_the_shipped_tokenizer_equal_naive_rendering(variables):
     for seed in range(8):
         messages, tools = conversation(seed, num_turns=9)
         options = {"tools": tools, "chat_template_kwargs": variables}
-        fast = outcome_of(render_samples, messages, tokenizer, **options)
-        assert fast == outcome_of(naive_samples, messages, tokenizer, **options)
+        naive = naive_outcome_of(messages, tokenizer, **options)
+        assert outcome_of(messages, tokenizer, **options) == naive
 
 
-LOOPS = {  # templates with what a loop can depend on, and traps
-    "plain": "{{ m.content }}",
-    "place": "{{ loop.index }}/{{ loop.length }}/{{ loop.revindex0 }}{{ m.content }}",
-    "ends": "{% if loop.first %}<{% endif %}{{ m.content }}{{ '>' if loop.last else ',' }}",
-    "neighbours": "{{ loop.previtem.role if loop.previtem is defined else '-' }}{{ m.content }}",
-    "next": "{% if not loop.last and messages[loop.index0 + 1].role == m.role %}={% endif %}"
-    "{{ m.content }}",
-    "wraps around": "{{ messages[loop.index0 - 1].content }}|{{ m.content }}",
-    "counts": "{% set ns.count = ns.count + 1 %}{{ ns.count }}{{ m.content }}",
-    "switches": "{% if ns.on and m.role == 'user' %}{% set ns.on = false %}"
-    "{% set ns.at = loop.index0 %}{% endif %}{{ ns.on }}{{ m.content }}",
-    "writes only": "{% if m.role == 'user' %}{% set ns.at = loop.index0 %}{% endif %}{{ m.role }}",
-    "late guard": "{% set ns.on = m.role == 'user' %}{% if ns.on and loop.index0 > 1 %}"
-    "{{ loop.index0 }}{% endif %}{{ m.content }}",
-    "truth or number": "{{ loop.index0 and loop.last }}{{ loop.first or loop.index }}",
-    "compares": "{% if loop.index0 > ns.last %}{{ m.content }}{% else %}-{% endif %}",
-    "far away": "{% if loop.index == messages | length - 1 %}!{% endif %}{{ m.content }}",
-    "shadow": "{% set last = last ~ m.role %}{{ last }}",
-    "alias": "{% set n = messages | length - loop.index0 %}{% if ns.on and m.role == 'user' %}"
-    "{% set ns.on = false %}{{ n }}{% endif %}{{ m.content }}",
-    "alias of itself": "{% set last = last ~ '+' %}{% set more = last ~ '-' %}{{ more }}",
-    "inner loop": "{% for x in m.content %}{{ loop.index }}{% if not loop.last %}.{% endif %}"
-    "{% endfor %}{{ loop.index0 }}",
-    "looks ahead": "{% for x in messages[loop.index:] %}{{ x.role[0] }}{% endfor %}{{ m.content }}",
-    "skips": "{% if m.role == 'user' %}{% continue %}{% endif %}{{ m.content }}",
-    "stops": "{% if loop.index > 3 %}{% break %}{% endif %}{{ m.content }}",
-    "cycles": "{{ loop.cycle('a', 'b') }}{{ m.content }}",
-    "changes": "{% if loop.changed(m.role) %}*{% endif %}{{ m.content }}",
-    "macro": "{{ shout(m.content) }}",
-    "macro counts": "{{ tick() }}{{ m.content }}",
-    "namespace inside": "{% set own = namespace(x=0) %}{% for c in m.content %}"
-    "{% set own.x = own.x + 1 %}{% endfor %}{{ own.x }}",
-    "whole namespace": "{{ show(ns) }}{% set ns.count = ns.count + 2 %}",
-    "list grows": "{% set ns.seen = ns.seen + [m.role] %}{{ ns.seen | join(',') }}",
-    "lazy error": "{% if loop.index0 > 99 %}{{ messages[0].x.y }}{% endif %}{{ m.content }}",
-    "block": "{% set text %}{{ m.content }}{{ loop.index }}{% endset %}{{ text | upper }}",
-    "generation": "{% generation %}{{ m.content }}{{ loop.last }}{% endgeneration %}",
-    "joiner": "{{ comma() }}{{ m.content }}",
+HARD = {
+    "an aliased namespace": "{% set a = namespace(n=0) %}{% set b = a %}{% for m in messages %}"
+    "{% set b.n = b.n + 1 %}{{ a.n }}{{ m.content }}{% endfor %}",
+    "nested parentheses": "{% for m in messages %}"
+    f"{{{{ {'(' * 20}loop.index{'+ 1)' * 20} }}}}{{% endfor %}}",
+    "a macro named as an inner helper": "{% macro flexmask_capture(x) %}<{{ x }}>{% endmacro %}"
+    "{% for m in messages %}{{ flexmask_capture(m.content) }}{{ loop.index }}{% endfor %}",
+    "what it is given": "{{ tools is defined }}{{ documents is defined }}{{ tools }}{{ x }}{{ y }}"
+    "{{ bos_token is defined }}{{ eos_token }}{{ flexmask_capture is defined }}"
+    "{% for m in messages %}{{ m | tojson }}{% generation %}{{ m.role }}{% endgeneration %}"
+    "{% endfor %}{{ add_generation_prompt }}",
 }
-BEFORE = (
-    "{% macro shout(x) %}{{ x | upper }}{{ ns.count }}{{ last }}{% endmacro %}"
-    "{% macro tick() %}{% set ns.count = ns.count + 1 %}{{ ns.count }}{% endmacro %}"
-    "{% macro show(any) %}{{ any.count }}{% endmacro %}"
-    "{% set last = 'none' %}{% set comma = joiner(',') %}"
-    "{% set ns = namespace(count=0, on=true, at=0, last=messages | length - 3, seen=[]) %}"
-)
-AFTER = "{{ ns.count }}{{ ns.on }}{{ ns.at }}{% if add_generation_prompt %}>>{% endif %}"
 
 
-@pytest.mark.parametrize("order", ["messages", "messages[::-1]", "messages[1:]"])
-@pytest.mark.parametrize("body", LOOPS.values(), ids=LOOPS)
-def test_remembered_loops_write_what_the_template_writes(body, order):
-    source = f"{BEFORE}{{% for m in {order} %}}{body}{{% endfor %}}{AFTER}"
+@pytest.mark.parametrize("tools", [None, [TOOL]], ids=["no tools", "tools"])
+@pytest.mark.parametrize("source", HARD.values(), ids=HARD)
+def test_slices_render_as_apply_chat_template_renders_them(source, tools):
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
-
-    def render(messages, template, **more):
-        return tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, **more
-        )
-
+    tokenizer.chat_template = source
+    settings = {"x": [1, {"a": None}]}
+    template = CompiledTemplate(tokenizer, tools, settings)
     messages, _ = conversation(3)
-    renderer = TurnRenderer(render, source)
     for end in [*range(1, len(messages) + 1), 3]:
         for prompt in (False, True):
-            whole = render(messages[:end], source, add_generation_prompt=prompt)
-            text = renderer.render(messages[:end], add_generation_prompt=prompt)
-            assert text == whole
+            assert template.render(
+                messages[:end], add_generation_prompt=prompt
+            ) == tokenizer.apply_chat_template(
+                messages[:end],
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **settings,
+            )
 
 
-def test_a_long_conversation_runs_each_message_a_few_times():
+@pytest.mark.parametrize("source", ["(" * 200 + "1" + ")" * 200, "x" + "+ x" * 400])
+def test_a_template_that_python_cannot_nest_is_refused_in_one_line(source):
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
+    tokenizer.chat_template = "{{ " + source + " }}"
+    with pytest.raises(TemplateError, match="no Jinja template: it is nested too deep; mend"):
+        ChatTemplate(tokenizer)
+
+
+def test_each_message_is_prepared_once(monkeypatch):
     tokenizer = chat_tokenizer("qwen3")
-    messages = [
-        {"role": role, "content": f"{number}"}
-        for number in range(40)
-        for role in ("user", "assistant")
-    ]
-    template = ChatTemplate(tokenizer, remember=True)
-    for end in range(1, len(messages) + 1):
-        template.prompt(messages[:end])
-    assert template.num_run < 5 * len(messages)
+    apply, prepared = PreTrainedTokenizerBase.apply_chat_template, []
+
+    def counted(self, messages, **options):
+        prepared.extend(messages)
+        return apply(self, messages, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "apply_chat_template", counted)
+    messages, _ = conversation(1, num_turns=20)
+    template = ChatTemplate(tokenizer)
+    texts = {template.prompt(messages[:end]) for end in range(1, len(messages) + 1)}
+    assert len(prepared) == len(texts) == len(messages)
 
 
-def test_most_templates_have_loops_that_are_remembered():
-    sources = [path.read_text("utf-8") for path in template_files().values()]
-    environment = _compiled("").environment
-    listed = [source for source in sources if rewrite_loops(environment.parse(source))]
-    assert len(listed) > 0.9 * len(sources)
+def test_a_tokenizer_with_its_own_apply_chat_template_is_asked_for_every_text():
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
+    tokenizer.apply_chat_template = lambda messages, **_: f"{len(messages)} messages"
+    messages, _ = conversation(1)
+    assert ChatTemplate(tokenizer).prompt(messages[:2]) == "2 messages"
 
 
 def added(content, **flags):

@@ -1,0 +1,113 @@
+"""A tokenizer's compiled chat template, called directly with messages that are prepared once.
+
+`apply_chat_template` copies tools and messages into plain data for every text. The texts of a
+conversation are made of the same messages, so here each message is copied once, by
+`apply_chat_template` itself: it is given a template that notes what a template gets to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+
+Message = dict[str, Any]
+
+_CAPTURE = "{{ flexmask_capture() }}"
+_captured: ContextVar[dict[str, Any]] = ContextVar("_captured")
+
+
+class CompiledTemplate:
+    """Renders slices of one conversation as `apply_chat_template` does, byte for byte.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        tools: function schemas, or None.
+        settings: variables for the template.
+    """
+
+    def __init__(
+        self, tokenizer: Any, tools: list[dict[str, Any]] | None, settings: dict[str, Any]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._common = {"tools": tools, "tokenize": False, **settings}
+        self._template: Any = None
+        self._variables: dict[str, Any] = {}
+        self._prepared: dict[int, tuple[Message, Any]] = {}  # by id: the message, and its copy
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """The text of `messages`, which must not be changed as long as this object lives."""
+        if not _is_stock(self._tokenizer):
+            return self._tokenizer.apply_chat_template(
+                list(map(_for_template, messages)),
+                add_generation_prompt=add_generation_prompt,
+                **self._common,
+            )
+        new = [message for message in messages if id(message) not in self._prepared]
+        if new or not messages:  # transformers refuses an empty conversation
+            self._prepare(new)
+        return self._template.render(
+            {
+                **self._variables,
+                "messages": [self._prepared[id(message)][1] for message in messages],
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+
+    def _prepare(self, new: Sequence[Message]) -> None:
+        _compiled(_CAPTURE).environment.globals["flexmask_capture"] = _capture
+        self._tokenizer.apply_chat_template(
+            list(map(_for_template, new)), chat_template=_CAPTURE, **self._common
+        )
+        self._variables = _captured.get()
+        for message, copy in zip(new, self._variables.pop("messages"), strict=True):
+            self._prepared[id(message)] = (message, copy)
+        if self._template is None:
+            source = self._tokenizer.get_chat_template(None, self._common["tools"])
+            self._template = _compiled(source)
+
+
+@lru_cache(maxsize=8)
+def syntax_error(source: str) -> str | None:
+    """Where and what keeps a template from being compiled; None if nothing does."""
+    try:
+        _compiled(source)
+    except jinja2.TemplateSyntaxError as error:
+        return f"line {error.lineno}: {error.message}"
+    except (RecursionError, SyntaxError):  # of the Python code that Jinja makes of it
+        return "it is nested too deep"
+    return None
+
+
+def _is_stock(tokenizer: Any) -> bool:
+    """Whether a tokenizer's `apply_chat_template` is that of transformers."""
+    from transformers import PreTrainedTokenizerBase
+
+    own = getattr(tokenizer.apply_chat_template, "__func__", None)
+    return own is PreTrainedTokenizerBase.apply_chat_template
+
+
+def _for_template(message: Message) -> Message:
+    message = {key: value for key, value in message.items() if key != "train"}
+    if "reasoning_content" in message:
+        message["thinking"] = message["reasoning_content"]  # the name in gpt-oss and LFM2.5
+    return message
+
+
+@jinja2.pass_context
+def _capture(context: jinja2.runtime.Context) -> str:
+    """Note the variables that a template is given, without the globals of its environment."""
+    own = context.environment.globals
+    seen = context.get_all().items()
+    _captured.set({name: v for name, v in seen if name not in own or own[name] is not v})
+    return ""
+
+
+def _compiled(source: str) -> Any:
+    """The template, compiled by transformers in its own sandbox, once."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(source)
