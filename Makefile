@@ -5,8 +5,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The CPU build of this version is enough for everything here; set TORCH=torch to take another.
 TORCH ?= torch==2.13.0
+# Processes that the tests are spread over.
+WORKERS ?= 2
+# pip leaves compiling to the first import, which keeps the result whatever the machine's default.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint check test-gpu bench-gpu bench docs clean
+.PHONY: help demo test test-wheel test-versions lint check test-gpu bench-gpu bench docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -15,14 +19,20 @@ demo: $(VENV)/train.stamp            ## train a tiny model single-pass and N-pas
 	$(BIN)/python -m flexmask demo --output demo-output
 
 test: $(VENV)/dev.stamp            ## run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+test-wheel: $(VENV)/dev.stamp            ## build the wheel, and run it away from the repository
+	tests/wheel.sh $(BIN)/python
+
+test-versions:            ## test models, templates, masks, trainers with each claimed dependency
+	PYTHON=$(PYTHON) TORCH=$(TORCH) WORKERS=$(WORKERS) tests/versions.sh
 
 lint: $(VENV)/dev.stamp            ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: test lint            ## what CI runs
+check: test lint test-wheel            ## what CI runs
 
 test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/test_*_gpu.py
@@ -39,17 +49,9 @@ docs: $(VENV)/dev.stamp            ## write the generated tables and pictures of
 	FLEXMASK_WRITE_DOCS=1 $(BIN)/python -m pytest -k "docs_table or docs_pictures"
 
 clean:            ## remove the environment and all caches
-	rm -rf $(VENV) demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-* demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-$(VENV)/torch.stamp:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH)
-	@touch $@
-
-$(VENV)/train.stamp: $(VENV)/torch.stamp pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[train]'
-	@touch $@
-
-$(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[dev]'
+$(VENV)/%.stamp: pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-compile $(TORCH) --editable '.[$*]'
 	@touch $@

@@ -4,6 +4,7 @@ import os
 from importlib.util import find_spec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start, too
 
 import pytest
 import torch
@@ -14,6 +15,11 @@ if find_spec("hypothesis") is not None:  # which the tests for a GPU do without
 
     settings.register_profile("flexmask", deadline=None, derandomize=True, max_examples=60)
     settings.load_profile("flexmask")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest tests first, so that several workers end at nearly the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
 
 
 @pytest.fixture(scope="session")

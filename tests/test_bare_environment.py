@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_*_gpu.py"))
 # nothing of this environment's own, and no device

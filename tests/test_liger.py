@@ -81,6 +81,7 @@ def test_loss_weights_that_the_fused_loss_would_lose_are_refused(tmp_path):
         train(tiny_model("llama"), tmp_path, weighted_trees("turn"))
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(IS_CHILD, reason="started by this test")
 def test_liger_passes_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]

@@ -1,6 +1,5 @@
 """Two processes on CPU train, evaluate and resume as one would by hand; with GPUs the same code."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,9 @@ TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples" / "trainers"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", 2)
+ACCELERATE += ("--main_process_port", 0)  # any that is free
+
+pytestmark = pytest.mark.processes
 
 
 def launch(*command, fails=False):
@@ -28,7 +30,6 @@ def launch(*command, fails=False):
         text=True,
         check=False,
         timeout=400,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
     assert (result.returncode != 0) == fails, result.stderr[-3000:]
     return result.stderr

@@ -41,6 +41,7 @@ IS_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not IS_CHILD, reason="runs in a process of its own")
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(IS_CHILD, reason="is that process")
 def test_kernels_pass_in_the_interpreter():
     result = subprocess.run(
