@@ -27,10 +27,10 @@ from flexmask.model.load import meta_model
 from flexmask.model.windows import FULL, Reach
 from flexmask.model.work import Work, npass_work, single_pass_work
 from flexmask.tools.cli import main
-from flexmask.tools.plan.histogram import Histogram
 from flexmask.tools.plan.memory import saved_bytes, saved_bytes_per_token
 from flexmask.tools.plan.mistraining import count_mistrained
-from flexmask.tools.plan.survey import make_plan
+from flexmask.tools.plan.row_budget import RowBudget
+from flexmask.tools.plan.survey import distribution, make_plan
 from flexmask.tree.oracle import ancestry
 from flexmask.tree.tree import PrefixTree
 
@@ -84,12 +84,10 @@ def test_lengths_equal_brute_force(plan, rendered):
     lengths = [len(sample) for conversation in rendered for sample in conversation]
     totals = [sum(map(len, conversation)) for conversation in rendered]
     sizes = [len(trie_depths(conversation)) for conversation in rendered]
-    assert [plan.turns.count, plan.turns.total] == [NUM_CONVERSATIONS, len(lengths)]
-    assert [plan.sample_tokens.lowest, plan.sample_tokens.highest] == [min(lengths), max(lengths)]
-    assert plan.sample_tokens.mean == np.mean(lengths)
-    assert plan.largest.npass == max(lengths)
-    assert plan.largest.packed_npass == max(totals)
-    assert plan.largest.single_pass == max(sizes)
+    assert plan.turns.tolist() == list(map(len, rendered))
+    assert plan.sample_tokens.tolist() == lengths
+    assert plan.conversation_tokens.tolist() == sizes
+    assert list(plan.largest.values()) == [max(lengths), max(totals), max(sizes)]
 
 
 def test_tiles_equal_brute_force(rendered, tokenizer, data, tmp_path):
@@ -271,19 +269,25 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
 
 
 @given(st.lists(st.integers(0, 10**7), min_size=1, max_size=50))
-def test_histogram_bins_hold_their_values(values):
-    histogram = Histogram()
-    for value in values:
-        histogram.add(value)
-    bins = list(histogram.bins())
-    assert sum(count for *_, count in bins) == len(values)
-    for start, stop, count in bins:
+def test_bins_of_a_distribution_hold_their_values(values):
+    figures = distribution(values)
+    assert sum(count for *_, count in figures["bins"]) == len(values)
+    assert 1 <= len(figures["bins"]) <= 64
+    for start, stop, count in figures["bins"]:
         assert count == sum(start <= value < stop for value in values)
-        assert stop - start == 1 or (stop - start) * 32 <= start
-    assert histogram.mean == pytest.approx(np.mean(values))
-    for share in (0.25, 0.5, 0.95, 1.0):
-        exact = int(np.quantile(values, share, method="inverted_cdf"))
-        assert exact <= histogram.quantile(share) <= exact + exact / 32
+    assert figures["mean"] == pytest.approx(np.mean(values))
+    assert figures["median"] == sorted(values)[(len(values) - 1) // 2]
+    assert sum(value <= figures["p95"] for value in values) >= 0.95 * len(values)
+
+
+def test_the_bound_of_rows_is_that_of_train():
+    """Trees above half a row have rows of their own, though two rows have room for their tokens."""
+    budget = RowBudget(1000)
+    for key in range(3):
+        sample = Sample(list(range(600)), [0] + [1] * 599, key)
+        budget.add(build_tree([sample]), [sample])
+    rows = pack([build_tree([Sample(list(range(600)), [1] * 600)])] * 3, 1000)
+    assert budget.to_json()["fewest_rows"] == len(rows) == 3
 
 
 def test_cost_model_counts_flops_as_the_benchmark_does():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from flexmask.errors import UnsupportedModelError
+from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.model.families import check_family
 from flexmask.model.mixers.kinds import MIXERS, find_mixers
 from flexmask.model.structure import active_dropouts, find_decoder, find_head, text_config
@@ -37,6 +38,16 @@ def check_model(model: nn.Module, top: PreTrainedModel) -> None:
     for reason in (*_config_reasons(config), *_model_reasons(model, top)):
         raise UnsupportedModelError(f"model_type {config.model_type!r} cannot be patched: {reason}")
     layer_reaches(find_decoder(top))
+
+
+def check_vocabulary(size: int, input_ids: Iterable[np.ndarray]) -> None:
+    """Raise DataError if a token id is beyond the vocabulary of a model, of `size` tokens."""
+    highest = max((int(ids.max()) for ids in input_ids), default=0)
+    if highest >= size:
+        raise DataError(
+            f"token id {highest} must be below the model's vocab_size of {size}; "
+            "the tokenizer belongs to another model"
+        )
 
 
 def max_exact_length(config: PreTrainedConfig) -> int | None:

@@ -195,14 +195,11 @@ def check_token_ids(model: PreTrainedModel, tokenizer: Any, datasets: Sequence[A
 
     Trees are looked at only where the tokenizer knows such tokens.
     """
+    from flexmask.model.checks import check_vocabulary
+
     embeddings: Any = model.get_input_embeddings()
     size = embeddings.weight.shape[0]
     if max(tokenizer.get_vocab().values()) < size:
         return
     for dataset in datasets:
-        highest = max(int(dataset[index].input_ids.max()) for index in range(len(dataset)))
-        if highest >= size:
-            raise DataError(
-                f"token id {highest} must be below the model's vocab_size of {size}; "
-                "the tokenizer belongs to another model"
-            )
+        check_vocabulary(size, (dataset[index].input_ids for index in range(len(dataset))))

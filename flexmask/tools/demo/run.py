@@ -19,6 +19,7 @@ from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import write_json
 from flexmask.tools.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerConfig, serve
+from flexmask.tools.table import table
 from flexmask.tree.sample import Sample
 
 LEARNING_RATE = 1e-3
@@ -226,29 +227,19 @@ def _differences(results: dict[str, list[StepResult]]) -> dict[str, float]:
 
 
 def _table(reports: dict[str, ModeReport], differences: dict[str, float]) -> str:
-    npass, single = reports[N_PASS], reports[SINGLE_PASS]
-    rows = [
-        ("tokens", f"{npass.tokens:,}", f"{single.tokens:,}", npass.tokens / single.tokens),
-        ("steps", f"{npass.steps}", f"{single.steps}", npass.steps / single.steps),
-        (
-            "seconds",
-            f"{npass.seconds:.1f}",
-            f"{single.seconds:.1f}",
-            npass.seconds / single.seconds,
-        ),
-        (
-            "peak memory, MiB",
-            f"{npass.peak_memory_mib:.0f}",
-            f"{single.peak_memory_mib:.0f}",
-            npass.peak_memory_mib / single.peak_memory_mib,
-        ),
-        ("loss, first step", f"{npass.first_loss:.6f}", f"{single.first_loss:.6f}", None),
-        ("loss, last step", f"{npass.last_loss:.6f}", f"{single.last_loss:.6f}", None),
-    ]
-    lines = [f"{'':<20}{N_PASS:>14}{SINGLE_PASS:>14}{'ratio':>8}"]
-    for name, left, right, ratio in rows:
-        shown = "" if ratio is None else f"{ratio:.2f}"
-        lines.append(f"{name:<20}{left:>14}{right:>14}{shown:>8}")
+    rows = [("", N_PASS, SINGLE_PASS, "ratio")]
+    for name, figure, style in (
+        ("tokens", "tokens", ","),
+        ("steps", "steps", ""),
+        ("seconds", "seconds", ".1f"),
+        ("peak memory, MiB", "peak_memory_mib", ".0f"),
+        ("loss, first step", "first_loss", ".6f"),
+        ("loss, last step", "last_loss", ".6f"),
+    ):
+        npass, single = (getattr(reports[way], figure) for way in (N_PASS, SINGLE_PASS))
+        ratio = "" if "loss" in name else f"{npass / single:.2f}"
+        rows.append((name, f"{npass:{style}}", f"{single:{style}}", ratio))
+    lines = [table(rows)]
     lines.append("")
     lines.append("largest relative difference of single-pass from N-pass")
     lines.append(f"  loss, first step          {differences['first_step_loss_difference']:.1e}")

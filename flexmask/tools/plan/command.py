@@ -61,8 +61,8 @@ def run_plan(options: argparse.Namespace) -> int:
     _check(options)
     from flexmask.data.files import find_data_files
     from flexmask.files import write_json
+    from flexmask.model.checks import check_vocabulary
     from flexmask.model.load import load_tokenizer
-    from flexmask.tools.plan.measure import check_vocabulary
     from flexmask.tools.plan.survey import make_plan
 
     config, reaches = (None, ()) if options.model is None else _load_config(options)
@@ -70,7 +70,8 @@ def run_plan(options: argparse.Namespace) -> int:
 
     def keep(samples: Sequence[Sample]) -> None:
         if config is not None and len(kept) < options.measure:
-            check_vocabulary(config, [samples])
+            size = config.get_text_config(decoder=True).vocab_size
+            check_vocabulary(size, (sample.input_ids for sample in samples))
             kept.append(samples)
 
     files = find_data_files(options.data)

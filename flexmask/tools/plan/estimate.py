@@ -92,7 +92,7 @@ def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estima
         per_token = saved + logits_bytes_per_token(model)
         activations = {
             way: round(per_token * (size if budget is None else min(size, budget)))
-            for way, size in asdict(plan.largest).items()
+            for way, size in plan.largest.items()
         }
     return Estimate(
         model_type=config.model_type,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flexmask.plots import new_figure, save_figure
-from flexmask.tools.plan.histogram import Histogram
-from flexmask.tools.plan.survey import Plan
+from flexmask.tools.plan.survey import Plan, distribution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,20 +46,17 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
     save_figure(figure, path)
 
 
-def _draw_turns(axes: Axes, turns: Histogram) -> None:
-    starts, stops, counts = zip(*turns.bins(), strict=True)
+def _draw_turns(axes: Axes, turns: Sequence[int]) -> None:
+    starts, stops, counts = zip(*distribution(turns)["bins"], strict=True)
     widths = np.subtract(stops, starts)
     axes.bar(np.add(starts, (widths - 1) / 2), counts, widths * 0.85)
     axes.set(xlabel="samples in a conversation", ylabel="conversations")
     axes.locator_params(axis="x", integer=True)
 
 
-def _draw_lengths(axes: Axes, histograms: Mapping[str, Histogram]) -> None:
-    lowest = min(lengths.lowest for lengths in histograms.values())
-    highest = max(lengths.highest for lengths in histograms.values())
-    edges = np.geomspace(max(lowest, 1) * 0.98, highest * 1.02, _NUM_BARS + 1)
-    for name, lengths in histograms.items():
-        starts, stops, counts = zip(*lengths.bins(), strict=True)
-        middles = ((np.add(starts, stops) - 1) / 2).clip(edges[0], edges[-1])
-        shares = np.divide(counts, lengths.count)
-        axes.hist(middles, edges.tolist(), weights=shares, alpha=0.6, label=name)
+def _draw_lengths(axes: Axes, lengths: Mapping[str, Sequence[int]]) -> None:
+    lowest, highest = min(map(min, lengths.values())), max(map(max, lengths.values()))
+    edges = np.geomspace(lowest * 0.98, highest * 1.02, _NUM_BARS + 1).tolist()
+    for name, values in lengths.items():
+        shares = np.full(len(values), 1 / len(values))
+        axes.hist(values, edges, weights=shares, alpha=0.6, label=name)

@@ -7,14 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from flexmask.errors import DataError, pluralize
+from flexmask.errors import pluralize
 from flexmask.model import patch, unpatch
+from flexmask.model.checks import check_vocabulary
 from flexmask.model.cost import CostModel
 from flexmask.model.load import random_model
 from flexmask.model.npass import npass_batches
@@ -84,9 +86,10 @@ def measure_steps(
         DataError: the tokenizer's ids are beyond the model's vocabulary.
         UnsupportedModelError: the model cannot be patched.
     """
-    check_vocabulary(config, conversations)
+    size = config.get_text_config(decoder=True).vocab_size
+    check_vocabulary(size, (sample.input_ids for samples in conversations for sample in samples))
     model = random_model(config, dtype)
-    move_to(model, device)
+    nn.Module.to(model, device)
     model.train()
     cost = CostModel.of(model)
     batches = {way: [_to(b, device) for b in _batches(conversations, way)] for way in WAYS}
@@ -100,9 +103,10 @@ def measure_steps(
                 took[way].append(seconds)
     unpatch(model)
     others = WAYS[:-1]
-    reaches = cost.reaches
-    before = _sum(npass_work(map(len, samples), reaches) for samples in conversations)
-    after = _sum(single_pass_work(build_tree(samples), reaches) for samples in conversations)
+    lengths = [len(sample) for samples in conversations for sample in samples]
+    before = npass_work(lengths, cost.reaches)
+    trees = (single_pass_work(build_tree(samples), cost.reaches) for samples in conversations)
+    after = reduce(Work.plus, trees)
     ratios = {
         way: [a / b for a, b in zip(took[way], took["single_pass"], strict=True)] for way in others
     }
@@ -122,22 +126,6 @@ def measure_steps(
             for way in WAYS
         },
     )
-
-
-def check_vocabulary(config: PreTrainedConfig, conversations: Sequence[Sequence[Sample]]) -> None:
-    """Raise DataError if a token id is beyond the model's vocabulary."""
-    highest = max(int(s.input_ids.max()) for samples in conversations for s in samples)
-    size = config.get_text_config(decoder=True).vocab_size
-    if highest >= size:
-        raise DataError(
-            f"token id {highest} must be below the model's vocab_size of {size}; "
-            "the tokenizer belongs to another model"
-        )
-
-
-def move_to(model: nn.Module, device: torch.device) -> None:
-    """Put a model on a device."""
-    model.to(device)
 
 
 def _batches(conversations: Sequence[Sequence[Sample]], way: str) -> list[Batch]:
@@ -189,10 +177,3 @@ def _name(device: torch.device) -> str:
 
 def _to(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def _sum(works: Any) -> Work:
-    total = Work()
-    for work in works:
-        total = total.plus(work)
-    return total

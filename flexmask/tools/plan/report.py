@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flexmask.errors import pluralize
 from flexmask.model.work import TILE
-from flexmask.tools.plan.histogram import Histogram
 from flexmask.tools.plan.row_budget import RowBudget
-from flexmask.tools.plan.survey import Plan
+from flexmask.tools.plan.survey import Plan, distribution
+from flexmask.tools.table import table
 
 if TYPE_CHECKING:
     from flexmask.tools.plan.estimate import BoundedLayers, Estimate
@@ -75,7 +75,7 @@ def measured_text(measured: Measured) -> str:
     )
     names = ("", "seconds", "speed-up", "", "kept by autograd", "")
     below = ("", "", "predicted", "measured", "predicted", "measured")
-    return f"{heading}\n{_table([names, below, *rows])}"
+    return f"{heading}\n{table([names, below, *rows])}"
 
 
 def _bounded(kind: BoundedLayers) -> str:
@@ -95,28 +95,28 @@ def _overview(plan: Plan) -> str:
         ("tokens", npass.num_tokens, single.num_tokens),
         ("visible pairs", npass.num_pairs, single.num_pairs),
         (f"visited {TILE}x{TILE} tiles", plan.npass_tiles, plan.single_pass_tiles),
-        ("largest row, tokens", plan.largest.npass, plan.largest.single_pass),
+        ("largest row, tokens", plan.largest["npass"], plan.largest["single_pass"]),
     ):
         rows.append((name, f"{before:,}", f"{after:,}", f"{before / after:.2f}"))
     density = (f"{plan.npass_tile_density:.3f}", f"{plan.tile_density:.3f}")
     rows.append(("tile density", *density, ""))
     return (
         f"{pluralize(plan.conversations, 'conversation')}, {pluralize(plan.samples, 'sample')}, "
-        f"{plan.trained_tokens:,} trained tokens\n\n{_table(rows)}"
+        f"{plan.trained_tokens:,} trained tokens\n\n{table(rows)}"
     )
 
 
 def _lengths(plan: Plan) -> str:
     rows: list[Sequence[str]] = [("", "lowest", "median", "p95", "highest", "mean")]
-    histograms: Mapping[str, Histogram] = {
-        "samples in a conversation": plan.turns,
-        "tokens in a conversation": plan.conversation_tokens,
-        "tokens in a sample": plan.sample_tokens,
-    }
-    for name, values in histograms.items():
-        figures = (values.lowest, values.quantile(0.5), values.quantile(0.95), values.highest)
-        rows.append((name, *(f"{figure:,}" for figure in figures), f"{values.mean:,.1f}"))
-    return _table(rows)
+    for name, values in (
+        ("samples in a conversation", plan.turns),
+        ("tokens in a conversation", plan.conversation_tokens),
+        ("tokens in a sample", plan.sample_tokens),
+    ):
+        figures = distribution(values)
+        cells = (f"{figures[column]:,}" for column in rows[0][1:-1])
+        rows.append((name, *cells, f"{figures['mean']:,.1f}"))
+    return table(rows)
 
 
 def _mistrained(plan: Plan) -> str:
@@ -130,7 +130,7 @@ def _mistrained(plan: Plan) -> str:
         ("paper's code: first response token", counts.first_response_token),
     ):
         rows.append((name, f"{count:,}", f"{count / plan.trained_tokens:.1%}"))
-    text = _table(rows)
+    text = table(rows)
     if counts.conversations_with_tool_messages:
         text += (
             "\nthe paper's code cannot take the "
@@ -140,31 +140,31 @@ def _mistrained(plan: Plan) -> str:
     return text
 
 
-def _over_budget(budget: RowBudget) -> str:
-    split = budget.split
-    lines = [f"with rows of at most {budget.max_tokens:,} tokens"]
-    rows = f"  no packing has fewer than {pluralize(budget.fewest_rows, 'row')}"
+def _over_budget(plan: RowBudget) -> str:
+    figures, split = plan.to_json(), plan.split
+    heading = f"with rows of at most {plan.max_tokens:,} tokens"
+    rows = f"  no packing has fewer than {pluralize(figures['fewest_rows'], 'row')}"
     if not split.trees:
-        return f"{lines[0]}: every conversation fits\n{rows}"
-    lines.append(
+        return f"{heading}: every conversation fits\n{rows}"
+    lines = [
+        heading,
         f"  larger: {pluralize(split.trees, 'conversation')}, cut into "
         f"{pluralize(split.pieces, 'piece')}, with "
-        f"{split.repeated_tokens:,} tokens of history computed again"
-    )
+        f"{split.repeated_tokens:,} tokens of history computed again",
+    ]
     if split.dropped_samples:
-        lines.append(
+        lines += [
             f"  too long by themselves: {pluralize(split.dropped_samples, 'sample')} with "
-            f"{budget.dropped_trained_tokens:,} trained tokens; --on_overflow split refuses "
-            "them, drop leaves them out"
-        )
-        lines.append(f"  left without any sample: {pluralize(split.lost_trees, 'conversation')}")
-    if budget.tokens:
-        ratio = budget.npass_tokens / budget.tokens
-        lines.append(
-            f"  what is left: {budget.npass_tokens:,} tokens in N-pass, {budget.tokens:,} in "
-            f"a single pass, ratio {ratio:.2f}"
-        )
-        lines.append(rows)
+            f"{plan.dropped_trained_tokens:,} trained tokens; --on_overflow split refuses "
+            "them, drop leaves them out",
+            f"  left without any sample: {pluralize(split.lost_trees, 'conversation')}",
+        ]
+    if plan.tokens:
+        lines += [
+            f"  what is left: {plan.npass_tokens:,} tokens in N-pass, {plan.tokens:,} in "
+            f"a single pass, ratio {plan.npass_tokens / plan.tokens:.2f}",
+            rows,
+        ]
     return "\n".join(lines)
 
 
@@ -174,19 +174,6 @@ def _bad_lines(plan: Plan) -> str:
     if plan.num_bad_lines > len(plan.bad_lines):
         lines.append(f"  and {plan.num_bad_lines - len(plan.bad_lines):,} more")
     return "\n".join(lines)
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    """Columns under each other: the first to the left, the others to the right."""
-    listed = list(rows)
-    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in listed
-    )
 
 
 def _size(num_bytes: float) -> str:

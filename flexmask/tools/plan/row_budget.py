@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
+from flexmask.packing.fill import fewest_rows
 from flexmask.packing.overflow import SplitCount
 from flexmask.packing.split import split_tree
 from flexmask.tree.sample import Sample
@@ -21,35 +25,43 @@ class RowBudget:
         split: what cutting those comes to that are larger. Samples that are too long by themselves
             count as dropped: `--on_overflow drop` leaves them out, `split` refuses them.
         dropped_trained_tokens: trained tokens in those.
-        tokens: of the single pass over what is left, repeated history counted.
-        npass_tokens: of N-pass over the same samples.
+        npass_tokens: of N-pass over what is left.
+        sizes: tokens of each tree and each piece that is left.
     """
 
     max_tokens: int
     split: SplitCount = field(default_factory=SplitCount)
     dropped_trained_tokens: int = 0
-    tokens: int = 0
     npass_tokens: int = 0
+    sizes: array[int] = field(default_factory=lambda: array("i"))
 
     def add(self, tree: PrefixTree, samples: Sequence[Sample]) -> None:
         """Count one conversation."""
         if tree.num_tokens <= self.max_tokens:
-            self.tokens += tree.num_tokens
+            self.sizes.append(tree.num_tokens)
             self.npass_tokens += tree.num_sample_tokens
             return
         split = split_tree(tree, self.max_tokens)
         self.split.add(split)
-        trained = {sample.key: sample.num_trained for sample in samples}
-        self.dropped_trained_tokens += sum(trained[tree.leaves[i].key] for i in split.too_long)
-        self.tokens += sum(split.num_tokens)
-        kept = (tree.leaves[index] for group in split.groups for index in group)
-        self.npass_tokens += sum(map(tree.sample_length, kept))
+        self.sizes.extend(split.num_tokens)
+        for sample in samples:
+            if len(sample) <= self.max_tokens:
+                self.npass_tokens += len(sample)
+            else:
+                self.dropped_trained_tokens += sample.num_trained
 
     @property
-    def fewest_rows(self) -> int:
-        """A number of rows that no packing of what is left is below."""
-        return -(-self.tokens // self.max_tokens)
+    def tokens(self) -> int:
+        """Of the single pass over what is left, repeated history counted."""
+        return sum(self.sizes)
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as plain data."""
-        return asdict(self) | {"fewest_rows": self.fewest_rows}
+        """The figures as plain data; no packing has fewer than `fewest_rows`, that of `train`."""
+        return {
+            "max_tokens": self.max_tokens,
+            "split": asdict(self.split),
+            "dropped_trained_tokens": self.dropped_trained_tokens,
+            "tokens": self.tokens,
+            "npass_tokens": self.npass_tokens,
+            "fewest_rows": fewest_rows(np.array(self.sizes, np.int64), self.max_tokens),
+        }

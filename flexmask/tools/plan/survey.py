@@ -1,15 +1,18 @@
 """A file of conversations counted before it is trained on: tokens, pairs, tiles, losses.
 
-Conversations go by one at a time. Nothing of one is kept but sums and histograms of fixed size, so
-memory does not grow with their number.
+Conversations go by one at a time. Nothing of one is kept but sums and, in four bytes each, how long
+it and its samples are.
 """
 
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from flexmask.data.files import ConversationFile, read_conversations
 from flexmask.data.messages import Conversation
@@ -24,34 +27,40 @@ from flexmask.model.work import (
     single_pass_tiled,
     single_pass_work,
 )
-from flexmask.tools.plan.histogram import Histogram
 from flexmask.tools.plan.mistraining import Mistraining, count_mistrained
 from flexmask.tools.plan.row_budget import RowBudget
 from flexmask.tree.sample import Sample
-from flexmask.tree.tree import PrefixTree, build_tree
+from flexmask.tree.tree import build_tree
 
 _LISTED = 20  # bad lines that are kept to be shown
+_NUM_BINS = 64  # of a distribution, at most
 
 
-@dataclass(slots=True)
-class Largest:
-    """The most tokens that one conversation brings into one row, by way of training.
+def distribution(values: Sequence[int]) -> dict[str, Any]:
+    """The mean, quantiles and histogram of whole numbers, at least one, as plain data.
 
-    Attributes:
-        npass: its longest sample.
-        packed_npass: all of its samples end to end.
-        single_pass: its tree.
+    `bins` are (first number, one past the last, count), of equal width, without empty ones.
     """
+    lowest, highest = min(values), max(values)
+    width = -(-(highest + 1 - lowest) // _NUM_BINS)
+    counts, edges = np.histogram(values, np.arange(lowest, highest + 1 + width, width))
+    median, p95 = np.quantile(values, (0.5, 0.95), method="inverted_cdf").tolist()
+    return {
+        "mean": float(np.mean(values)),
+        "lowest": lowest,
+        "median": median,
+        "p95": p95,
+        "highest": highest,
+        "bins": [
+            [start, start + width, count]
+            for start, count in zip(edges.tolist(), counts.tolist(), strict=False)
+            if count
+        ],
+    }
 
-    npass: int = 0
-    packed_npass: int = 0
-    single_pass: int = 0
 
-    def add(self, tree: PrefixTree) -> None:
-        """Take note of one conversation."""
-        self.npass = max(self.npass, tree.depth)
-        self.packed_npass = max(self.packed_npass, tree.num_sample_tokens)
-        self.single_pass = max(self.single_pass, tree.num_tokens)
+def _lengths() -> array[int]:
+    return array("i")
 
 
 @dataclass(slots=True)
@@ -65,10 +74,10 @@ class Plan:
         npass, single_pass: tokens and visible pairs; packed N-pass has those of N-pass.
         npass_tiled, single_pass_tiled: the same with all pairs of the visited tiles of 128 x 128,
             each sequence or tree in a row of its own.
-        turns: samples in a conversation.
-        conversation_tokens: tokens of a conversation's tree.
-        sample_tokens: tokens of a sample.
-        largest: the largest rows.
+        turns: samples in each conversation.
+        conversation_tokens: tokens of each conversation's tree.
+        sample_tokens: tokens of each sample.
+        longest_npass: most tokens of a conversation's samples, end to end.
         mistrained: trained tokens that other pipelines get wrong.
         num_bad_lines: lines that were skipped.
         bad_lines: the first of them, as (line, reason).
@@ -83,10 +92,10 @@ class Plan:
     single_pass: Work = field(default_factory=Work)
     npass_tiled: Work = field(default_factory=Work)
     single_pass_tiled: Work = field(default_factory=Work)
-    turns: Histogram = field(default_factory=Histogram)
-    conversation_tokens: Histogram = field(default_factory=Histogram)
-    sample_tokens: Histogram = field(default_factory=Histogram)
-    largest: Largest = field(default_factory=Largest)
+    turns: array[int] = field(default_factory=_lengths)
+    conversation_tokens: array[int] = field(default_factory=_lengths)
+    sample_tokens: array[int] = field(default_factory=_lengths)
+    longest_npass: int = 0
     mistrained: Mistraining = field(default_factory=Mistraining)
     num_bad_lines: int = 0
     bad_lines: list[tuple[int, str]] = field(default_factory=list)
@@ -103,11 +112,10 @@ class Plan:
         self.single_pass = self.single_pass.plus(single_pass_work(tree, self.reaches))
         tiled = single_pass_tiled(tree, self.reaches)
         self.single_pass_tiled = self.single_pass_tiled.plus(tiled)
-        self.turns.add(len(samples))
-        self.conversation_tokens.add(tree.num_tokens)
-        for sample in samples:
-            self.sample_tokens.add(len(sample))
-        self.largest.add(tree)
+        self.turns.append(len(samples))
+        self.conversation_tokens.append(tree.num_tokens)
+        self.sample_tokens.extend(lengths)
+        self.longest_npass = max(self.longest_npass, sum(lengths))
         self.mistrained.add(count_mistrained(conversation, samples, tokenizer))
         if self.overflow is not None:
             self.overflow.add(tree, samples)
@@ -122,6 +130,15 @@ class Plan:
     def token_ratio(self) -> float:
         """Tokens of N-pass for each token of the single pass."""
         return self.npass.num_tokens / self.single_pass.num_tokens
+
+    @property
+    def largest(self) -> dict[str, int]:
+        """The most tokens that one conversation brings into one row, by way of training."""
+        return {
+            "npass": max(self.sample_tokens),
+            "packed_npass": self.longest_npass,
+            "single_pass": max(self.conversation_tokens),
+        }
 
     @property
     def tile_density(self) -> float:
@@ -156,10 +173,10 @@ class Plan:
             "single_pass_visible_pairs": self.single_pass.num_pairs,
             "npass_tile_density": self.npass_tile_density,
             "tile_density": self.tile_density,
-            "largest_row_tokens": asdict(self.largest),
-            "turns": self.turns.to_json(),
-            "conversation_tokens": self.conversation_tokens.to_json(),
-            "sample_tokens": self.sample_tokens.to_json(),
+            "largest_row_tokens": self.largest,
+            "turns": distribution(self.turns),
+            "conversation_tokens": distribution(self.conversation_tokens),
+            "sample_tokens": distribution(self.sample_tokens),
             "mistrained_tokens": self.mistrained.to_json(),
             "overflow": self.overflow and self.overflow.to_json(),
             "num_bad_lines": self.num_bad_lines,

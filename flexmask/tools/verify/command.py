@@ -62,8 +62,9 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> VerifyReport:
     from flexmask.backends.choice import choose_backend
+    from flexmask.model.checks import check_vocabulary
     from flexmask.model.load import load_tokenizer
-    from flexmask.tools.plan.measure import check_vocabulary
+    from flexmask.model.structure import text_config
     from flexmask.tools.verify.proof import verify_model
     from flexmask.tools.verify.report import Finding, VerifyReport
 
@@ -81,7 +82,8 @@ def _verify(options: argparse.Namespace) -> VerifyReport:
     if not chats:
         return VerifyReport(findings=[finding], checked=checked)
     model = _load_model(options, device)
-    check_vocabulary(model.config, [chat.samples for chat in chats])
+    size = text_config(model).vocab_size
+    check_vocabulary(size, (sample.input_ids for chat in chats for sample in chat.samples))
     report = verify_model(model, chats, backend=options.backend, progress=_progress)
     report.findings.insert(0, finding)
     backend = {"backend": f"{choice.name}: {choice.reason}"}
@@ -123,10 +125,10 @@ def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrained
     Raises:
         DataError: it cannot be loaded, or has a data type without a wider one to compare with.
     """
+    import torch
     import transformers
 
     from flexmask.model.load import load_model
-    from flexmask.tools.plan.measure import move_to
     from flexmask.tools.verify.proof import WIDER
 
     transformers.set_seed(options.seed)
@@ -134,7 +136,7 @@ def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrained
     if model.dtype not in WIDER:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WIDER)
         raise DataError(f"{options.model}: dtype must be one of {names}, got {model.dtype}")
-    move_to(model, device)
+    torch.nn.Module.to(model, device)
     return model
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from flexmask.errors import pluralize
+from flexmask.tools.table import table
 from flexmask.tools.verify.differences import Comparison, Difference, summing_error
 from flexmask.tools.verify.parameter_groups import GROUPS
 
@@ -207,10 +208,10 @@ class VerifyReport:
                 if name not in row or difference.by_bound > row[name].by_bound:
                     row[name] = difference
         names = [name for name in ("loss", *GROUPS) if name in rows["whole step"]]
-        yield f"{'':<12}" + "".join(f"{name:>16}" for name in names)
+        lines = [["", *names]]
         for label, row in rows.items():
-            cells = (f"{row[n].value:.1e} ({row[n].by_bound:.2f})" for n in names)
-            yield f"{label:<12}" + "".join(f"{cell:>16}" for cell in cells)
+            lines.append([label, *(f"{row[n].value:.1e} ({row[n].by_bound:.2f})" for n in names)])
+        yield table(lines)
 
 
 def _worst(found: list[tuple[Difference, str]]) -> tuple[Difference, str]:
