@@ -32,6 +32,7 @@ from typing import Any
 from flexmask.data.jinja import CompiledTemplate, Message, syntax_error
 from flexmask.data.turn_ends import last_special, next_role
 from flexmask.errors import TemplateError
+from flexmask.tree.sample import common_prefix_length
 
 _OWN_SETTINGS = {
     *("add_generation_prompt", "chat_template", "continue_final_message", "tokenize", "tools")
@@ -171,7 +172,7 @@ class ChatTemplate:
         return written.replace(thought, "")
 
     def _describe_split(self, prompt: str, full: str, message: Message) -> str:
-        same = _num_shared(prompt, full)
+        same = common_prefix_length(prompt, full)
         shown = slice(max(same - 20, 0), same + 40)
         remedy = "use a template that does"
         if "reasoning_content" in message and "enable_thinking" in str(
@@ -255,11 +256,6 @@ def _changed_once(
         if id(message) not in changed:
             changed[id(message)] = (message, change(message))
     return [changed[id(message)][1] for message in messages]
-
-
-def _num_shared(a: str, b: str) -> int:
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 @cache

@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from flexmask.tree.sample import common_prefix_length
+
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
     """For each text the ids of `tokenizer.encode(text, add_special_tokens=False)`, int64 [n].
@@ -66,7 +68,7 @@ class _Cutter:
         before, pieces, starts = "", [""], [0]
         for text in texts:
             # A cut of the text before is one of this text if both agree on all that decides on it.
-            decided = _num_shared(before, text) - self._longest
+            decided = common_prefix_length(before, text) - self._longest
             last = max(bisect_right(starts, decided) - 1, 0)
             new = [starts[last]]
             for match in self._pattern.finditer(text, new[0]):
@@ -116,15 +118,3 @@ def _is_custom(component: Any) -> bool:
     if kind == "Sequence":
         return any(map(_is_custom, component))
     return kind in ("Normalizer", "PreTokenizer")
-
-
-def _num_shared(a: str, b: str) -> int:
-    """How many characters `a` and `b` have in common from the start."""
-    low, high = 0, min(len(a), len(b)) + 1
-    while high - low > 1:  # a[:low] == b[:low]; a[:high] != b[:high], or there is no such prefix
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
