@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.attention_runs import (
@@ -22,8 +21,8 @@ from benchmarks.conversations import Turn
 from benchmarks.forward import forward_table, measure_forward
 from benchmarks.plots import draw_bars
 from benchmarks.record import Measurement, Record, Row, Target
-from benchmarks.tables import Table, seconds, times
-from benchmarks.timing import Task, alternate, ratios, spread
+from benchmarks.tables import Columns, Table, seconds, table, times
+from benchmarks.timing import Task, compare, scaled
 from flexmask import PrefixTree
 
 TITLE = "Attention, forward and backward"
@@ -83,21 +82,16 @@ def _measure(case: Case, label: str, measurement: Measurement) -> Row:
         "npass": Task(lambda: run_npass(samples)),
         "packed_npass": Task(lambda: run_cpu(packed_row, packed_mask)),
     }
-    took = alternate(tasks, rounds=measurement.settings["rounds"], label=label)
+    found = compare(tasks, "cpu", rounds=measurement.settings["rounds"], label=label)
     num_tokens, num_visible = case.tree.num_tokens, case.mask.num_visible
-    num_causal = num_tokens * (num_tokens + 1) // 2
-    rates = np.array(ratios(took["causal"], took["cpu"])) * num_visible / num_causal
+    share = num_visible / (num_tokens * (num_tokens + 1) // 2)
     return {
         "num_tokens": num_tokens,
         "num_sample_tokens": case.tree.num_sample_tokens,
         "num_visible": num_visible,
         "num_visible_npass": packed_mask.num_visible,
-        "elapsed_s": {name: spread(rounds) for name, rounds in took.items()},
-        "speed_up": {
-            name: spread(ratios(took[name], took["cpu"]))
-            for name in ("dense", "dense_fp32", "npass", "packed_npass")
-        },
-        "rate_of_causal": spread(rates.tolist()),
+        **found,
+        "rate_of_causal": scaled(found["speed_up"]["causal"], share),
     }
 
 
@@ -118,54 +112,32 @@ def _targets(row: Row) -> list[Target]:
 
 
 def tables(record: Record) -> list[Table]:
-    elapsed, compared = [], []
-    for row in record["rows"]:
-        took, faster = row["elapsed_s"], row["speed_up"]
-        shape = (f"{row['num_turns']}", f"{row['num_tokens']:,}")
-        names = ("cpu", "dense", "dense_fp32", "causal", "npass", "packed_npass")
-        elapsed.append((*shape, *(seconds(took[name]) for name in names)))
-        compared.append(
-            (
-                *shape,
-                f"{row['num_visible']:,}",
-                times(faster["dense"]),
-                times(faster["dense_fp32"]),
-                times(row["rate_of_causal"]),
-                times(faster["npass"]),
-                times(faster["packed_npass"]),
-            )
-        )
-    found = [
-        Table(
-            "Time: median (lowest-highest)",
-            (
-                "turns",
-                "tokens",
-                "cpu backend",
-                "dense SDPA, bool",
-                "dense SDPA, fp32",
-                "causal SDPA",
-                "N-pass",
-                "packed N-pass",
-            ),
-            elapsed,
-        ),
-        Table(
-            "The cpu backend: times faster than, and rate per visible pair of causal SDPA's",
-            (
-                "turns",
-                "tokens",
-                "visible pairs",
-                "dense, bool",
-                "dense, fp32",
-                "rate",
-                "N-pass",
-                "packed N-pass",
-            ),
-            compared,
-        ),
+    conversation: Columns = {
+        "turns": lambda row: f"{row['num_turns']}",
+        "tokens": lambda row: f"{row['num_tokens']:,}",
+    }
+    elapsed: Columns = {
+        "cpu backend": lambda row: seconds(row["elapsed_s"]["cpu"]),
+        "dense SDPA, bool": lambda row: seconds(row["elapsed_s"]["dense"]),
+        "dense SDPA, fp32": lambda row: seconds(row["elapsed_s"]["dense_fp32"]),
+        "causal SDPA": lambda row: seconds(row["elapsed_s"]["causal"]),
+        "N-pass": lambda row: seconds(row["elapsed_s"]["npass"]),
+        "packed N-pass": lambda row: seconds(row["elapsed_s"]["packed_npass"]),
+    }
+    compared: Columns = {
+        "visible pairs": lambda row: f"{row['num_visible']:,}",
+        "dense, bool": lambda row: times(row["speed_up"]["dense"]),
+        "dense, fp32": lambda row: times(row["speed_up"]["dense_fp32"]),
+        "rate": lambda row: times(row["rate_of_causal"]),
+        "N-pass": lambda row: times(row["speed_up"]["npass"]),
+        "packed N-pass": lambda row: times(row["speed_up"]["packed_npass"]),
+    }
+    heading = "The cpu backend: times faster than, and rate per visible pair of causal SDPA's"
+    return [
+        table("Time: median (lowest-highest)", record["rows"], {**conversation, **elapsed}),
+        table(heading, record["rows"], {**conversation, **compared}),
+        *forward_table(record["rows"]),
     ]
-    return [*found, *forward_table(record["rows"])]
 
 
 def draw(record: Record, path: Path) -> str:

@@ -9,7 +9,7 @@ from benchmarks import models
 from benchmarks.conversations import Turn, random_samples
 from benchmarks.models import SMALL, TINY, gradient_differences, run_step, take_gradients
 from benchmarks.record import Measurement, Record, Row, Target
-from benchmarks.tables import Table
+from benchmarks.tables import Columns, Table, table
 from flexmask import Sample, patch, unpatch
 from flexmask.model.adapter import wrong_masks
 
@@ -125,29 +125,18 @@ def _targets(rows: list[Row]) -> list[Target]:
 
 
 def tables(record: Record) -> list[Table]:
-    lines = []
-    for row in record["rows"]:
-        own = row.get("npass_error")
-        lines.append(
-            (
-                row["shape"],
-                f"{row['dtype']}, {row['backend']}",
-                f"{row['num_tokens']:,} / {row['num_sample_tokens']:,}",
-                f"{row['loss_difference']:.1e}",
-                f"{row['gradients']['largest']:.1e}",
-                f"{row['gradients']['norm']:.1e}",
-                f"{row['wrong_mask_loss_difference']:.1e}",
-                f"{own['largest']:.1e}" if own else "-",
-            )
-        )
-    columns = (
-        "conversation",
-        "dtype, backend",
-        "tokens, single / N",
-        "loss",
-        "gradients, largest",
-        "gradients, norm",
-        "loss, wrong mask",
-        "N-pass fp32 against fp64",
-    )
-    return [Table("Relative difference of the single pass from N-pass", columns, lines)]
+    def own_error(row: Row) -> str:
+        return f"{row['npass_error']['largest']:.1e}" if "npass_error" in row else "-"
+
+    columns: Columns = {
+        "conversation": lambda row: row["shape"],
+        "dtype, backend": lambda row: f"{row['dtype']}, {row['backend']}",
+        "tokens, single / N": lambda row: f"{row['num_tokens']:,} / {row['num_sample_tokens']:,}",
+        "loss": lambda row: f"{row['loss_difference']:.1e}",
+        "gradients, largest": lambda row: f"{row['gradients']['largest']:.1e}",
+        "gradients, norm": lambda row: f"{row['gradients']['norm']:.1e}",
+        "loss, wrong mask": lambda row: f"{row['wrong_mask_loss_difference']:.1e}",
+        "N-pass fp32 against fp64": own_error,
+    }
+    heading = "Relative difference of the single pass from N-pass"
+    return [table(heading, record["rows"], columns)]

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.attention_runs import Case, Checked, error, joint_bound, own_bound
 from benchmarks.record import Measurement, Row
-from benchmarks.tables import Table, seconds, times
-from benchmarks.timing import Task, alternate, ratios, spread
+from benchmarks.tables import Columns, Table, seconds, table, times
+from benchmarks.timing import Task, compare, scaled
 from flexmask import attention
 
 
@@ -54,48 +53,25 @@ def measure_forward(case: Case, checked: Checked, label: str, measurement: Measu
         difference = error(out[0], checked.dense[0][0])
         measurement.check(f"{where}, against dense SDPA", difference, joint_bound(dense_error))
     rounds = measurement.settings["rounds"]
-    took = alternate(tasks, rounds=rounds, label=f"{label}, forward only")
+    found = compare(tasks, "cpu", rounds=rounds, label=f"{label}, forward only")
     num_tokens = case.tree.num_tokens
     share = case.mask.num_visible / (num_tokens * (num_tokens + 1) // 2)
-    rates = np.array(ratios(took["causal"], took["cpu"])) * share
-    return {
-        "elapsed_s": {name: spread(rounds) for name, rounds in took.items()},
-        "speed_up": {
-            name: spread(ratios(took[name], took["cpu"]))
-            for name in ("flex", "dense")
-            if name in took
-        },
-        "rate_of_causal": spread(rates.tolist()),
-    }
+    return found | {"rate_of_causal": scaled(found["speed_up"]["causal"], share)}
 
 
 def forward_table(rows: Sequence[Row]) -> list[Table]:
     """The table of the rows that hold a forward pass; none where no row does."""
-    lines = []
-    for row in rows:
-        if "forward" not in row:
-            continue
-        took, faster = row["forward"]["elapsed_s"], row["forward"]["speed_up"]
-        lines.append(
-            (
-                f"{row['num_turns']}",
-                f"{row['num_tokens']:,}",
-                *(seconds(took.get(name)) for name in ("cpu", "flex", "dense", "causal")),
-                times(faster.get("flex")),
-                times(faster["dense"]),
-                times(row["forward"]["rate_of_causal"]),
-            )
-        )
-    columns = (
-        "turns",
-        "tokens",
-        "cpu backend",
-        "FlexAttention",
-        "dense SDPA, bool",
-        "causal SDPA",
-        "faster than FlexAttention",
-        "than dense",
-        "rate",
-    )
+    columns: Columns = {
+        "turns": lambda row: f"{row['num_turns']}",
+        "tokens": lambda row: f"{row['num_tokens']:,}",
+        "cpu backend": lambda row: seconds(row["elapsed_s"]["cpu"]),
+        "FlexAttention": lambda row: seconds(row["elapsed_s"].get("flex")),
+        "dense SDPA, bool": lambda row: seconds(row["elapsed_s"]["dense"]),
+        "causal SDPA": lambda row: seconds(row["elapsed_s"]["causal"]),
+        "faster than FlexAttention": lambda row: times(row["speed_up"].get("flex")),
+        "than dense": lambda row: times(row["speed_up"]["dense"]),
+        "rate": lambda row: times(row["rate_of_causal"]),
+    }
+    measured = [row | row["forward"] for row in rows if "forward" in row]
     heading = "Forward only: time, and the cpu backend against the others"
-    return [Table(heading, columns, lines)] if lines else []
+    return [table(heading, measured, columns)] if measured else []

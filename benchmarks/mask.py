@@ -13,8 +13,8 @@ from benchmarks.conversations import NUM_TURNS, TURN, count_pairs, long_conversa
 from benchmarks.peak import measure_peak
 from benchmarks.plots import Curve, draw_curves
 from benchmarks.record import Measurement, Record, Row, Target
-from benchmarks.tables import Table, seconds, size, times
-from benchmarks.timing import Task, alternate, ratios, spread
+from benchmarks.tables import Columns, Table, seconds, size, table, times
+from benchmarks.timing import Task, compare
 from flexmask import PrefixTree, TreeMask, compile_mask
 
 TITLE = "Building the mask"
@@ -61,16 +61,17 @@ def _measure(num_tokens: int, is_compared: bool, measurement: Measurement) -> Ro
         different = count_differences(ours, _create(mask))
         measurement.check(f"blocks that differ, {num_tokens:,} tokens", different, 0)
         tasks["create_block_mask"] = Task(lambda: _create(mask))
-    took = alternate(tasks, rounds=measurement.settings["rounds"], label=f"{num_tokens:,} tokens")
+    rounds = measurement.settings["rounds"]
+    found = compare(tasks, "block_mask", rounds=rounds, label=f"{num_tokens:,} tokens")
     row: Row = {
         "num_tokens": num_tokens,
         "num_visited_tiles": mask.tiles(_BLOCK, _BLOCK)[0].num_visited,
         "index_bytes": _index_bytes(ours),
-        "elapsed_s": {name: spread(rounds) for name, rounds in took.items()},
+        "elapsed_s": found["elapsed_s"],
         "peak_bytes": {"to_block_mask": measure_peak(prepare_ours, num_tokens).num_bytes},
     }
     if is_compared:
-        row["speed_up"] = spread(ratios(took["create_block_mask"], took["block_mask"]))
+        row["speed_up"] = found["speed_up"]["create_block_mask"]
         peak = measure_peak(prepare_eager, num_tokens)
         row["peak_bytes"]["create_block_mask"] = peak.num_bytes
     return row
@@ -143,53 +144,26 @@ def _targets(rows: list[Row]) -> list[Target]:
 
 
 def tables(record: Record) -> list[Table]:
-    time_lines, memory_lines = [], []
-    for row in record["rows"]:
-        elapsed, peak = row["elapsed_s"], row["peak_bytes"]
-        tokens = f"{row['num_tokens']:,}"
-        time_lines.append(
-            (
-                tokens,
-                seconds(elapsed.get("create_block_mask")),
-                seconds(elapsed["block_mask"]),
-                times(row.get("speed_up")),
-                seconds(elapsed["compile"]),
-                seconds(elapsed["both"]),
-            )
-        )
-        memory_lines.append(
-            (
-                tokens,
-                f"{row['num_visited_tiles']:,}",
-                size(row["index_bytes"]),
-                size(peak["to_block_mask"]),
-                size(peak.get("create_block_mask")),
-            )
-        )
+    elapsed: Columns = {
+        "tokens": lambda row: f"{row['num_tokens']:,}",
+        "create_block_mask": lambda row: seconds(row["elapsed_s"].get("create_block_mask")),
+        "to_block_mask": lambda row: seconds(row["elapsed_s"]["block_mask"]),
+        "times faster": lambda row: times(row.get("speed_up")),
+        "compile_mask": lambda row: seconds(row["elapsed_s"]["compile"]),
+        "both of ours": lambda row: seconds(row["elapsed_s"]["both"]),
+    }
+    memory: Columns = {
+        "tokens": lambda row: f"{row['num_tokens']:,}",
+        "visited tiles": lambda row: f"{row['num_visited_tiles']:,}",
+        "index tensors": lambda row: size(row["index_bytes"]),
+        "peak, compile_mask and to_block_mask": lambda row: size(
+            row["peak_bytes"]["to_block_mask"]
+        ),
+        "peak, create_block_mask": lambda row: size(row["peak_bytes"].get("create_block_mask")),
+    }
     return [
-        Table(
-            "Time: median (lowest-highest)",
-            (
-                "tokens",
-                "create_block_mask",
-                "to_block_mask",
-                "times faster",
-                "compile_mask",
-                "both of ours",
-            ),
-            time_lines,
-        ),
-        Table(
-            "Memory",
-            (
-                "tokens",
-                "visited tiles",
-                "index tensors",
-                "peak, compile_mask and to_block_mask",
-                "peak, create_block_mask",
-            ),
-            memory_lines,
-        ),
+        table("Time: median (lowest-highest)", record["rows"], elapsed),
+        table("Memory", record["rows"], memory),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from benchmarks.conversations import NUM_TURNS, TURN, random_samples, scaled_tur
 from benchmarks.peak import Peak, measure_peak
 from benchmarks.plots import draw_curves
 from benchmarks.record import Measurement, Record, Row, Target
-from benchmarks.tables import Table, size
+from benchmarks.tables import Columns, Table, size, table
 
 TITLE = "Peak memory"
 ABOUT = """\
@@ -139,26 +140,26 @@ def growth(rows: list[Row], kind: str, way: str) -> float:
 
 
 def tables(record: Record) -> list[Table]:
+    def per_token(row: Row) -> str:
+        return f"{row['peak_bytes']['cpu'] / row['num_tokens'] / 1024:.1f} KiB"
+
+    def ratio(row: Row) -> str:
+        peaks = row["peak_bytes"]
+        return f"{peaks['dense'] / peaks['cpu']:.1f}" if "dense" in peaks else "-"
+
+    columns: Columns = {
+        "tokens": lambda row: f"{row['num_tokens']:,}",
+        "cpu backend": lambda row: size(row["peak_bytes"]["cpu"]),
+        "a token": per_token,
+        "dense mask": lambda row: size(row["peak_bytes"].get("dense")),
+        "times as much": ratio,
+    }
     found = []
     for kind in dict.fromkeys(row["kind"] for row in record["rows"]):
-        lines = []
-        for row in record["rows"]:
-            if row["kind"] != kind:
-                continue
-            ours, dense = row["peak_bytes"]["cpu"], row["peak_bytes"].get("dense")
-            lines.append(
-                (
-                    f"{row['num_tokens']:,}",
-                    size(ours),
-                    f"{ours / row['num_tokens'] / 1024:.1f} KiB",
-                    size(dense),
-                    f"{dense / ours:.1f}" if dense else "-",
-                )
-            )
-        exponents = [f"{growth(record['rows'], kind, way):.2f}" for way in ("cpu", "dense")]
-        lines.append(("growth", exponents[0], "-", exponents[1], "-"))
-        columns = ("tokens", "cpu backend", "a token", "dense mask", "times as much")
-        found.append(Table(f"Peak memory, {kind}", columns, lines))
+        rows = [row for row in record["rows"] if row["kind"] == kind]
+        peaks = table(f"Peak memory, {kind}", rows, columns)
+        ours, dense = (f"{growth(record['rows'], kind, name):.2f}" for name in ("cpu", "dense"))
+        found.append(replace(peaks, lines=[*peaks.lines, ("growth", ours, "-", dense, "-")]))
     return found
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from benchmarks.cases import CASES, load_case
 from benchmarks.record import Record, read_records
-from benchmarks.tables import Table, describe_checks, describe_settings, targets_table
+from benchmarks.tables import (
+    Columns,
+    describe_checks,
+    describe_settings,
+    table,
+    targets_table,
+)
 from flexmask.files import atomic_write
 
 _HEAD = """\
@@ -42,8 +48,8 @@ def write_report(results: Path, docs: Path) -> Path:
         if hasattr(module, "draw"):
             name = f"benchmark-{record['case']}-{record['environment']['device']}.png"
             parts.append(f"![{module.draw(record, images / name)}](images/{name})")
-        for table in module.tables(record):
-            parts += [f"{table.heading}:", str(table)]
+        for shown in module.tables(record):
+            parts += [f"{shown.heading}:", str(shown)]
     path = docs / "benchmarks.md"
     with atomic_write(path) as partial:
         partial.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
@@ -53,23 +59,17 @@ def write_report(results: Path, docs: Path) -> Path:
 def _summary(records: list[Record]) -> list[str]:
     """The targets of all cases, and where each was measured."""
     targets = [target for record in records for target in record["targets"]]
-    machines = Table(
-        "Machines",
-        ("case", "processor", "threads", "torch", "transformers", "date", "load before"),
-        [
-            (
-                record["case"],
-                (where := record["environment"]).get("gpu", where["cpu"]),
-                f"{where['num_threads']} of {where['num_cores']} cores",
-                where["versions"]["torch"],
-                where["versions"]["transformers"],
-                where["date"][:10],
-                f"{where['load_at_start']:.2f}",
-            )
-            for record in records
-        ],
-    )
-    parts = ["## Measured on", str(machines)]
+    machines = [{"case": record["case"]} | record["environment"] for record in records]
+    columns: Columns = {
+        "case": lambda row: row["case"],
+        "processor": lambda row: str(row.get("gpu", row["cpu"])),
+        "threads": lambda row: f"{row['num_threads']} of {row['num_cores']} cores",
+        "torch": lambda row: row["versions"]["torch"],
+        "transformers": lambda row: row["versions"]["transformers"],
+        "date": lambda row: row["date"][:10],
+        "load before": lambda row: f"{row['load_at_start']:.2f}",
+    }
+    parts = ["## Measured on", str(table("Machines", machines, columns))]
     if targets:
         parts = ["## What is to be reached", str(targets_table(targets)), *parts]
     return parts

@@ -35,8 +35,8 @@ from benchmarks.attention_runs import (
 from benchmarks.conversations import AgentTurn, Message, Turn, agent_tree, count_pairs
 from benchmarks.plots import draw_bars
 from benchmarks.record import Measurement, Record, Row
-from benchmarks.tables import Table, seconds, times
-from benchmarks.timing import Task, alternate, ratios, spread
+from benchmarks.tables import Columns, Table, seconds, table, times
+from benchmarks.timing import Task, compare
 from flexmask import PrefixTree
 
 TITLE = "Kinds of conversations"
@@ -199,73 +199,40 @@ def _time(cases: list[Case], merged: list[Case], label: str, measurement: Measur
     if any(len(a.samples) != len(b.samples) for a, b in zip(cases, merged, strict=True)):
         fewer = [npass_inputs(case) for case in merged]
         tasks["merged_npass"] = Task(lambda: [run_npass(inputs) for inputs in fewer])
-    took = alternate(tasks, rounds=measurement.settings["rounds"], label=label)
-    return {
-        "elapsed_s": {name: spread(rounds) for name, rounds in took.items()},
-        "speed_up": {
-            name: spread(ratios(rounds, took["cpu"]))
-            for name, rounds in took.items()
-            if name != "cpu"
-        },
-    }
+    return compare(tasks, "cpu", rounds=measurement.settings["rounds"], label=label)
 
 
 def tables(record: Record) -> list[Table]:
-    counts, elapsed = [], []
-    for row in record["rows"]:
-        tokens, took, faster = row["num_tokens"], row["elapsed_s"], row["speed_up"]
-        counts.append(
-            (
-                row["shape"],
-                "/".join(map(str, row["sizes"])),
-                f"{tokens['npass']:,}",
-                f"{tokens['single_pass']:,}",
-                f"{row['token_ratio']['npass']:.2f}",
-                f"{row['token_ratio']['merged_npass']:.2f}",
-                f"{row['pair_ratio']['npass']:.2f}",
-                f"{row['density']:.3f}",
-            )
-        )
-        elapsed.append(
-            (
-                row["shape"],
-                seconds(took["cpu"]),
-                *(seconds(took.get(name)) for name in ("npass", "packed_npass", "merged_npass")),
-                *(times(faster.get(name)) for name in ("npass", "packed_npass", "merged_npass")),
-            )
-        )
-    return [
-        Table(
-            "Counts; ratios are N-pass / single-pass, density is visible pairs / area of visited "
-            "128 x 128 tiles, heavy first",
-            (
-                "conversations",
-                "sizes",
-                "tokens, N-pass",
-                "tokens, single-pass",
-                "token ratio",
-                "merged",
-                "pair ratio",
-                "density",
-            ),
-            counts,
-        ),
-        Table(
-            "Attention, forward and backward: median (lowest-highest), and how many times faster "
-            "the cpu backend is",
-            (
-                "conversations",
-                "cpu backend",
-                "N-pass",
-                "packed N-pass",
-                "merged N-pass",
-                "than N-pass",
-                "than packed",
-                "than merged",
-            ),
-            elapsed,
-        ),
-    ]
+    counts: Columns = {
+        "conversations": lambda row: row["shape"],
+        "sizes": lambda row: "/".join(map(str, row["sizes"])),
+        "tokens, N-pass": lambda row: f"{row['num_tokens']['npass']:,}",
+        "tokens, single-pass": lambda row: f"{row['num_tokens']['single_pass']:,}",
+        "token ratio": lambda row: f"{row['token_ratio']['npass']:.2f}",
+        "merged": lambda row: f"{row['token_ratio']['merged_npass']:.2f}",
+        "pair ratio": lambda row: f"{row['pair_ratio']['npass']:.2f}",
+        "density": lambda row: f"{row['density']:.3f}",
+    }
+    elapsed: Columns = {
+        "conversations": lambda row: row["shape"],
+        "cpu backend": lambda row: seconds(row["elapsed_s"]["cpu"]),
+        "N-pass": lambda row: seconds(row["elapsed_s"]["npass"]),
+        "packed N-pass": lambda row: seconds(row["elapsed_s"]["packed_npass"]),
+        "merged N-pass": lambda row: seconds(row["elapsed_s"].get("merged_npass")),
+        "than N-pass": lambda row: times(row["speed_up"]["npass"]),
+        "than packed": lambda row: times(row["speed_up"]["packed_npass"]),
+        "than merged": lambda row: times(row["speed_up"].get("merged_npass")),
+    }
+    of_counts = (
+        "Counts; ratios are N-pass / single-pass, density is visible pairs / area of visited "
+        "128 x 128 tiles, heavy first"
+    )
+    of_times = (
+        "Attention, forward and backward: median (lowest-highest), and how many times faster "
+        "the cpu backend is"
+    )
+    rows = record["rows"]
+    return [table(of_counts, rows, counts), table(of_times, rows, elapsed)]
 
 
 def draw(record: Record, path: Path) -> str:

@@ -15,8 +15,8 @@ from benchmarks.conversations import Turn, count_pairs, random_samples
 from benchmarks.models import TINY, Batch, gradient_differences, run_step, take_gradients
 from benchmarks.plots import draw_bars
 from benchmarks.record import Measurement, Record, Row, Target
-from benchmarks.tables import Table, seconds, times
-from benchmarks.timing import Task, alternate, ratios, spread
+from benchmarks.tables import Columns, Table, seconds, table, times
+from benchmarks.timing import Task, compare, scaled
 from flexmask import PrefixTree, Sample, patch, unpatch
 
 TITLE = "Whole training steps"
@@ -95,7 +95,6 @@ def _measure(
     measurement: Measurement,
 ) -> Row:
     """Check, then time; the row has no FLOPs yet."""
-    rounds = measurement.settings["rounds"]
     batches = {
         "single_pass": models.single_pass_batches([samples]),
         "npass": models.npass_step_batches([samples]),
@@ -118,17 +117,13 @@ def _measure(
         "dense": task("dense", rounds=1),
         "packed_npass": task("packed_npass", rounds=1),
     }
-    took = alternate(tasks, rounds=rounds, label=label)
+    found = compare(tasks, "single_pass", rounds=measurement.settings["rounds"], label=label)
     unpatch(model)
     return {
         "num_tokens": {name: _num_tokens(batch) for name, batch in batches.items()},
         "num_head_positions": head_rows,
         "num_trained": models.count_trained(batches["single_pass"]),
-        "elapsed_s": {name: spread(values) for name, values in took.items()},
-        "speed_up": {
-            name: spread(ratios(took[name], took["single_pass"]))
-            for name in ("npass", "packed_npass", "dense")
-        },
+        **found,
     }
 
 
@@ -209,10 +204,7 @@ def _count(model: LlamaForCausalLM, row: Row) -> Row:
         for name in ("single_pass", "npass")
     }
     ratio = flops["npass"] / flops["single_pass"]
-    share = {
-        key: value / ratio if key != "num_rounds" else value
-        for key, value in row["speed_up"]["npass"].items()
-    }
+    share = scaled(row["speed_up"]["npass"], 1 / ratio)
     return row | {"flops": flops, "flop_ratio": ratio, "share_of_flop_ratio": share}
 
 
@@ -228,51 +220,27 @@ def count_flops(
 
 
 def tables(record: Record) -> list[Table]:
-    lines, others = [], []
-    for row in record["rows"]:
-        tokens, took = row["num_tokens"], row["elapsed_s"]
-        turns = f"{row['num_turns']}"
-        lines.append(
-            (
-                turns,
-                f"{tokens['single_pass']:,}",
-                f"{tokens['npass']:,}",
-                seconds(took["single_pass"]),
-                seconds(took["npass"]),
-                times(row["speed_up"]["npass"]),
-                f"{row['flop_ratio']:.2f}",
-                times(row["share_of_flop_ratio"]),
-            )
-        )
-        others.append(
-            (
-                turns,
-                seconds(took["packed_npass"]),
-                times(row["speed_up"]["packed_npass"]),
-                seconds(took["dense"]),
-                times(row["speed_up"]["dense"]),
-            )
-        )
-    columns = (
-        "turns",
-        "tokens, single-pass",
-        "tokens, N-pass",
-        "single-pass",
-        "N-pass",
-        "speed-up",
-        "FLOP ratio",
-        "speed-up / FLOP ratio",
-    )
-    other_columns = (
-        "turns",
-        "packed N-pass",
-        "single-pass faster",
-        "dense mask",
-        "single-pass faster",
-    )
+    against_npass: Columns = {
+        "turns": lambda row: f"{row['num_turns']}",
+        "tokens, single-pass": lambda row: f"{row['num_tokens']['single_pass']:,}",
+        "tokens, N-pass": lambda row: f"{row['num_tokens']['npass']:,}",
+        "single-pass": lambda row: seconds(row["elapsed_s"]["single_pass"]),
+        "N-pass": lambda row: seconds(row["elapsed_s"]["npass"]),
+        "speed-up": lambda row: times(row["speed_up"]["npass"]),
+        "FLOP ratio": lambda row: f"{row['flop_ratio']:.2f}",
+        "speed-up / FLOP ratio": lambda row: times(row["share_of_flop_ratio"]),
+    }
+    against_others: Columns = {
+        "turns": lambda row: f"{row['num_turns']}",
+        "packed N-pass": lambda row: seconds(row["elapsed_s"]["packed_npass"]),
+        "faster than packed": lambda row: times(row["speed_up"]["packed_npass"]),
+        "dense mask": lambda row: seconds(row["elapsed_s"]["dense"]),
+        "faster than dense": lambda row: times(row["speed_up"]["dense"]),
+    }
+    rows = record["rows"]
     return [
-        Table("Single-pass against N-pass: median (lowest-highest)", columns, lines),
-        Table("Single-pass against packed N-pass and a dense mask", other_columns, others),
+        table("Single-pass against N-pass: median (lowest-highest)", rows, against_npass),
+        table("Single-pass against packed N-pass and a dense mask", rows, against_others),
     ]
 
 

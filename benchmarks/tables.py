@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from benchmarks.record import Row
+
+Columns = Mapping[str, Callable[[Row], str]]  # {name: what it shows of a row}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,11 @@ class Table:
 
         rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
         return "\n".join([draw(cells[0]), draw(rule), *map(draw, cells[1:])])
+
+
+def table(heading: str, rows: Iterable[Row], columns: Columns) -> Table:
+    """The table of one line per row."""
+    return Table(heading, [*columns], [[show(row) for show in columns.values()] for row in rows])
 
 
 def seconds(spread: dict[str, float] | None) -> str:
@@ -59,19 +68,13 @@ def size(num_bytes: float | None) -> str:
 
 def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
     """What was to be reached, and what was."""
-    return Table(
-        "Targets",
-        ("target", "goal", "measured", "reached"),
-        [
-            (
-                target["name"],
-                f"{'at most' if target['is_most'] else 'at least'} {_short(target['goal'])}",
-                _short(target["measured"]),
-                "yes" if target["is_reached"] else "no",
-            )
-            for target in targets
-        ],
-    )
+    columns: Columns = {
+        "target": lambda row: row["name"],
+        "goal": lambda row: f"at {'most' if row['is_most'] else 'least'} {_short(row['goal'])}",
+        "measured": lambda row: _short(row["measured"]),
+        "reached": lambda row: "yes" if row["is_reached"] else "no",
+    }
+    return table("Targets", targets, columns)
 
 
 def describe_machine(environment: dict[str, Any]) -> str:

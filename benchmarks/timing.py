@@ -65,6 +65,29 @@ def ratios(numerators: list[float], denominators: list[float]) -> list[float]:
     return [a / b for a, b in zip(numerators, denominators, strict=False)]
 
 
+def scaled(figure: dict[str, float], factor: float) -> dict[str, float]:
+    """The spread of values that are `factor` times those of the spread `figure`."""
+    return figure | {key: figure[key] * factor for key in ("median", "low", "high")}
+
+
+def compare(tasks: Mapping[str, Task], ours: str, *, rounds: int, label: str) -> dict[str, Any]:
+    """Time tasks in turns, on the CPU.
+
+    Returns:
+        `elapsed_s`, the spread of each task's seconds; `speed_up`, by task, the spread of how many
+        times faster than it the task `ours` is.
+    """
+    took = alternate(tasks, rounds=rounds, label=label)
+    return {
+        "elapsed_s": {name: spread(values) for name, values in took.items()},
+        "speed_up": {
+            name: spread(ratios(values, took[ours]))
+            for name, values in took.items()
+            if name != ours
+        },
+    }
+
+
 def queue_seconds(task: Task, calls: int = 5) -> float:
     """Seconds that the host needs to queue one call for the GPU."""
     import torch
