@@ -105,8 +105,3 @@ def agent_tree(turns: Sequence[AgentTurn]) -> PrefixTree:
             history = add(sum(m.text + m.result for m in turn.messages), prompt, "history")
     tree = PrefixTree.from_segments(segments)
     return replace(tree, leaves=tuple(Leaf(end, key) for key, end in enumerate(ends)))
-
-
-def count_pairs(tree: PrefixTree) -> int:
-    """The visible pairs of `tree`: every token sees its ancestors and itself."""
-    return int((tree.lengths * tree.depths + tree.lengths * (tree.lengths + 1) // 2).sum())

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.conversations import count_pairs
 from benchmarks.plots import draw_bars
 from benchmarks.record import Measurement, Record, Target
 from benchmarks.tables import Table
@@ -43,16 +42,15 @@ def measure(*, quick: bool) -> Measurement:
         difference = abs(visited["heavy first"] - mask.tiles(_BLOCK, _BLOCK)[0].num_visited)
         name = f"{num_turns} turns of {'/'.join(map(str, turn))}"
         measurement.check(f"visited tiles, {name}, against the mask's own", difference, 0)
-        num_visible = count_pairs(tree)
-        difference = abs(num_visible - mask.num_visible)
+        difference = abs(tree.num_pairs - mask.num_visible)
         measurement.check(f"visible pairs, {name}, against the mask's own", difference, 0)
-        densities = {key: num_visible / (count * _BLOCK**2) for key, count in visited.items()}
+        densities = {key: tree.num_pairs / (count * _BLOCK**2) for key, count in visited.items()}
         measurement.rows.append(
             {
                 "num_turns": num_turns,
                 "turn": turn,
                 "num_tokens": tree.num_tokens,
-                "num_visible": num_visible,
+                "num_visible": tree.num_pairs,
                 "num_visited_tiles": visited,
                 "density": densities,
             }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from benchmarks.conversations import NUM_TURNS, TURN, count_pairs, long_conversations
+from benchmarks.conversations import NUM_TURNS, TURN, long_conversations
 from benchmarks.peak import measure_peak
 from benchmarks.plots import Curve, draw_curves
 from benchmarks.record import Measurement, Record, Row, Target
@@ -55,7 +55,7 @@ def _measure(num_tokens: int, is_compared: bool, measurement: Measurement) -> Ro
         ),
     }
     ours = mask.to_block_mask()
-    missing = abs(mask.num_visible - sum(map(count_pairs, long_conversations(num_tokens))))
+    missing = abs(mask.num_visible - sum(tree.num_pairs for tree in long_conversations(num_tokens)))
     measurement.check(f"visible pairs, {num_tokens:,} tokens, against the trees", missing, 0)
     if is_compared:
         different = count_differences(ours, _create(mask))

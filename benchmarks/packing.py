@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.plots import draw_bars
 from benchmarks.record import Measurement, Record, Row, Target
-from benchmarks.tables import Table, seconds
+from benchmarks.tables import Columns, Table, seconds, table
 from benchmarks.timing import Task, alternate, spread
 from flexmask import PrefixTree, TreeBatchSampler, TreeCollator, pack
 from flexmask.data.files import read_conversations
@@ -196,40 +196,30 @@ def _set_targets(measurement: Measurement) -> None:
 
 
 def tables(record: Record) -> list[Table]:
-    rows = [row for row in record["rows"] if row["kind"] == "rows"]
-    lines = [
-        (
-            row["data"],
-            str(row["num_processes"]),
-            f"{row['num_rows']:,}",
-            f"{row['fewest_rows']:,}",
-            f"{row['fill']:.2%}",
-            f"{row['padding']:.2%}",
-            f"{row['step_spread']:.2%}",
-            f"{row['run_spread']:.2%}",
-            f"{row['waiting']:.2%}",
-            f"{row['by_count_step_spread']:.1%}",
-            f"{row['by_count_waiting']:.1%}",
-        )
-        for row in rows
-    ]
-    columns = (
-        *("conversations", "processes", "rows", "fewest", "fill", "padding to 128"),
-        *("spread in a step", "over the run", "waiting", "by count: spread", "waiting"),
-    )
-    times = [
-        (f"{record['settings']['num_trees']:,}", f"{row['num_rows']:,}", seconds(row["seconds"]))
-        for row in rows
-        if row["seconds"]
-    ]
-    times += [
-        (f"{row['num_trees']:,}", f"{row['num_rows']:,}", seconds(row["seconds"]))
-        for row in record["rows"]
-        if row["kind"] == "many"
-    ]
+    columns: Columns = {
+        "conversations": lambda row: row["data"],
+        "processes": lambda row: str(row["num_processes"]),
+        "rows": lambda row: f"{row['num_rows']:,}",
+        "fewest": lambda row: f"{row['fewest_rows']:,}",
+        "fill": lambda row: f"{row['fill']:.2%}",
+        "padding to 128": lambda row: f"{row['padding']:.2%}",
+        "spread in a step": lambda row: f"{row['step_spread']:.2%}",
+        "over the run": lambda row: f"{row['run_spread']:.2%}",
+        "waiting": lambda row: f"{row['waiting']:.2%}",
+        "by count: spread": lambda row: f"{row['by_count_step_spread']:.1%}",
+        "by count: waiting": lambda row: f"{row['by_count_waiting']:.1%}",
+    }
+    num_trees = record["settings"]["num_trees"]
+    planned: Columns = {
+        "conversations": lambda row: f"{row.get('num_trees', num_trees):,}",
+        "rows": lambda row: f"{row['num_rows']:,}",
+        "time": lambda row: seconds(row["seconds"]),
+    }
+    plans = [row for row in record["rows"] if row["kind"] == "rows"]
+    timed = [row for row in record["rows"] if row.get("seconds")]
     return [
-        Table("Rows; spreads are the largest of any step", columns, lines),
-        Table("Time to plan an epoch for 8 processes", ("conversations", "rows", "time"), times),
+        table("Rows; spreads are the largest of any step", plans, columns),
+        table("Time to plan an epoch for 8 processes", timed, planned),
     ]
 
 

@@ -32,7 +32,7 @@ from benchmarks.attention_runs import (
     run_cpu,
     run_npass,
 )
-from benchmarks.conversations import AgentTurn, Message, Turn, agent_tree, count_pairs
+from benchmarks.conversations import AgentTurn, Message, Turn, agent_tree
 from benchmarks.plots import draw_bars
 from benchmarks.record import Measurement, Record, Row
 from benchmarks.tables import Columns, Table, seconds, table, times
@@ -147,7 +147,7 @@ def _without_prefixes(case: Case) -> Case:
 
 
 def _check(case: Case, merged: Case, label: str, measurement: Measurement) -> None:
-    missing = abs(case.mask.num_visible - count_pairs(case.tree))
+    missing = abs(case.mask.num_visible - case.tree.num_pairs)
     measurement.check(f"visible pairs, {label}, against the tree", missing, 0)
     checked = check_case(case, label, measurement)
     if len(merged.samples) == len(case.samples):

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import models
-from benchmarks.conversations import Turn, count_pairs, random_samples
+from benchmarks.conversations import Turn, random_samples
 from benchmarks.models import TINY, Batch, gradient_differences, run_step, take_gradients
 from benchmarks.plots import draw_bars
 from benchmarks.record import Measurement, Record, Row, Target
@@ -71,7 +71,7 @@ def measure(*, quick: bool) -> Measurement:
         samples = random_samples([turn] * number, vocab_size=config.vocab_size, seed=number)
         row = _measure(model, optimizer, samples, f"{number} turns", measurement)
         row["num_visible_pairs"] = {
-            "single_pass": count_pairs(PrefixTree.from_turns([turn] * number)),
+            "single_pass": PrefixTree.from_turns([turn] * number).num_pairs,
             "npass": sum(len(s) * (len(s) + 1) // 2 for s in samples),
         }
         measurement.rows.append({"num_turns": number} | _count(model, row))
