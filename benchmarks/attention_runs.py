@@ -30,9 +30,9 @@ class Inputs(NamedTuple):
     dout: Tensor
 
     def at(self, index: Tensor, is_owned: Tensor) -> Inputs:
-        """The rows of one sample as leaves of their own; dout only where it owns the token."""
+        """The tokens `index` as leaves of their own; dout only where `is_owned`, bool [n]."""
         q, k, v, dout = (x.detach().transpose(1, 2)[:, index].transpose(1, 2) for x in self)
-        return _leaves(q, k, v, dout * is_owned[index].unsqueeze(-1))
+        return _leaves(q, k, v, dout * is_owned.unsqueeze(-1))
 
 
 def _leaves(q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> Inputs:
@@ -109,10 +109,18 @@ def run_causal(inputs: Inputs) -> Results:
 
 def npass_inputs(case: Case) -> list[Inputs]:
     """The samples' inputs; a token that several samples hold has its gradient in the first."""
-    owner = torch.full((case.tree.num_tokens,), -1)
-    for number in range(len(case.samples) - 1, -1, -1):
-        owner[case.samples[number]] = number
-    return [case.inputs.at(index, owner == i) for i, index in enumerate(case.samples)]
+    owned = owned_tokens(case.samples, case.tree.num_tokens)
+    return [case.inputs.at(*pair) for pair in zip(case.samples, owned, strict=True)]
+
+
+def owned_tokens(samples: list[Tensor], num_tokens: int) -> list[Tensor]:
+    """For each sample, given by the places of its tokens, which no sample before it holds."""
+    is_held = torch.zeros(num_tokens, dtype=torch.bool)
+    owned = []
+    for index in samples:
+        owned.append(~is_held[index])
+        is_held[index] = True
+    return owned
 
 
 def run_npass(samples: list[Inputs]) -> list[Results]:
@@ -168,7 +176,7 @@ def joint_bound(dense_error: float) -> float:
 
 def _precise_first_head(case: Case) -> Results:
     q, k, v, dout = (x[0, 0].detach() for x in case.inputs)
-    return tuple(x[None, None] for x in attend_precisely(q, k, v, dout, case.dense))
+    return tuple(x[None, None] for x in attend_precisely(q, k, v, dout, case.dense.__getitem__))
 
 
 def error(a: Tensor, b: Tensor) -> float:

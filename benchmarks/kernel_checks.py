@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.attention_runs import NAMES, Inputs, Results
+from benchmarks.kernel_methods import LeftOutError, Method, build_method
 from benchmarks.kernel_rows import KernelRow
-from benchmarks.kernel_ways import LeftOutError, Way, build_way
-from benchmarks.precise import VisibleRows, attend_precisely
+from benchmarks.precise import attend_precisely, rows_of_ends
 
 Bounds = Sequence[float]  # of output, dq, dk and dv
 
@@ -28,7 +28,7 @@ class Checked(NamedTuple):
     Attributes:
         bounds: of output, dq, dk and dv.
         checks: (name, error, bound) of all that is within its bound.
-        wrong: by way, what is not.
+        wrong: by method, what is not.
     """
 
     bounds: Bounds
@@ -37,7 +37,7 @@ class Checked(NamedTuple):
 
 
 def check_kernels(row: KernelRow, inputs: Inputs, label: str, names: Sequence[str]) -> Checked:
-    """Hold the ways `names`, modes of ours, to fp64 on the first key head and its query heads."""
+    """Hold the modes `names` of ours to fp64 on the first key head and its query heads."""
     exact = _group_reference(row, inputs, torch.float64)
     plain = _group_reference(row, inputs, inputs.q.dtype)
     eps = torch.finfo(inputs.q.dtype).eps
@@ -48,7 +48,7 @@ def check_kernels(row: KernelRow, inputs: Inputs, label: str, names: Sequence[st
     found = Checked(bounds, [], {})
     for name in names:
         with _empty_is_nan():
-            ours = _first_group(build_way(name, row, inputs).results(row.mask.shape[1]), inputs)
+            ours = first_group(build_method(name, row, inputs), row)
         for what, a, b, bound in zip(NAMES, ours, exact, bounds, strict=True):
             error = _distance(a, b)
             if error <= bound:
@@ -58,13 +58,13 @@ def check_kernels(row: KernelRow, inputs: Inputs, label: str, names: Sequence[st
     return found
 
 
-def check_baseline(way: Way, row: KernelRow, ours: Results, bounds: Bounds) -> None:
-    """Compare a way with ours, where both may be off by the bounds; warms it up as well.
+def check_baseline(method: Method, row: KernelRow, ours: Results, bounds: Bounds) -> None:
+    """Compare a method with ours, where both may be off by the bounds; warms it up as well.
 
     Raises:
         LeftOutError: it is further off, so that its figures would say nothing.
     """
-    theirs = _first_group(way.results(row.mask.shape[1]), way.inputs)
+    theirs = first_group(method, row)
     for what, a, b, bound in zip(NAMES, theirs, ours, bounds, strict=False):
         distance = _distance(a[:, : row.num_used], b[:, : row.num_used])
         if not distance <= 2 * bound:
@@ -73,21 +73,19 @@ def check_baseline(way: Way, row: KernelRow, ours: Results, bounds: Bounds) -> N
             )
 
 
-def first_group(way: Way, row: KernelRow) -> Results:
+def first_group(method: Method, row: KernelRow) -> Results:
     """Results of the first key head and its query heads, in packed order."""
-    return _first_group(way.results(row.mask.shape[1]), way.inputs)
-
-
-def _first_group(results: Results, inputs: Inputs) -> Results:
-    group = inputs.q.shape[1] // inputs.k.shape[1]
-    sizes = (group, group, 1, 1)
-    return tuple(x[0, :size].clone() for x, size in zip(results, sizes, strict=False))
+    group = method.inputs.q.shape[1] // method.inputs.k.shape[1]
+    results = method.results(row.mask.shape[1])
+    return tuple(
+        x[0, :size].clone() for x, size in zip(results, (group, group, 1, 1), strict=False)
+    )
 
 
 def _group_reference(row: KernelRow, inputs: Inputs, dtype: torch.dtype) -> Results:
     """By definition: out and dq [group, L, D], dk and dv [1, L, D] of the first key head."""
     q, k, v, dout = (x.detach()[0] for x in inputs)
-    visible = VisibleRows(row.mask.subtree_end[0].to(q.device))
+    visible = rows_of_ends(row.mask.subtree_end[0].to(q.device))
     heads = [
         attend_precisely(q[head], k[0], v[0], dout[head], visible, dtype)
         for head in range(q.shape[0] // k.shape[0])

@@ -6,23 +6,27 @@ Each can be called in a process that has seen none of the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import os
+import tempfile
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
-from flexmask_kernels.configs import KERNELS, num_head_splits, num_processors
-from flexmask_kernels.tuning import choose_config
+from flexmask_kernels.autotune import autotune
+from flexmask_kernels.configs import KERNELS, Config, num_head_splits, num_processors
+from flexmask_kernels.tuning import choose_config, config_key, save_config
 from torch import Tensor
 from triton import TritonError
 
-from benchmarks.apart import reason_of
 from benchmarks.attention_runs import Inputs
 from benchmarks.kernel_checks import Bounds, check_baseline, check_kernels, first_group
 from benchmarks.kernel_cost import Shape, kernel_cost
+from benchmarks.kernel_methods import LeftOutError, Method, build_method
 from benchmarks.kernel_rows import KernelRow, row_makers
-from benchmarks.kernel_ways import LeftOutError, Way, build_way
 from benchmarks.record import Row
+from benchmarks.subprocess_calls import reason_of
 from benchmarks.timing import Task, alternate, queue_seconds
 
 _FAILURES = (RuntimeError, ImportError, ValueError, TypeError, TritonError, LeftOutError)
@@ -101,7 +105,7 @@ def describe(name: str, width: int, sizes: Sizes) -> Row:
 
 
 def check_ours(name: str, width: int, sizes: Sizes) -> dict[str, Any]:
-    """Hold both modes to fp64: `bounds`, `checks` of (name, value, bound), and `wrong` by way."""
+    """Hold both modes to fp64: `bounds`, `checks` of (name, value, bound), `wrong` by method."""
     row = _row(name, sizes.is_quick)
     checked = check_kernels(row, _draw(row, width, sizes), f"{row.name}, D {width}", OURS)
     return checked._asdict()
@@ -110,43 +114,34 @@ def check_ours(name: str, width: int, sizes: Sizes) -> dict[str, Any]:
 def measure(
     name: str, width: int, sizes: Sizes, names: Sequence[str], bounds: Bounds
 ) -> dict[str, Any]:
-    """Seconds of the ways `names` of a row, in turns; the first is one of ours.
+    """Seconds of the methods `names` of a row, in turns; the first is one of ours.
 
     Returns:
-        `took`, {direction: {way: seconds of each round}}; on a GPU `host`, seconds to queue a call;
-        `left_out`, {way: reason}.
+        `took`, {direction: {method: seconds of each round}}; on a GPU `host`, seconds to queue a
+        call; `left_out`, {method: reason}.
     """
     row = _row(name, sizes.is_quick)
     inputs = _draw(row, width, sizes)
-    ways: dict[str, Way] = {}
+    methods: dict[str, Method] = {names[0]: build_method(names[0], row, inputs)}
     left_out: dict[str, str] = {}
-
-    def attempt(act: Callable[[str], None], way_name: str) -> None:
+    ours = first_group(methods[names[0]], row)
+    for other in names[1:]:
         try:
-            act(way_name)
+            method = build_method(other, row, inputs)
+            check_baseline(method, row, ours, bounds)
         except _FAILURES as failure:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # a broken device raises again, and ends the process
             known = isinstance(failure, LeftOutError)
-            left_out[way_name] = str(failure) if known else reason_of(failure)
-            ways.pop(way_name, None)
-
-    def build(way_name: str) -> None:
-        ways[way_name] = build_way(way_name, row, inputs)
-
-    for way_name in names:
-        attempt(build, way_name)
-    if ways.keys() & set(names) - set(OURS) or set(names) <= set(OURS):
-        ours = first_group(ways[names[0]], row)
-        for way_name in names[1:]:
-            if way_name in ways:
-                attempt(lambda n: check_baseline(ways[n], row, ours, bounds), way_name)
-    else:
-        ways = {}  # there is nothing to compare
-    outs = {name: way.forward() for name, way in ways.items() if way.no_backward is None}
+            left_out[other] = str(failure) if known else reason_of(failure)
+        else:
+            methods[other] = method
+    if len(methods) == 1 and not set(names) <= set(OURS):
+        methods = {}  # there is nothing to compare
+    outs = {n: method.forward() for n, method in methods.items() if method.no_backward is None}
     tasks = {
-        "forward": {n: Task(way.forward) for n, way in ways.items()},
-        "backward": {n: Task(lambda n=n: ways[n].backward(outs[n])) for n in outs},
+        "forward": {n: Task(method.forward) for n, method in methods.items()},
+        "backward": {n: Task(lambda n=n: methods[n].backward(outs[n])) for n in outs},
     }
     label = f"{name}, D {width}"
     took = {
@@ -158,10 +153,44 @@ def measure(
         for direction, named in tasks.items()
         if device() == "cuda"
     }
-    for way_name, way in ways.items():
-        if way.no_backward is not None:
-            left_out[f"{way_name}, backward"] = way.no_backward
+    for n, method in methods.items():
+        if method.no_backward is not None:
+            left_out[f"{n}, backward"] = method.no_backward
     return {"took": took, "host": host, "left_out": left_out}
+
+
+def tune(kernel: str, width: int, sizes: Sizes, limit_s: float) -> dict[str, Any]:
+    """Measure a kernel's candidates on the first row: the choice, and every trial.
+
+    The choice goes to the cache of configurations; a quick run has two candidates and keeps none.
+    """
+    inputs, end = _first_inputs(width, sizes)
+    q, k, v = (x.detach() for x in inputs[:3])
+    if sizes.is_quick:
+        pair = [Config(16, 16, 1, 1), Config(16, 32, 1, 1)]
+        clocks = (lambda run: run() and 1.0,) * 2
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.dict(os.environ, FLEXMASK_CACHE=folder),
+        ):
+            found = autotune(
+                *(q, k, v, end), kernels=[kernel], clocks=clocks, try_out=lambda *_: pair
+            )
+    else:
+        found = autotune(q, k, v, end.to(q.device), kernels=[kernel], limit_s=limit_s)
+    tuned = found[kernel]
+    return {
+        "config": list(tuned.config),
+        "elapsed_ms": tuned.elapsed_ms,
+        "num_candidates": tuned.num_candidates,
+        "trials": [[list(t.config), t.elapsed_ms, t.failure] for t in tuned.trials],
+    }
+
+
+def keep(kernel: str, width: int, sizes: Sizes, config: list[Any]) -> None:
+    """Use a configuration that an earlier run has measured."""
+    inputs, _ = _first_inputs(width, sizes)
+    save_config(config_key(kernel, inputs.q, inputs.v), Config(*config))
 
 
 @cache
@@ -169,7 +198,7 @@ def _row(name: str, is_quick: bool) -> KernelRow:
     return row_makers(quick=is_quick)[name]()
 
 
-def draw_inputs(width: int, sizes: Sizes) -> tuple[Inputs, Tensor]:
+def _first_inputs(width: int, sizes: Sizes) -> tuple[Inputs, Tensor]:
     """Inputs of the first row, and its subtree ends."""
     row = _row(next(iter(row_makers(quick=sizes.is_quick))), sizes.is_quick)
     return _draw(row, width, sizes), row.mask.subtree_end

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kernel_ways import WAYS
+from benchmarks.kernel_methods import METHODS
 from benchmarks.plots import draw_bars
 from benchmarks.record import Record, Row, Target
-from benchmarks.tables import Table, seconds, size, times
+from benchmarks.tables import Columns, Table, seconds, size, table, times
 
 _RATES: dict[int, tuple[float, float]] = {  # {head width: TFLOP/s at least, forward and backward}
     128: (430, 330),
@@ -20,31 +20,47 @@ _LONG, _SHORT, _PAPER = (1.2, 1.5), (1.8, 2.0), 2.5  # times faster than FlexAtt
 
 def tables(record: Record) -> list[Table]:
     rows, directions = record["rows"], ("forward", "backward")
-    found = [_by_way(f"TFLOP/s, {d}", rows, ("tflops", d), times) for d in directions]
-    found += [_by_way(f"Time, {d}", rows, ("elapsed_s", d), seconds) for d in directions]
+    found = [_by_method(f"TFLOP/s, {d}", rows, "tflops", d, times) for d in directions]
+    found += [_by_method(f"Time, {d}", rows, "elapsed_s", d, seconds) for d in directions]
     for direction in (*directions, "both"):
         heading = f"Time / time of our fast mode, {direction}"
-        found.append(_by_way(heading, rows, ("slower", direction), times))
+        found.append(_by_method(heading, rows, "slower", direction, times))
     tuned = _tuning(record["details"]["tuning"])
     return [*found, *_host(rows), *tuned, _costs(rows), *_left_out(rows)]
 
 
+def _by_method(
+    heading: str, rows: Sequence[Row], kind: str, direction: str, show: Callable[[Any], str]
+) -> Table:
+    """One line per row, one column per method that has a figure in any of them."""
+    columns = {"row": _label} | {
+        METHODS[name]: lambda row, name=name: show(row[kind][direction].get(name))
+        for name in METHODS
+        if any(name in row[kind][direction] for row in rows)
+    }
+    return table(heading, rows, columns)
+
+
 def _host(rows: Sequence[Row]) -> list[Table]:
     """Where the host needs longer to queue a pass than the device to run it, it sets the pace."""
-    if not any(row["host_s"]["forward"] for row in rows):
-        return []
-    lines = [
-        (f"{_label(row)}, {direction}", *(_share(row, direction, name) for name in WAYS))
+
+    def share(row: Row, name: str) -> str:
+        host_s = row["host_s"].get(name)
+        return "-" if host_s is None else f"{host_s / row['elapsed_s'][name]['median']:.2f}"
+
+    passes = [
+        {"label": f"{_label(row)}, {direction}"}
+        | {kind: row[kind][direction] for kind in ("host_s", "elapsed_s")}
         for row in rows
         for direction in ("forward", "backward")
     ]
+    if not any(each["host_s"] for each in passes):
+        return []
+    columns = {"row": lambda row: row["label"]} | {
+        METHODS[name]: lambda row, name=name: share(row, name) for name in METHODS
+    }
     heading = "Host time / device time; above 1, a single layer waits for the host"
-    return [Table(heading, ("row", *WAYS.values()), lines)]
-
-
-def _share(row: Row, direction: str, name: str) -> str:
-    host_s = row["host_s"][direction].get(name)
-    return "-" if host_s is None else f"{host_s / row['elapsed_s'][direction][name]['median']:.2f}"
+    return [table(heading, passes, columns)]
 
 
 def _tuning(tuning: dict[str, dict[str, Row]]) -> list[Table]:
@@ -58,52 +74,32 @@ def _tuning(tuning: dict[str, dict[str, Row]]) -> list[Table]:
                 continue
             (_, shipped_ms, _), *_ = trials = found["trials"]
             block_q, block_k, warps, stages, use_tma = found["config"]
-            chosen = f"{block_q} x {block_k}, {warps} warps, {stages} stages"
+            chosen = f"{block_q} x {block_k}, {warps} warps, {stages} stages" + ", TMA" * use_tma
             failed = sum(ms is None for _, ms, _ in trials)
-            lines.append(
-                (
-                    name,
-                    chosen + ", TMA" * use_tma,
-                    f"{found['elapsed_ms']:.3f} ms",
-                    f"{shipped_ms:.3f} ms",
-                    f"{len(trials)} of {found['num_candidates']}, {failed} failed",
-                )
-            )
+            tried = f"{len(trials)} of {found['num_candidates']}, {failed} failed"
+            own_ms = f"{found['elapsed_ms']:.3f} ms"
+            lines.append((name, chosen, own_ms, f"{shipped_ms:.3f} ms", tried))
     columns = ("kernel", "chosen", "its pass", "as shipped", "tried")
     return [Table("Configurations", columns, lines)] if lines else []
 
 
-def _by_way(
-    heading: str, rows: Sequence[Row], place: tuple[str, str], show: Callable[[Any], str]
-) -> Table:
-    """One line per row, one column per way that has a figure at `place` in any of them."""
-    kind, direction = place
-    cells = {name: [show(row[kind][direction].get(name)) for row in rows] for name in WAYS}
-    shown = {name: column for name, column in cells.items() if set(column) != {"-"}}
-    lines = [(_label(row), *(column[i] for column in shown.values())) for i, row in enumerate(rows)]
-    return Table(heading, ("row", *(WAYS[name] for name in shown)), lines)
-
-
 def _costs(rows: Sequence[Row]) -> Table:
-    lines = [
-        (
-            f"{_label(row)}, {kernel}",
-            f"{cost['config'][0]} x {cost['config'][1]}",
-            f"{cost['num_full']:,}",
-            f"{cost['num_partial']:,}",
-            f"{cost['num_flops'] / 1e12:.3g}",
-            f"{cost['num_flops'] / cost['num_tile_flops']:.3f}",
-            size(cost["num_bytes_least"]),
-            size(cost["num_bytes_requested"]),
-        )
+    launches = [
+        {"label": f"{_label(row)}, {kernel}"} | cost
         for row in rows
         for kernel, cost in row["cost"].items()
     ]
-    columns = (
-        *("row and kernel", "tile", "full tiles", "partial tiles", "TFLOP on visible pairs"),
-        *("visible / visited", "bytes, at least", "bytes, without caches"),
-    )
-    return Table("What the kernels have to do, counted", columns, lines)
+    columns: Columns = {
+        "row and kernel": lambda row: row["label"],
+        "tile": lambda row: f"{row['config'][0]} x {row['config'][1]}",
+        "full tiles": lambda row: f"{row['num_full']:,}",
+        "partial tiles": lambda row: f"{row['num_partial']:,}",
+        "TFLOP on visible pairs": lambda row: f"{row['num_flops'] / 1e12:.3g}",
+        "visible / visited": lambda row: f"{row['num_flops'] / row['num_tile_flops']:.3f}",
+        "bytes, at least": lambda row: size(row["num_bytes_least"]),
+        "bytes, without caches": lambda row: size(row["num_bytes_requested"]),
+    }
+    return table("What the kernels have to do, counted", launches, columns)
 
 
 def _left_out(rows: Sequence[Row]) -> list[Table]:
@@ -111,28 +107,25 @@ def _left_out(rows: Sequence[Row]) -> list[Table]:
     where: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for name, reason in row["left_out"].items():
-            way, comma, direction = name.partition(",")
-            where.setdefault((WAYS[way] + comma + direction, reason), []).append(_label(row))
+            method, comma, direction = name.partition(",")
+            where.setdefault((METHODS[method] + comma + direction, reason), []).append(_label(row))
     lines = [
-        (way, "all rows" if len(labels) == len(rows) else "; ".join(labels), reason)
-        for (way, reason), labels in where.items()
+        (method, "all rows" if len(labels) == len(rows) else "; ".join(labels), reason)
+        for (method, reason), labels in where.items()
     ]
-    return [Table("Without a figure", ("way", "rows", "reason"), lines)] if lines else []
+    return [Table("Without a figure", ("method", "rows", "reason"), lines)] if lines else []
 
 
 def draw(record: Record, path: Path) -> str:
     widest = max(row["head_width"] for row in record["rows"])
     rows = [row for row in record["rows"] if row["head_width"] == widest]
-    names = [
-        name
-        for name in WAYS
-        if any(name in row["tflops"][d] for row in rows for d in ("forward", "backward"))
-    ]
-    groups = [(row, direction) for row in rows for direction in ("forward", "backward")]
+    names = [name for name in METHODS if any(name in row["tflops"]["forward"] for row in rows)]
+    passes = [(row, direction) for row in rows for direction in ("forward", "backward")]
+    none = {"median": 0.0}
     draw_bars(
-        [f"{row['name'].replace(' to ', chr(10) + 'to ')}\n{d}" for row, d in groups],
+        [f"{row['name'].replace(' to ', chr(10) + 'to ')}\n{d}" for row, d in passes],
         {
-            WAYS[name]: [row["tflops"][d].get(name, {"median": 0.0})["median"] for row, d in groups]
+            METHODS[name]: [row["tflops"][d].get(name, none)["median"] for row, d in passes]
             for name in names
         },
         path,

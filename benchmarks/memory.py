@@ -22,7 +22,7 @@ One 16-turn conversation of L tokens as one row, fp32. Attention: forward and ba
 of 1,024, batch and mask included. Each figure is the most that a fresh process holds beyond its
 inputs, weights and imports; allocators keep what they are given, so repeated runs differ by a few
 percent. The loss (or the sum of the outputs) and the size of the gradients must agree between both
-ways wherever both ran. Growth is the exponent between the last two lengths: 1 is linear, 2
+methods wherever both ran. Growth is the exponent between the last two lengths: 1 is linear, 2
 quadratic."""
 
 _KINDS = ("attention", "step")
@@ -40,10 +40,10 @@ def measure(*, quick: bool) -> Measurement:
         for num_tokens in lengths["cpu"]:
             row: Row = {"kind": kind, "num_tokens": num_tokens, "peak_bytes": {}}
             peaks: dict[str, Peak] = {}
-            for way in ("cpu", "dense"):
-                if num_tokens in lengths[way]:
-                    peaks[way] = measure_peak(_PREPARE[kind], way, num_tokens)
-                    row["peak_bytes"][way] = peaks[way].num_bytes
+            for method in ("cpu", "dense"):
+                if num_tokens in lengths[method]:
+                    peaks[method] = measure_peak(_PREPARE[kind], method, num_tokens)
+                    row["peak_bytes"][method] = peaks[method].num_bytes
             if len(peaks) == 2:
                 ours, theirs = np.array(peaks["cpu"].value), np.array(peaks["dense"].value)
                 difference = float((np.abs(ours - theirs) / np.abs(theirs)).max())
@@ -56,7 +56,7 @@ def measure(*, quick: bool) -> Measurement:
     return measurement
 
 
-def prepare_attention(way: str, num_tokens: int) -> Callable[[], list[float]]:
+def prepare_attention(method: str, num_tokens: int) -> Callable[[], list[float]]:
     """Attention alone; the function returns sizes of the output and the gradients."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -67,7 +67,7 @@ def prepare_attention(way: str, num_tokens: int) -> Callable[[], list[float]]:
     def run(num_tokens: int) -> list[float]:
         tree = PrefixTree.from_turns(scaled_turns(num_tokens))
         q, k, v, dout = inputs[num_tokens]
-        if way == "cpu":
+        if method == "cpu":
             out = attention(q, k, v, compile_mask(tree), backend="cpu")
         else:
             mask = torch.from_numpy(ancestry(tree))[None, None]
@@ -86,7 +86,7 @@ def prepare_attention(way: str, num_tokens: int) -> Callable[[], list[float]]:
     return lambda: run(num_tokens)
 
 
-def prepare_step(way: str, num_tokens: int) -> Callable[[], list[float]]:
+def prepare_step(method: str, num_tokens: int) -> Callable[[], list[float]]:
     """Forward and backward of a small llama; returns the loss and the size of the gradients."""
     import torch
 
@@ -94,12 +94,12 @@ def prepare_step(way: str, num_tokens: int) -> Callable[[], list[float]]:
     from flexmask import patch
 
     model = models.random_llama(models.SMALL)
-    if way == "cpu":
+    if method == "cpu":
         patch(model, backend="cpu")
 
     def run(num_tokens: int) -> list[float]:
         samples = samples_of[num_tokens]
-        is_tree = way == "cpu"
+        is_tree = method == "cpu"
         batches = (
             models.single_pass_batches([samples]) if is_tree else models.dense_batches(samples)
         )
@@ -129,13 +129,13 @@ def _targets(rows: list[Row], kind: str) -> list[Target]:
     ]
 
 
-def growth(rows: list[Row], kind: str, way: str) -> float:
+def growth(rows: list[Row], kind: str, method: str) -> float:
     """The exponent of the peak's growth between the last two lengths; NaN if there are not two."""
-    measured = [row for row in rows if row["kind"] == kind and way in row["peak_bytes"]][-2:]
+    measured = [row for row in rows if row["kind"] == kind and method in row["peak_bytes"]][-2:]
     if len(measured) < 2:
         return float("nan")
     tokens = [row["num_tokens"] for row in measured]
-    peaks = [row["peak_bytes"][way] for row in measured]
+    peaks = [row["peak_bytes"][method] for row in measured]
     return float(np.log(peaks[1] / peaks[0]) / np.log(tokens[1] / tokens[0]))
 
 
@@ -168,14 +168,14 @@ def draw(record: Record, path: Path) -> str:
         "attention": "attention, 8 heads of 64",
         "step": "step of a small llama",
     }
-    ways = {"cpu": "cpu backend", "dense": "dense mask"}
+    methods = {"cpu": "cpu backend", "dense": "dense mask"}
     curves = {}
     for kind in dict.fromkeys(row["kind"] for row in record["rows"]):
-        for way, name in ways.items():
-            rows = [r for r in record["rows"] if r["kind"] == kind and way in r["peak_bytes"]]
+        for method, name in methods.items():
+            rows = [r for r in record["rows"] if r["kind"] == kind and method in r["peak_bytes"]]
             curves[f"{name}, {labels[kind]}"] = (
                 [row["num_tokens"] for row in rows],
-                [row["peak_bytes"][way] / 2**20 for row in rows],
+                [row["peak_bytes"][method] / 2**20 for row in rows],
             )
     draw_curves(curves, path, x_label="tokens in the row", y_label="peak memory, MiB")
     return "Peak memory against the length of the row, both axes logarithmic"

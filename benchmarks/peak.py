@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from benchmarks.subprocess_calls import CallFailedError, Subprocess
 from flexmask.tools.demo.peak import peak_bytes, reset_peak
 
 
@@ -29,31 +28,19 @@ def measure_peak(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> 
     """
     import torch
 
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_answer, args=(theirs, torch.get_num_threads(), prepare, arguments), daemon=True
-    )
-    process.start()
-    theirs.close()
-    try:
-        return Peak(*ours.recv())
-    except EOFError:
-        process.join()
-        raise RuntimeError(
-            f"{prepare.__name__}{arguments} ended with code {process.exitcode} before it answered; "
-            "is there enough memory?"
-        ) from None
-    finally:
-        ours.close()
-        process.join()
+    with Subprocess() as process:
+        try:
+            return process.call(_measure, torch.get_num_threads(), prepare, arguments)
+        except CallFailedError as failure:
+            raise RuntimeError(
+                f"{prepare.__name__}{arguments}: {failure}; is there enough memory?"
+            ) from None
 
 
-def _answer(connection: Connection, num_threads: int, prepare: Any, arguments: Any) -> None:
+def _measure(num_threads: int, prepare: Any, arguments: Any) -> Peak:
     import torch
 
     torch.set_num_threads(num_threads)
     run = prepare(*arguments)
     before = reset_peak()
-    value = run()
-    connection.send((value, peak_bytes() - before))
+    return Peak(run(), peak_bytes() - before)

@@ -5,7 +5,7 @@ In fp64 it is the reference, in a narrower type it is what plain PyTorch makes o
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,22 +13,13 @@ from torch import Tensor
 _ROWS = 1024  # queries at a time, so that long rows fit in memory
 
 
-class DenseRows(Protocol):
-    """A dense mask bool [L, L], or something that makes its rows when they are asked for."""
-
-    def __getitem__(self, rows: slice, /) -> Tensor: ...
+VisibleRows = Callable[[slice], Tensor]  # the lines of a mask bool [L, L] of some queries
 
 
-class VisibleRows:
-    """The dense mask of a row with subtree ends `end` int [L], made a few queries at a time."""
-
-    def __init__(self, end: Tensor) -> None:
-        self._end = end
-        self._token = torch.arange(end.numel(), device=end.device)
-
-    def __getitem__(self, rows: slice, /) -> Tensor:
-        query = self._token[rows, None]
-        return (self._token <= query) & (query < self._end)
+def rows_of_ends(end: Tensor) -> VisibleRows:
+    """The mask of a row with subtree ends `end` int [L], made a few queries at a time."""
+    token = torch.arange(end.numel(), device=end.device)
+    return lambda rows: (token <= token[rows, None]) & (token[rows, None] < end)
 
 
 def attend_precisely(
@@ -36,7 +27,7 @@ def attend_precisely(
     k: Tensor,
     v: Tensor,
     dout: Tensor,
-    dense: DenseRows,
+    visible: VisibleRows,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output and gradients of q, k and v, from the definition of softmax attention.
@@ -46,7 +37,7 @@ def attend_precisely(
         k: keys.
         v: values.
         dout: gradient of the output.
-        dense: bool [L, L], True where the query sees the key.
+        visible: for a slice of queries, bool [queries, L], True where they see the key.
         dtype: of every operation; sums over blocks of queries are in fp32 at least.
 
     Returns:
@@ -58,7 +49,7 @@ def attend_precisely(
     dk, dv = (torch.zeros_like(x, dtype=_sum_type(dtype)) for x in (k, v))
     for start in range(0, q.shape[0], _ROWS):
         rows = slice(start, start + _ROWS)
-        scores = (q[rows] @ k.T * scale).masked_fill_(~dense[rows], float("-inf"))
+        scores = (q[rows] @ k.T * scale).masked_fill_(~visible(rows), float("-inf"))
         weights = torch.softmax(scores, dim=1)
         out[rows] = weights @ v
         delta = (dout[rows] * out[rows]).sum(1, keepdim=True)

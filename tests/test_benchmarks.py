@@ -129,7 +129,7 @@ def doubled_sum(case, results):
         ("exactness", models, "single_pass_batches", causal_batches, "loss, 3 turns"),
         ("step", models, "single_pass_batches", causal_batches, "loss, single_pass against N-pass"),
         ("memory", memory, "measure_peak", uneven_peak, "attention, 256 tokens, cpu against dense"),
-        ("layout", layout, "count_pairs", lambda tree: 7, "visible pairs, 3 turns"),
+        ("layout", layout, "compile_mask", all_visible, "visible tiles, 3 turns"),
     ],
 )
 def test_wrong_results_are_refused(
@@ -277,7 +277,7 @@ def test_precise_attention_equals_autograd():
         *(x[None, None] for x in leaves), attn_mask=dense
     )[0, 0]
     out.backward(dout)
-    results = precise.attend_precisely(q, k, v, dout, dense)
+    results = precise.attend_precisely(q, k, v, dout, dense.__getitem__)
     for ours, theirs in zip(results, (out, *(x.grad for x in leaves)), strict=True):
         torch.testing.assert_close(ours, theirs)
 

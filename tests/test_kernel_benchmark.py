@@ -26,14 +26,16 @@ from flexmask_kernels.configs import KERNELS, Config
 from flexmask_kernels.forward_pass import forward
 from flexmask_kernels.inputs import Counters, Inputs, Options
 from flexmask_kernels.tuning import forced_configs
+from torch.nn.attention.flex_attention import create_block_mask
 
-from benchmarks import kernel_checks, kernel_ways, kernels
+from benchmarks import kernel_checks, kernel_methods, kernels
 from benchmarks.__main__ import main
-from benchmarks.apart import CallFailedError
 from benchmarks.kernel_cost import Shape, kernel_cost, visited_tiles
 from benchmarks.kernel_report import targets
 from benchmarks.kernel_rows import make_row, row_makers
+from benchmarks.mask import count_differences
 from benchmarks.report import write_report
+from benchmarks.subprocess_calls import CallFailedError
 from flexmask import PrefixTree, compile_mask
 from flexmask.backends import triton as triton_backend
 from flexmask.backends.reach import position_floor
@@ -52,9 +54,9 @@ def record(folder):
     return json.loads((folder / "kernels-cpu.json").read_text())
 
 
-def test_every_way_has_a_figure_or_a_reason(record):
+def test_every_method_has_a_figure_or_a_reason(record):
     for row in record["rows"]:
-        for name in kernel_ways.WAYS:
+        for name in kernel_methods.METHODS:
             assert (
                 name in row["left_out"]
                 or name in row["tflops"]["backward"]
@@ -72,8 +74,8 @@ def test_every_way_has_a_figure_or_a_reason(record):
 def test_both_modes_were_held_to_the_reference_on_every_row(record):
     names = {check["name"] for check in record["checks"]}
     for row in record["rows"]:
-        for way in ("triton", "triton_split"):
-            assert f"gradient of q, {row['name']}, D 16, {way}" in names
+        for mode in ("triton", "triton_split"):
+            assert f"gradient of q, {row['name']}, D 16, {mode}" in names
 
 
 def test_the_page_shows_what_has_no_figure_and_why(folder, tmp_path):
@@ -85,7 +87,7 @@ def test_the_page_shows_what_has_no_figure_and_why(folder, tmp_path):
 
 def few_parts(monkeypatch, *baselines):
     """Nothing is tuned, and these are the baselines that compile nothing."""
-    monkeypatch.setattr(kernels.kernel_tuning, "tune", lambda *_: {"failure": "no time"})
+    monkeypatch.setattr(kernels.kernel_parts, "tune", lambda *_: {"failure": "no time"})
     monkeypatch.setattr(kernels, "_FIRST", baselines)
     monkeypatch.setattr(kernels, "_LATER", ())
 
@@ -118,13 +120,13 @@ def test_without_a_right_mode_nothing_is_compared(tmp_path, monkeypatch):
 
 
 def test_a_part_that_fails_is_written_down_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
-    def call(self, function, *arguments, limit_s):
+    def call(function, *arguments, limit_s):
         if function.__name__ == "measure" and "npass" in arguments[3]:
             raise CallFailedError("its process ended with code -9")
         return function(*arguments)
 
     few_parts(monkeypatch, "npass", "dense")
-    monkeypatch.setattr(kernels.Here, "call", call)
+    monkeypatch.setattr(kernels, "call_here", call)
     assert main(["kernels", "--quick", "--output", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "kernels-cpu.json").read_text())
     for row in record["rows"]:
@@ -139,7 +141,7 @@ def test_a_run_out_of_time_is_recorded_whole_and_another_goes_on_with_it(tmp_pat
     before = json.loads((tmp_path / "kernels-cpu.json").read_text())
     for row in before["rows"]:
         assert row["cost"]["forward"]["num_partial"] > 0
-        assert row["left_out"] == dict.fromkeys(kernel_ways.WAYS, kernels.NOT_REACHED)
+        assert row["left_out"] == dict.fromkeys(kernel_methods.METHODS, kernels.NOT_REACHED)
     few_parts(monkeypatch, "npass")
     assert main([*arguments, "--resume"]) == 0
     between = json.loads((tmp_path / "kernels-cpu.json").read_text())
@@ -155,11 +157,13 @@ def test_a_run_out_of_time_is_recorded_whole_and_another_goes_on_with_it(tmp_pat
 
 def test_a_wrong_baseline_is_left_out_with_the_reason():
     (row, inputs) = tiny_row()
-    ours = kernel_checks.first_group(kernel_ways.build_way("dense", row, inputs), row)
-    way = kernel_ways.build_way("npass", row, inputs)
-    kernel_checks.check_baseline(way, row, ours, [1e-2] * 4)
-    wrong = kernel_ways.Way(way.inputs, lambda q, k, v: 2 * way.attend(q, k, v), way.index)
-    with pytest.raises(kernel_ways.LeftOutError, match=r"wrong output: .* from ours"):
+    ours = kernel_checks.first_group(kernel_methods.build_method("dense", row, inputs), row)
+    method = kernel_methods.build_method("npass", row, inputs)
+    kernel_checks.check_baseline(method, row, ours, [1e-2] * 4)
+    wrong = kernel_methods.Method(
+        method.inputs, lambda q, k, v: 2 * method.attend(q, k, v), method.index
+    )
+    with pytest.raises(kernel_methods.LeftOutError, match=r"wrong output: .* from ours"):
         kernel_checks.check_baseline(wrong, row, ours, [1e-2] * 4)
 
 
@@ -168,17 +172,34 @@ def tiny_row():
     q, k, v, dout = random_inputs(row.mask, dtype=torch.float32)
     dout[:, :, row.num_used :] = 0
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    return row, kernel_ways.Inputs(*leaves, dout)
+    return row, kernel_methods.Inputs(*leaves, dout)
 
 
 def test_ancestors_in_the_papers_order_are_those_of_the_tree():
     row, _ = tiny_row()
-    order = row.paper_order
-    enter, leave = order.int(), row.mask.subtree_end[0][order]
-    seen = (enter[None, :] <= enter[:, None]) & (enter[:, None] < leave[None, :])
+    order, token = row.paper_order, torch.arange(row.mask.shape[1])
+    mask_mod = kernel_methods.ancestor_mask(order, row.mask.subtree_end[0][order])
+    seen = mask_mod(None, None, token[:, None], token)
     assert torch.equal(seen, row.mask.to_dense()[0][order][:, order])
-    tables = kernel_ways._wide(kernel_ways._tables_of_ancestors(enter, leave))
-    assert tables.kv_num_blocks.tolist() == [[[1]]]
+
+
+@pytest.mark.parametrize("num_turns", [1, 3, 9])
+def test_block_masks_of_the_baselines_are_those_of_torch(num_turns):
+    mask = compile_mask(PrefixTree.from_turns([(20, 50, 30)] * num_turns))
+    L = mask.shape[1]
+    ours = kernel_methods.make_block_mask(mask.mask_mod, L, torch.device("cpu"))
+    theirs = create_block_mask(mask.mask_mod, 1, None, L, L, device="cpu")
+    assert count_differences(ours, theirs) == 0
+
+
+def test_no_baseline_promises_flexattention_that_each_tile_has_a_visible_key(monkeypatch):
+    (row, inputs) = tiny_row()
+    options = []
+    monkeypatch.setattr(kernel_methods, "_flex_method", lambda *given: options.append(given[2]))
+    monkeypatch.setattr(kernel_methods, "replace", lambda method, index: method)
+    for name in ("flex", "flex_paper"):
+        kernel_methods.build_method(name, row, inputs)
+    assert options == [{}, {}]  # ROWS_GUARANTEED_SAFE gives NaN: it is of tiles, not of rows
 
 
 @pytest.mark.parametrize("name", row_makers(quick=False))

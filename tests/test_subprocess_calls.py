@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from benchmarks.apart import Apart, CallFailedError
+from benchmarks.subprocess_calls import CallFailedError, Subprocess
 
 
 def test_a_process_answers_calls_until_one_fails_and_then_another_does():
-    with Apart() as run:
+    with Subprocess() as run:
         first = run.call(os.getpid, limit_s=60)
         assert run.call(os.getpid, limit_s=60) == first != os.getpid()
         with pytest.raises(CallFailedError, match="ZeroDivisionError: integer division"):
@@ -19,7 +19,7 @@ def test_a_process_answers_calls_until_one_fails_and_then_another_does():
 
 
 def test_a_call_that_hangs_or_ends_its_process_fails_alone():
-    with Apart() as run:
+    with Subprocess() as run:
         with pytest.raises(CallFailedError, match="took longer than 0 s and was stopped"):
             run.call(time.sleep, 60, limit_s=0.1)
         with pytest.raises(CallFailedError, match="its process ended with code 7"):

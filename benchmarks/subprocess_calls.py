@@ -22,34 +22,20 @@ class CallFailedError(Exception):
     """A call that gave no result; the message is the reason, in one line."""
 
 
-class Here:
-    """Calls in this very process: where nothing can hang, and for tests."""
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def call(self, function: Callable[..., T], *arguments: Any, limit_s: float) -> T:
-        """The result of the function, however long it takes."""
-        return function(*arguments)
-
-
-class Apart:
+class Subprocess:
     """Calls in one other process after another, as long as one lasts."""
 
     def __init__(self) -> None:
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
 
-    def __enter__(self) -> Apart:
+    def __enter__(self) -> Subprocess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def call(self, function: Callable[..., T], *arguments: Any, limit_s: float) -> T:
+    def call(self, function: Callable[..., T], *arguments: Any, limit_s: float | None = None) -> T:
         """The result of the function, which like all its arguments can be pickled.
 
         Args:
