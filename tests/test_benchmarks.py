@@ -129,7 +129,7 @@ def doubled_sum(case, results):
         ("exactness", models, "single_pass_batches", causal_batches, "loss, 3 turns"),
         ("step", models, "single_pass_batches", causal_batches, "loss, single_pass against N-pass"),
         ("memory", memory, "measure_peak", uneven_peak, "attention, 256 tokens, cpu against dense"),
-        ("layout", layout, "compile_mask", all_visible, "visible tiles, 3 turns"),
+        ("layout", layout, "compile_mask", all_visible, "visited tiles, 3 turns"),
     ],
 )
 def test_wrong_results_are_refused(
