@@ -2,8 +2,8 @@
 
 The Trainer of transformers writes a checkpoint file by file under its final name, and resumes from
 the newest name. Here it is written in a folder beside, which takes that name when every process has
-finished. With it goes a record of what its batches followed from, and a run whose batches would be
-others does not go on from it.
+finished. With it go the settings that its batches followed from, and a run with others does not
+resume from it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 from flexmask.errors import DataError
 from flexmask.files import write_json
 from flexmask.packing.sampler import TreeBatchSampler
-from flexmask.training.resume import RECORD, check_resumable, run_record
+from flexmask.training.resume import SETTINGS_FILE, batch_settings, check_resumable
 
 STAGING = "checkpoint.partial"  # in the output folder; what a killed run leaves in it is of no use
 _REMEDY = "free some space, and resume; earlier checkpoints are whole"
@@ -54,15 +54,15 @@ class ResumableTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
         if not isinstance(resume_from_checkpoint, bool | None):
-            check_resumable(resume_from_checkpoint, self._record)
+            check_resumable(resume_from_checkpoint, self._batch_settings)
         if self.is_local_process_zero():
             shutil.rmtree(Path(str(self.args.output_dir)) / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @cached_property
-    def _record(self) -> dict[str, Any]:
-        return run_record(self.args, self.train_dataset, self.data_collator, self.batch_sampler)
+    def _batch_settings(self) -> dict[str, Any]:
+        return batch_settings(self.args, self.train_dataset, self.data_collator, self.batch_sampler)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch, unless the run was resumed from its last step: it was killed after it."""
@@ -99,7 +99,7 @@ class ResumableTrainer(Trainer):
             try:
                 super()._save_checkpoint(model, trial)
                 if self.args.should_save:
-                    write_json(self._record, staged / RECORD)
+                    write_json(self._batch_settings, staged / SETTINGS_FILE)
                 if self.state.best_model_checkpoint == str(staged):
                     self.state.best_model_checkpoint = str(final)
                     if self.args.should_save:

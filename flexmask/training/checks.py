@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,12 @@ from flexmask.training.options import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
+
+# Options of the Trainer that have to be left at 0, and why.
+_ZERO = {
+    "neftune_noise_alpha": "N-pass would draw other noise",
+    "label_smoothing_factor": "the Trainer would shift the labels a second time",
+}
 
 
 def check_output(config: TrainConfig) -> str | None:
@@ -61,26 +68,22 @@ def check_model(training: TrainingArguments, config: TrainConfig) -> None:
     from flexmask.model.load import load_pretrained, meta_model
     from flexmask.training.lora import add_lora
 
-    folder = Path(config.model)
     what = "model config" if config.from_config else "model"
-    model = meta_model(
-        load_pretrained(AutoConfig.from_pretrained, config.model, what), torch.float32
-    )
-    if not config.from_config and folder.is_dir() and not _holds_weights(folder):
+    settings = load_pretrained(AutoConfig.from_pretrained, config.model, what)
+    model = meta_model(settings, torch.float32)
+    folder = Path(config.model)
+    endings = {file.suffix for file in folder.iterdir()} if folder.is_dir() else {".bin"}
+    if not config.from_config and not endings & {".safetensors", ".bin"}:
         raise DataError(
             f"{folder}: holds a config but no weights (*.safetensors or *.bin); "
             "--from_config draws them at random"
         )
     check_exact(model, model)
-    whole = add_lora(model, config) if config.use_peft else model
+    trained = add_lora(model, config) if config.use_peft else model
     try:
-        Trainer.get_optimizer_cls_and_kwargs(training, whole)
+        Trainer.get_optimizer_cls_and_kwargs(training, trained)
     except (ImportError, ValueError) as error:
         raise DataError(f"--optim {_value(training.optim)}: {one_line(error)}") from error
-
-
-def _holds_weights(folder: Path) -> bool:
-    return any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
 
 
 def _value(option: Any) -> str:
@@ -94,17 +97,14 @@ def one_line(error: Exception) -> str:
 
 
 def _check_lora(config: TrainConfig) -> None:
-    if config.use_peft:
-        if config.lora_dropout:
-            raise UnsupportedModelError(
-                f"--lora_dropout must be 0, got {config.lora_dropout}; N-pass would drop others"
-            )
-        return
-    for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
-        given = getattr(config, name)
-        plain = TrainConfig.__dataclass_fields__[name].default
-        if (tuple(given) if isinstance(given, list) else given) != plain:
-            raise DataError(f"--{name} says how adapters are made; give --use_peft too")
+    if config.use_peft and config.lora_dropout:
+        raise UnsupportedModelError(
+            f"--lora_dropout must be 0, got {config.lora_dropout}; N-pass would drop others"
+        )
+    for option in () if config.use_peft else dataclasses.fields(config):
+        given = getattr(config, option.name)
+        if option.name.startswith("lora_") and given != option.default:
+            raise DataError(f"--{option.name} says how adapters are made; give --use_peft too")
 
 
 def _check_liger(training: TrainingArguments) -> None:
@@ -157,37 +157,33 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
         _check_liger(training)
     if not training.learning_rate >= 0:
         raise DataError(f"--learning_rate must be at least 0, got {training.learning_rate}")
-    if training.neftune_noise_alpha:
-        raise UnsupportedModelError(
-            f"--neftune_noise_alpha must be 0, got {training.neftune_noise_alpha}; "
-            "N-pass would draw other noise"
-        )
+    for option, reason in _ZERO.items():
+        value = getattr(training, option)
+        if value:
+            raise UnsupportedModelError(f"--{option} must be 0, got {value}; {reason}")
     if getattr(training, "train_sampling_strategy", None) == "group_by_length":
         raise UnsupportedModelError(
             "--train_sampling_strategy group_by_length cannot see the lengths of trees; leave it "
             "out, --max_tokens fills rows by length"
         )
     if config.rows_per_batch is not None:
-        if config.rows_per_batch < 1:
-            raise DataError(f"--rows_per_batch must be at least 1, got {config.rows_per_batch}")
-        if config.max_tokens is None:
-            raise UnsupportedModelError(
-                "--rows_per_batch fills rows of --max_tokens tokens; give --max_tokens too"
-            )
-        for option, plain in (
-            ("dataloader_drop_last", False),
-            ("train_sampling_strategy", "random"),
-        ):
-            if getattr(training, option, plain) != plain:
-                raise UnsupportedModelError(
-                    f"--{option} must be {plain}, got {getattr(training, option)}: with "
-                    "--rows_per_batch the rows decide, and nothing is dropped"
-                )
-    if training.label_smoothing_factor:
+        _check_rows(training, config)
+
+
+def _check_rows(training: TrainingArguments, config: TrainConfig) -> None:
+    if config.rows_per_batch is not None and config.rows_per_batch < 1:
+        raise DataError(f"--rows_per_batch must be at least 1, got {config.rows_per_batch}")
+    if config.max_tokens is None:
         raise UnsupportedModelError(
-            "--label_smoothing_factor must be 0, got "
-            f"{training.label_smoothing_factor}; the Trainer would shift the labels a second time"
+            "--rows_per_batch fills rows of --max_tokens tokens; give --max_tokens too"
         )
+    for option, only in (("dataloader_drop_last", False), ("train_sampling_strategy", "random")):
+        value = getattr(training, option, only)
+        if value != only:
+            raise UnsupportedModelError(
+                f"--{option} must be {only}, got {value}: with --rows_per_batch the rows decide, "
+                "and nothing is dropped"
+            )
 
 
 def check_token_ids(model: PreTrainedModel, tokenizer: Any, datasets: Sequence[Any]) -> None:

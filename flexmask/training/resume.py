@@ -1,4 +1,4 @@
-"""What decides which data each step of a run trains, kept in its checkpoints.
+"""Resuming: the settings that decide which data each step trains, kept in the checkpoints.
 
 A resumed run skips as many batches as were trained, and goes on. With another number of processes,
 another budget or other data these are other batches: some of the data would be trained twice, some
@@ -28,13 +28,13 @@ from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree
 
-RECORD = "flexmask.json"  # in a checkpoint
+SETTINGS_FILE = "flexmask.json"  # in a checkpoint
 
 
-def run_record(
+def batch_settings(
     training: Any, dataset: Any, collator: Any, batch_sampler: TreeBatchSampler | None
 ) -> dict[str, Any]:
-    """The settings of a run that its batches and their losses follow from, as plain data.
+    """The settings that the batches of a run and their losses follow from, as plain data.
 
     Args:
         training: TrainingArguments.
@@ -42,7 +42,7 @@ def run_record(
         collator: of the training; settings of a TreeCollator are recorded.
         batch_sampler: what fills its batches, None for the Trainer's own.
     """
-    record = {
+    settings = {
         "data": describe_data(dataset),
         "processes": training.world_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
@@ -55,23 +55,23 @@ def run_record(
             "dataloader_drop_last",
             "train_sampling_strategy",
         ):
-            record[name] = getattr(training, name, None)
+            settings[name] = getattr(training, name, None)
     else:
-        record["rows_per_batch"] = batch_sampler.rows_per_batch
+        settings["rows_per_batch"] = batch_sampler.rows_per_batch
     if isinstance(collator, TreeCollator):
         for name in ("max_tokens", "on_overflow", "weighting", "chat_template_kwargs"):
-            record[name] = getattr(collator, name)
+            settings[name] = getattr(collator, name)
         if collator.tokenizer is not None:
-            record["tokenizer"] = tokenizer_fingerprint(collator.tokenizer)
-    return json.loads(json.dumps(record, default=str))
+            settings["tokenizer"] = tokenizer_fingerprint(collator.tokenizer)
+    return json.loads(json.dumps(settings, default=str))
 
 
-def check_resumable(checkpoint: str | Path, record: Mapping[str, Any]) -> None:
-    """Raise DataError unless a run with this record goes on as the one of the checkpoint would.
+def check_resumable(checkpoint: str | Path, settings: Mapping[str, Any]) -> None:
+    """Raise DataError unless the checkpoint is of a run with these `batch_settings`.
 
-    A checkpoint without a record, of another trainer, is taken with a warning.
+    A checkpoint that does not hold them, of another trainer, is taken with a warning.
     """
-    path = Path(checkpoint) / RECORD
+    path = Path(checkpoint) / SETTINGS_FILE
     if not path.is_file():
         warnings.warn(
             f"{checkpoint}: does not say with what data and batches it was trained; see to it that "
@@ -81,9 +81,9 @@ def check_resumable(checkpoint: str | Path, record: Mapping[str, Any]) -> None:
         return
     begun = json.loads(path.read_text("utf-8"))
     changed = [
-        f"{name} was {begun.get(name)!r}, is {record.get(name)!r}"
-        for name in {**begun, **record}
-        if begun.get(name) != record.get(name)
+        f"{name} was {begun.get(name)!r}, is {settings.get(name)!r}"
+        for name in {**begun, **settings}
+        if begun.get(name) != settings.get(name)
     ]
     if changed:
         raise DataError(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,21 +20,21 @@ from flexmask.files import write_json
 from flexmask.tools.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerConfig, serve
 from flexmask.tools.table import table
 from flexmask.tree.sample import Sample
+from flexmask.tree.tree import PrefixTree, build_tree
 
 LEARNING_RATE = 1e-3
 _MASK_BLOCKS = 160  # tiles on a side of the mask's picture, at most
+_MODES = (N_PASS, SINGLE_PASS)
+_COLUMN = {  # what report.json says of a mode: its name and format in the table
+    "tokens": ("tokens", ","),
+    "steps": ("steps", ""),
+    "seconds": ("seconds", ".1f"),
+    "peak_memory_mib": ("peak memory, MiB", ".0f"),
+    "first_loss": ("loss, first step", ".6f"),
+    "last_loss": ("loss, last step", ".6f"),
+}
 
-
-@dataclass(frozen=True, slots=True)
-class ModeReport:
-    """One column of the demo's table."""
-
-    tokens: int
-    steps: int
-    seconds: float
-    peak_memory_mib: float
-    first_loss: float
-    last_loss: float
+Results = dict[str, list[StepResult]]  # of each mode, step by step
 
 
 def train_both_ways(
@@ -65,8 +64,13 @@ def train_both_ways(
     conversations, vocab_size = _load(data)
     batches = _batches(conversations, num_steps, batch_size, seed)
     results, memory = _train_side_by_side(batches, vocab_size, seed)
+    columns = {mode: _column(results[mode], memory[mode]) for mode in _MODES}
+    differences = _differences(results)
+    print(_table(columns, differences))
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, results, memory, max(conversations, key=len))
+    _draw(folder, results, build_tree(max(conversations, key=len)))
+    write_json(columns | differences, folder / "report.json")
+    print(f"written: {folder}/loss.png, {folder}/mask.png, {folder}/report.json")
 
 
 def _load(data: Sequence[str]) -> tuple[list[list[Sample]], int]:
@@ -99,25 +103,20 @@ def _batches(
 
 def _train_side_by_side(
     batches: list[list[list[Sample]]], vocab_size: int, seed: int
-) -> tuple[dict[str, list[StepResult]], dict[str, int]]:
+) -> tuple[Results, dict[str, int]]:
     """Step results and peak bytes of both modes; they take turns, so neither disturbs the other."""
     from tqdm import tqdm
 
-    modes = (N_PASS, SINGLE_PASS)
-    results: dict[str, list[StepResult]] = {mode: [] for mode in modes}
-    memory = {}
-    settings = {
-        mode: WorkerConfig(mode, str(CONFIG_PATH), vocab_size, LEARNING_RATE, seed)
-        for mode in modes
-    }
-    with _worker(settings[N_PASS]) as npass, _worker(settings[SINGLE_PASS]) as single:
-        connections = {N_PASS: npass, SINGLE_PASS: single}
+    results: Results = {mode: [] for mode in _MODES}
+    with ExitStack() as stack:
+        workers = {}
+        for mode in _MODES:
+            config = WorkerConfig(mode, str(CONFIG_PATH), vocab_size, LEARNING_RATE, seed)
+            workers[mode] = stack.enter_context(_worker(config))
         for number, batch in enumerate(tqdm(batches, desc="training both ways", unit="step")):
-            for mode in modes:
-                results[mode].append(_ask(connections[mode], mode, (batch, number == 0)))
-        for mode in modes:
-            memory[mode] = _ask(connections[mode], mode, None)
-    return results, memory
+            for mode, worker in workers.items():
+                results[mode].append(_ask(worker, mode, (batch, number == 0)))
+        return results, {mode: _ask(worker, mode, None) for mode, worker in workers.items()}
 
 
 def _ask(connection: Connection, mode: str, request: Any) -> Any:
@@ -149,66 +148,45 @@ def _worker(settings: WorkerConfig) -> Iterator[Connection]:
         process.terminate()
 
 
-def _write(
-    folder: Path,
-    results: dict[str, list[StepResult]],
-    memory: dict[str, int],
-    example: list[Sample],
-) -> None:
-    """Print the table, and write the pictures and the report."""
-    from flexmask.plots import draw_losses
+def _draw(folder: Path, results: Results, tree: PrefixTree) -> None:
+    """Write `loss.png`, and `mask.png` with the empty, partial and full tiles of a tree's mask."""
+    from flexmask.plots import draw_losses, new_figure, save_figure
     from flexmask.tree.compiler import compile_mask
-    from flexmask.tree.tree import build_tree
 
-    reports = {mode: _report(results[mode], memory[mode]) for mode in results}
-    differences = _differences(results)
-    print(_table(reports, differences))
-    steps = list(range(1, len(results[N_PASS]) + 1))
-    draw_losses(
-        {mode: (steps, [step.loss for step in results[mode]]) for mode in results},
-        folder / "loss.png",
-    )
-    tree = build_tree(example)
-    _draw_mask(
-        compile_mask(tree),
-        f"one conversation, {len(tree.leaves)} samples: {tree.num_tokens} tokens instead of "
-        f"{tree.num_sample_tokens}",
-        folder / "mask.png",
-    )
-    report = {mode: asdict(column) for mode, column in reports.items()} | differences
-    write_json(report, folder / "report.json")
-    print(f"written: {folder}/loss.png, {folder}/mask.png, {folder}/report.json")
+    steps = range(1, len(results[N_PASS]) + 1)
+    curves = {mode: (steps, [step.loss for step in results[mode]]) for mode in _MODES}
+    draw_losses(curves, folder / "loss.png")
 
-
-def _draw_mask(mask: Any, title: str, path: Path) -> None:
-    """Write a PNG of the first row of `mask`: empty, partial and full tiles."""
-    length = mask.shape[1]
-    block = max(1, -(-length // _MASK_BLOCKS))
-    (tiles, *_) = mask.tiles(block, block)
+    length = tree.num_tokens
+    block = -(-length // _MASK_BLOCKS)
+    (tiles,) = compile_mask(tree).tiles(block, block)
     grid = np.zeros((tiles.num_q_blocks, tiles.first.size))
     query, key, is_full = tiles.pairs()
     grid[query, key] = np.where(is_full, 1.0, 0.55)
-    from flexmask.plots import new_figure, save_figure
-
     figure = new_figure(6, 6)
     axes = figure.add_subplot(xlabel="key, packed position", ylabel="query, packed position")
     axes.imshow(grid, cmap="Blues", vmin=0, vmax=1.3, extent=(0, length, length, 0))
-    axes.set_title(title, fontsize=10)
-    save_figure(figure, path)
-
-
-def _report(steps: list[StepResult], peak_bytes: int) -> ModeReport:
-    return ModeReport(
-        tokens=sum(step.num_tokens for step in steps),
-        steps=len(steps),
-        seconds=sum(step.elapsed_s for step in steps),
-        peak_memory_mib=peak_bytes / 2**20,
-        first_loss=steps[0].loss,
-        last_loss=steps[-1].loss,
+    axes.set_title(
+        f"one conversation, {len(tree.leaves)} samples: {length} tokens instead of "
+        f"{tree.num_sample_tokens}",
+        fontsize=10,
     )
+    save_figure(figure, folder / "mask.png")
 
 
-def _differences(results: dict[str, list[StepResult]]) -> dict[str, float]:
+def _column(steps: list[StepResult], peak_bytes: int) -> dict[str, float]:
+    """The figures of one mode, under the names of `_COLUMN`."""
+    return {
+        "tokens": sum(step.num_tokens for step in steps),
+        "steps": len(steps),
+        "seconds": sum(step.elapsed_s for step in steps),
+        "peak_memory_mib": peak_bytes / 2**20,
+        "first_loss": steps[0].loss,
+        "last_loss": steps[-1].loss,
+    }
+
+
+def _differences(results: Results) -> dict[str, float]:
     """Largest relative differences of single-pass from N-pass."""
     single, npass = results[SINGLE_PASS], results[N_PASS]
     losses = [abs(a.loss - b.loss) / abs(b.loss) for a, b in zip(single, npass, strict=True)]
@@ -226,23 +204,19 @@ def _differences(results: dict[str, list[StepResult]]) -> dict[str, float]:
     }
 
 
-def _table(reports: dict[str, ModeReport], differences: dict[str, float]) -> str:
-    rows = [("", N_PASS, SINGLE_PASS, "ratio")]
-    for name, figure, style in (
-        ("tokens", "tokens", ","),
-        ("steps", "steps", ""),
-        ("seconds", "seconds", ".1f"),
-        ("peak memory, MiB", "peak_memory_mib", ".0f"),
-        ("loss, first step", "first_loss", ".6f"),
-        ("loss, last step", "last_loss", ".6f"),
-    ):
-        npass, single = (getattr(reports[way], figure) for way in (N_PASS, SINGLE_PASS))
+def _table(columns: dict[str, dict[str, float]], differences: dict[str, float]) -> str:
+    rows = [("", *_MODES, "ratio")]
+    for key, (name, style) in _COLUMN.items():
+        npass, single = (columns[mode][key] for mode in _MODES)
         ratio = "" if "loss" in name else f"{npass / single:.2f}"
         rows.append((name, f"{npass:{style}}", f"{single:{style}}", ratio))
-    lines = [table(rows)]
-    lines.append("")
-    lines.append("largest relative difference of single-pass from N-pass")
-    lines.append(f"  loss, first step          {differences['first_step_loss_difference']:.1e}")
-    lines.append(f"  any gradient, first step  {differences['first_step_gradient_difference']:.1e}")
-    lines.append(f"  loss, all steps           {differences['largest_loss_difference']:.1e}")
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            table(rows),
+            "",
+            "largest relative difference of single-pass from N-pass",
+            f"  loss, first step          {differences['first_step_loss_difference']:.1e}",
+            f"  any gradient, first step  {differences['first_step_gradient_difference']:.1e}",
+            f"  loss, all steps           {differences['largest_loss_difference']:.1e}",
+        ]
+    )

@@ -14,7 +14,7 @@ from flexmask.data.prepare import prepare
 from flexmask.data.prepared import open_prepared
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
-from flexmask.training.resume import RECORD, check_resumable, describe_data
+from flexmask.training.resume import SETTINGS_FILE, check_resumable, describe_data
 from flexmask.training.trainer import TreeTrainer
 
 ROW = 60  # tokens; two conversations fill one
@@ -52,7 +52,9 @@ def test_the_same_run_goes_on_and_may_get_longer(kind, runs, tmp_path):
         warnings.filterwarnings("error", message=".*does not say")
         again.train(resume_from_checkpoint=str(runs[kind]))
     assert again.state.global_step == 2
-    assert (tmp_path / "checkpoint-2" / RECORD).read_text() == (runs[kind] / RECORD).read_text()
+    assert (tmp_path / "checkpoint-2" / SETTINGS_FILE).read_text() == (
+        runs[kind] / SETTINGS_FILE
+    ).read_text()
 
 
 @pytest.mark.parametrize(
@@ -85,9 +87,9 @@ def test_another_run_is_refused_with_both_values(kind, changes, message, runs, t
 
 
 def test_another_number_of_processes_is_refused(runs, tmp_path):
-    record = json.loads((runs["rows"] / RECORD).read_text())
+    record = json.loads((runs["rows"] / SETTINGS_FILE).read_text())
     assert record["processes"] == 1
-    (tmp_path / RECORD).write_text(json.dumps(record | {"processes": 2}))
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps(record | {"processes": 2}))
     with pytest.raises(DataError, match=r"with other batches .*: processes was 2, is 1; resume it"):
         check_resumable(tmp_path, record)
 
