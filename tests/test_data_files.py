@@ -76,7 +76,7 @@ def test_rejects_empty_file(write, lines):
 
 def test_rejects_file_of_bad_lines_only(write):
     file = read_conversations(write(BAD, "{"), on_bad_line="skip")
-    with pytest.raises(DataError, match=r"all 2 lines are bad; the first: .*:1: message 1"):
+    with pytest.raises(DataError, match=r"no conversation can be used; the first: .*:1: message 1"):
         list(file)
     assert [bad.line for bad in file.bad_lines] == [1, 2]
 

@@ -66,7 +66,7 @@ def assert_equal_trees(trees, others):
 
 @pytest.mark.parametrize("weighting", ["token", "turn"])
 def test_trees_equal_those_of_the_file(weighting, data, tokenizer, tmp_path):
-    loaded = load_trees(data, TreeCollator(tokenizer, weighting=weighting).tree)
+    loaded = load_trees([data], TreeCollator(tokenizer, weighting=weighting).tree)
     prepare([data], tmp_path / "out", tokenizer, weighting=weighting, shard_lines=16)
     dataset = open_prepared(tmp_path / "out", tokenizer, weighting=weighting)
     assert_equal_trees(dataset, loaded.trees)

@@ -139,7 +139,7 @@ def test_fewest_rows_of_real_conversations():
     from flexmask.demo import TOKENIZER_PATH
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
-    trees = load_trees(REASON_TOOL_USE, TreeCollator(tokenizer).tree)
+    trees = load_trees([REASON_TOOL_USE], TreeCollator(tokenizer).tree)
     sampler = TreeBatchSampler(trees, max_tokens=16_384)
     assert sampler.num_rows == sampler.fewest_rows == -(-trees.num_tokens.sum() // 16_384)
 

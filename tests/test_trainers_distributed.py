@@ -1,5 +1,7 @@
 """Two processes on CPU train, evaluate and resume as one would by hand; with GPUs the same code."""
 
+import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,8 @@ from flexmask import TreeCollator, patch
 TESTS = Path(__file__).parent
 EXAMPLES = TESTS.parent / "examples" / "trainers"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+ANSWER = {"role": "assistant", "content": "4"}
+STOPPED = {"role": "assistant", "content": "4<|im_end|>"}
 ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", 2)
 ACCELERATE += ("--main_process_port", 0)  # any that is free
 
@@ -152,3 +156,42 @@ def test_the_fsdp2_recipe_survives_the_death_of_a_rank(files, tmp_path):
     launch(*TORCHRUN, *program, *again)
     assert (killed / "checkpoint-6" / "pytorch_model_fsdp_0" / "__1_0.distcp").exists()
     assert_same_runs(killed, whole)
+
+
+@pytest.fixture(scope="module")
+def read_together(tmp_path_factory):
+    """What two processes read, by rank, and what one alone reads."""
+    folder = tmp_path_factory.mktemp("readers")
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": f"{n}?"}, ANSWER]}) for n in range(150)
+    ]
+    (folder / "good.jsonl").write_text("\n".join([lines[0], "", *lines[1:]]))
+    bad = [*lines]
+    bad[80] = json.dumps({"messages": [{"role": "user", "content": "?"}, STOPPED]})
+    bad[81] = "{"
+    (folder / "bad.jsonl").write_text("\n".join(bad))
+    whole = gzip.compress("\n".join(bad[82:]).encode())
+    (folder / "cut.jsonl.gz").write_bytes(whole[:-20])
+    (folder / "own-0.jsonl").write_text("\n".join(lines))
+    (folder / "own-1.jsonl").write_text("\n".join(lines[:-1]))
+    launch(*TORCHRUN, TESTS / "two_readers.py", folder)
+    launch(TESTS / "two_readers.py", folder)
+    return [torch.load(folder / f"{n}.pt", weights_only=False) for n in (0, 1, "alone")]
+
+
+def test_two_processes_render_each_conversation_once_and_read_what_one_reads(read_together):
+    first, second, alone = read_together
+    for case in ((name, how) for name in ("good.jsonl", "bad.jsonl") for how in ("error", "skip")):
+        assert first[case][0] == second[case][0] == alone[case][0]
+    for case in (("good.jsonl", "error"), ("bad.jsonl", "skip")):
+        assert first[case][1] + second[case][1] == alone[case][1] in (149, 150)
+        assert abs(first[case][1] - second[case][1]) <= 2
+    assert ":81: message 1: the text holds the stop token" in alone["bad.jsonl", "error"][0]
+
+
+def test_a_file_that_is_damaged_or_another_on_one_rank_is_refused_on_all(read_together):
+    first, second, alone = read_together
+    assert first["cut"][0] == second["cut"][0] == alone["cut"][0]
+    assert "is damaged or was cut short after line" in first["cut"][0]
+    for rank in (first, second):
+        assert "is not the same file for every process" in rank["other"][0]

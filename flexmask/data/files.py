@@ -3,32 +3,139 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 from flexmask.data.file_formats import SUFFIXES, read_lines
 from flexmask.data.message_fields import parse_json
 from flexmask.data.messages import Conversation, parse_conversation
-from flexmask.errors import DataError
+from flexmask.errors import DataError, FlexmaskError
 
-ON_BAD_LINE = ("error", "skip")
+T = TypeVar("T")
+OnBadLine = Literal["error", "skip"]
 SETTINGS = "settings.json"  # in a folder that was prepared
+_LINES_AT_ONCE = 32  # of each rank, between two exchanges
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that was skipped.
+    """A line that cannot be used.
 
     Attributes:
         line: its number in the file, from 1.
         reason: why, in one line.
+        error: what was raised, None where the line was skipped by an earlier run.
     """
 
     line: int
     reason: str
+    error: FlexmaskError | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The processes that read the same files together; one process alone by default.
+
+    Attributes:
+        rank: of this process.
+        size: how many there are.
+        gather: takes an object of each process, and returns all of them on every process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    gather: Callable[[Any], list[Any]] = lambda own: [own]
+
+
+def read_files(
+    paths: Iterable[Path],
+    use: Callable[[Conversation], T],
+    *,
+    on_bad_line: OnBadLine = "error",
+    ranks: Ranks | None = None,
+) -> Iterator[T | BadLine]:
+    """What `use` makes of every conversation of some files, and the bad lines, in order.
+
+    Args:
+        paths: the files, in formats of `read_lines`.
+        use: such as `Renderer.tree`; what it refuses is a bad line too.
+        on_bad_line: "error" raises at the first bad line, "skip" yields it and goes on.
+        ranks: each process reads its share of the lines, and gets what the others made.
+
+    Raises:
+        FlexmaskError: a file cannot be read, a line of it cannot be used, or none can; the same on
+            every rank.
+    """
+    check_on_bad_line(on_bad_line)
+    for path in paths:
+        num_used, first = 0, None
+        for item in _read_file(path, use, ranks or Ranks()):
+            if not isinstance(item, BadLine):
+                num_used += 1
+            elif on_bad_line == "error" and item.error is not None:
+                raise item.error
+            else:
+                first = first or item
+            yield item
+        if first is not None and not num_used:
+            raise DataError(f"{path}: no conversation can be used; the first: {first.reason}")
+        if not num_used:
+            raise DataError(f"{path}: the file is empty; write one conversation a line")
+
+
+def _read_file(path: Path, use: Callable[[Conversation], T], ranks: Ranks) -> Iterator[T | BadLine]:
+    """The same of one file; every rank reads each `ranks.size`-th line."""
+    lines = iter(enumerate(read_lines(path), start=1))
+    most = 1 if ranks.size == 1 else _LINES_AT_ONCE * ranks.size
+    num_lines = most
+    while num_lines == most:
+        chunk: list[tuple[int, bytes]] = []
+        failure = None
+        try:
+            chunk.extend(islice(lines, most))
+        except FlexmaskError as error:
+            failure = error  # the lines before it have been read
+        own = [
+            read_line(text, f"{path}:{number}", use)
+            for number, text in chunk[ranks.rank :: ranks.size]
+        ]
+        sizes, items, failures = zip(*ranks.gather((len(chunk), own, failure)), strict=True)
+        num_lines = min(sizes)
+        for index in range(num_lines):
+            item = items[index % ranks.size][index // ranks.size]
+            if item is not None:
+                yield item
+        for failure in filter(None, failures):
+            raise failure
+        if len({*sizes}) > 1:
+            raise DataError(f"{path}: is not the same file for every process; give all the same")
+
+
+def read_line(line: bytes, where: str, use: Callable[[Conversation], T]) -> T | BadLine | None:
+    """What `use` makes of the conversation of one line, None for a blank one.
+
+    Args:
+        line: JSON text in UTF-8.
+        where: the place of the line, such as "conversations.jsonl:17", which begins every error.
+        use: as in `read_files`.
+    """
+    try:
+        text = _decode(line, where)
+        if not text.strip():
+            return None
+        return use(parse_conversation(_parse(text, where), where))
+    except FlexmaskError as error:
+        return BadLine(int(where.rpartition(":")[2]), str(error), error)
+
+
+def check_on_bad_line(on_bad_line: str) -> None:
+    """Raise DataError for what is no policy."""
+    if on_bad_line not in get_args(OnBadLine):
+        raise DataError(f"on_bad_line must be 'error' or 'skip', got {on_bad_line!r}")
 
 
 @dataclass(slots=True)
@@ -42,38 +149,21 @@ class ConversationFile:
     """
 
     path: Path
-    on_bad_line: str = "error"
+    on_bad_line: OnBadLine = "error"
     bad_lines: list[BadLine] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Conversation]:
         """Yield the conversations; DataError for a bad line, and for a file that has none."""
         self.bad_lines.clear()
-        num_read = 0
-        for number, line in enumerate(read_lines(self.path), start=1):
-            conversation = self._read_line(line, number)
-            if conversation is not None:
-                num_read += 1
-                yield conversation
-        if self.bad_lines and not num_read:
-            raise DataError(
-                f"{self.path}: all {len(self.bad_lines)} lines are bad; "
-                f"the first: {self.bad_lines[0].reason}"
-            )
-        if not num_read:
-            raise DataError(f"{self.path}: the file is empty; write one conversation a line")
-
-    def _read_line(self, line: bytes, number: int) -> Conversation | None:
-        try:
-            return parse_line(line, f"{self.path}:{number}")
-        except DataError as error:
-            if self.on_bad_line == "error":
-                raise
-            self.bad_lines.append(BadLine(number, str(error)))
-            return None
+        for item in read_files([self.path], lambda own: own, on_bad_line=self.on_bad_line):
+            if isinstance(item, BadLine):
+                self.bad_lines.append(item)
+            else:
+                yield item
 
 
 def read_conversations(
-    path: str | os.PathLike[str], *, on_bad_line: str = "error"
+    path: str | os.PathLike[str], *, on_bad_line: OnBadLine = "error"
 ) -> ConversationFile:
     """Return the conversations of a file, to iterate over.
 
@@ -86,8 +176,7 @@ def read_conversations(
         DataError: the file does not exist or is a directory; while iterating, a bad line (with its
             number), or a file without a conversation.
     """
-    if on_bad_line not in ON_BAD_LINE:
-        raise DataError(f"on_bad_line must be 'error' or 'skip', got {on_bad_line!r}")
+    check_on_bad_line(on_bad_line)
     path = Path(path)
     _check_not_prepared(path)
     if path.is_dir():
@@ -136,20 +225,6 @@ def _check_not_prepared(path: Path) -> None:
             f"{path}: is a folder of `flexmask prepare`, which only `flexmask train` reads, as all "
             "of its data; name the files that it was made from"
         )
-
-
-def parse_line(line: bytes, where: str) -> Conversation | None:
-    """The conversation of one line, None for a blank one.
-
-    Args:
-        line: JSON text in UTF-8.
-        where: the place of the line, which begins every error.
-
-    Raises:
-        DataError: the line is not in an accepted format.
-    """
-    text = _decode(line, where)
-    return parse_conversation(_parse(text, where), where) if text.strip() else None
 
 
 def _decode(line: bytes, where: str) -> str:

@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import flexmask
-from flexmask.data.files import ON_BAD_LINE, find_data_files
+from flexmask.data.files import OnBadLine, check_on_bad_line, find_data_files
 from flexmask.data.fingerprint import tokenizer_fingerprint
 from flexmask.data.lock import LOCK, only_run
 from flexmask.data.pool import make_shards
@@ -30,7 +30,7 @@ def prepare(
     tokenizer: Any,
     *,
     weighting: Weighting = "token",
-    on_bad_line: Literal["error", "skip"] = "error",
+    on_bad_line: OnBadLine = "error",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     num_proc: int = 1,
     shard_lines: int = SHARD_LINES,
@@ -58,8 +58,7 @@ def prepare(
         raise DataError(f"--num_proc must be at least 1, got {num_proc}")
     if shard_lines < 1:
         raise DataError(f"--shard_lines must be at least 1, got {shard_lines}")
-    if on_bad_line not in ON_BAD_LINE:
-        raise DataError(f"on_bad_line must be 'error' or 'skip', got {on_bad_line!r}")
+    check_on_bad_line(on_bad_line)
     files = find_data_files(data)
     folder = Path(output)
     settings: dict[str, Any] = {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from flexmask.data.files import parse_line
+from flexmask.data.files import BadLine, OnBadLine, read_line
 from flexmask.data.prepared import shard_name
-from flexmask.data.samples import Weighting, render_samples, weigh_samples
+from flexmask.data.samples import Weighting
 from flexmask.data.shards import write_shard
 from flexmask.data.stretches import Stretch
-from flexmask.errors import DataError, FlexmaskError
-from flexmask.tree.sample import Sample
+from flexmask.data.trees import Renderer
+from flexmask.errors import DataError
 from flexmask.tree.tree import PrefixTree, build_tree
 
 
@@ -34,7 +34,7 @@ class ShardMaker:
     files: tuple[str, ...]
     tokenizer: Any
     weighting: Weighting = "token"
-    on_bad_line: Literal["error", "skip"] = "error"
+    on_bad_line: OnBadLine = "error"
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def make(self, stretch: Stretch) -> int:
@@ -47,16 +47,15 @@ class ShardMaker:
         places: list[tuple[int, int]] = []
         num_trained = 0
         bad_lines: list[dict[str, str]] = []
+        renderer = Renderer(self.tokenizer, self.weighting, self.chat_template_kwargs)
         for file, line, text in stretch.lines:
             where = f"{self.files[file]}:{line}"
-            try:
-                samples = self._samples(text, where)
-            except FlexmaskError as error:
-                if self.on_bad_line == "error":
-                    raise
-                bad_lines.append({"where": where, "reason": str(error)})
-                continue
-            if samples:
+            samples = read_line(text, where, renderer.samples)
+            if isinstance(samples, BadLine):
+                if self.on_bad_line == "error" and samples.error is not None:
+                    raise samples.error
+                bad_lines.append({"where": where, "reason": samples.reason})
+            elif samples is not None:
                 trees.append(build_tree(samples))
                 places.append((file, line))
                 num_trained += sum(sample.num_trained for sample in samples)
@@ -76,13 +75,3 @@ class ShardMaker:
                 "and run the same command again: finished shards are kept"
             ) from None
         return len(trees)
-
-    def _samples(self, text: bytes, where: str) -> list[Sample]:
-        """The weighted samples of a line, none for a blank one."""
-        conversation = parse_line(text, where)
-        if conversation is None:
-            return []
-        samples = render_samples(
-            conversation, self.tokenizer, chat_template_kwargs=self.chat_template_kwargs
-        )
-        return weigh_samples(samples, self.weighting)

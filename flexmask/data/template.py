@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -94,7 +94,7 @@ class ChatTemplate:
         self,
         tokenizer: Any,
         tools: list[dict[str, Any]] | None = None,
-        settings: dict[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         check_template(tokenizer)
         self.tokenizer = tokenizer

@@ -1,18 +1,49 @@
-"""A file of conversations, read and merged into trees, with a count of what was left out."""
+"""Conversations rendered, weighed and merged into trees; files of them read into memory."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flexmask.data.files import BadLine, read_conversations
-from flexmask.data.messages import Conversation, pluralize
-from flexmask.errors import DataError, FlexmaskError
-from flexmask.tree.tree import PrefixTree
+from flexmask.data.files import BadLine, OnBadLine, Ranks, read_files
+from flexmask.data.messages import Conversation
+from flexmask.data.samples import Weighting, check_weighting, render_samples, weigh_samples
+from flexmask.errors import DataError, pluralize
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import PrefixTree, build_tree
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """Renders conversations, all in the same way.
+
+    Attributes:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        weighting: as in `weigh_samples`.
+        chat_template_kwargs: settings for the chat template, such as {"enable_thinking": True}.
+    """
+
+    tokenizer: Any
+    weighting: Weighting = "token"
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_weighting(self.weighting)
+
+    def samples(self, conversation: Any) -> list[Sample]:
+        """The weighted samples of a conversation, in any format of `parse_conversation`."""
+        samples = render_samples(
+            conversation, self.tokenizer, chat_template_kwargs=self.chat_template_kwargs
+        )
+        return weigh_samples(samples, self.weighting)
+
+    def tree(self, conversation: Any) -> PrefixTree:
+        """The prefix tree of these samples."""
+        return build_tree(self.samples(conversation))
 
 
 @dataclass(slots=True)
@@ -54,16 +85,6 @@ class TreeDataset:
         first, rest = random_share(len(self), share, seed)
         return self._part(first), self._part(rest)
 
-    @classmethod
-    def joined(cls, parts: Iterable[TreeDataset]) -> TreeDataset:
-        """The trees of several files, one file after the other."""
-        whole = cls()
-        for part in parts:
-            whole.trees += part.trees
-            whole.places += part.places
-            whole.bad_lines += part.bad_lines
-        return whole
-
     def _part(self, indices: np.ndarray) -> TreeDataset:
         return TreeDataset([self.trees[i] for i in indices], [self.places[i] for i in indices])
 
@@ -92,38 +113,34 @@ def random_share(num_trees: int, share: float, seed: int) -> tuple[np.ndarray, n
 
 
 def load_trees(
-    path: str | os.PathLike[str],
+    paths: Iterable[Path],
     make_tree: Callable[[Conversation], PrefixTree],
     *,
-    on_bad_line: str = "error",
+    on_bad_line: OnBadLine = "error",
+    ranks: Ranks | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> TreeDataset:
-    """The trees of a JSON Lines file, as `make_tree` renders and weighs them.
+    """The trees of files, one for each conversation, as `make_tree` renders and weighs them.
 
     Args:
-        path: a file with one conversation a line.
-        make_tree: the tree of a conversation, such as `TreeCollator.tree`.
+        paths: the files.
+        make_tree: the tree of a conversation, such as `Renderer.tree` and `TreeCollator.tree`.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" lists it.
-        progress: wraps the iteration over conversations, such as `tqdm.tqdm`.
+        ranks: processes that render a share each and all get all trees.
+        progress: wraps the iteration over lines, such as `tqdm.tqdm`.
 
     Raises:
-        DataError, TemplateError: the file or a line of it cannot be used; the message names it.
+        DataError, TemplateError: a file or a line of it cannot be used; the message names it.
     """
-    file = read_conversations(path, on_bad_line=on_bad_line)
     dataset = TreeDataset()
-    unrendered: list[BadLine] = []
-    for conversation in progress(file):
-        try:
-            tree = make_tree(conversation)
-        except FlexmaskError as error:
-            if on_bad_line == "error":
-                raise
-            unrendered.append(BadLine(conversation.line, str(error)))
-            continue
-        dataset.trees.append(tree)
-        dataset.places.append(conversation.where or f"conversation {len(dataset)}")
-    dataset.bad_lines = sorted([*file.bad_lines, *unrendered], key=lambda bad: bad.line)
-    if not dataset.trees:
-        reason = dataset.bad_lines[0].reason
-        raise DataError(f"{path}: no conversation can be used; the first: {reason}")
+
+    def use(conversation: Conversation) -> tuple[str, PrefixTree]:
+        return conversation.where or "", make_tree(conversation)
+
+    for item in progress(read_files(paths, use, on_bad_line=on_bad_line, ranks=ranks)):
+        if isinstance(item, BadLine):
+            dataset.bad_lines.append(item)
+        else:
+            dataset.places.append(item[0])
+            dataset.trees.append(item[1])
     return dataset

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flexmask.data.messages import Conversation, parse_conversation
-from flexmask.data.samples import Weighting, check_weighting, render_samples, weigh_samples
+from flexmask.data.samples import Weighting, check_weighting, weigh_samples
 from flexmask.data.template import check_template
+from flexmask.data.trees import Renderer
 from flexmask.errors import DataError
 from flexmask.packing.overflow import Overflow, check_budget
 from flexmask.packing.rows import PackedRow, check_multiple, pack, stack_rows
@@ -97,8 +97,4 @@ class TreeCollator:
                 "TreeCollator needs a tokenizer to render conversations, got None; an item of type "
                 f"{type(item).__name__} is neither a PrefixTree nor a list of Sample"
             )
-        chat = item if isinstance(item, Conversation) else parse_conversation(item)
-        samples = render_samples(
-            chat, self.tokenizer, chat_template_kwargs=self.chat_template_kwargs
-        )
-        return weigh_samples(samples, self.weighting)
+        return Renderer(self.tokenizer, self.weighting, self.chat_template_kwargs).samples(item)

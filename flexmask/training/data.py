@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flexmask.data.files import find_data_files
+from flexmask.data.files import Ranks, find_data_files
 from flexmask.data.prepared import PreparedDataset, is_prepared, open_prepared
 from flexmask.data.trees import TreeDataset, load_trees
 from flexmask.packing.collator import TreeCollator
@@ -66,6 +67,28 @@ def make_batch_sampler(
     return sampler
 
 
+@contextmanager
+def ranks_on_cpu() -> Iterator[Ranks]:
+    """The processes of this job, which exchange Python objects over gloo: no GPU is involved."""
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized():
+        yield Ranks()
+        return
+    group = distributed.new_group(backend="gloo")
+    size = distributed.get_world_size()
+
+    def gather(own: Any) -> list[Any]:
+        everyone = [None] * size
+        distributed.all_gather_object(everyone, own, group)
+        return everyone
+
+    try:
+        yield Ranks(distributed.get_rank(), size, gather)
+    finally:
+        distributed.destroy_process_group(group)
+
+
 def _data_seed(training: TrainingArguments) -> int:
     return training.seed if training.data_seed is None else training.data_seed
 
@@ -91,12 +114,6 @@ def _load(
 
     is_main = training.process_index == 0
 
-    def load_file(path: Path) -> TreeDataset:
-        def progress(items: Iterable[Any]) -> Iterable[Any]:
-            return tqdm(items, desc=f"reading {path}", unit=" conversations", disable=not is_main)
-
-        return load_trees(path, collator.tree, on_bad_line=config.on_bad_line, progress=progress)
-
     dataset: Trees
     if len(data) == 1 and is_prepared(data[0]):
         dataset = open_prepared(
@@ -106,7 +123,14 @@ def _load(
             chat_template_kwargs=config.chat_template_kwargs,
         )
     else:
-        dataset = TreeDataset.joined(map(load_file, find_data_files(data)))
+        with ranks_on_cpu() as ranks:
+            dataset = load_trees(
+                find_data_files(data),
+                collator.tree,
+                on_bad_line=config.on_bad_line,
+                ranks=ranks,
+                progress=partial(tqdm, desc="reading", unit=" conversations", disable=not is_main),
+            )
     if is_main:
         print(f"{', '.join(data)}: {dataset.summary()}", file=sys.stderr)
         for bad in dataset.bad_lines:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flexmask.data.files import find_data_files, read_conversations
-from flexmask.data.samples import render_samples
+from flexmask.data.files import BadLine, find_data_files, read_files
+from flexmask.data.trees import Renderer
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import write_json
@@ -79,12 +78,9 @@ def _load(data: Sequence[str]) -> tuple[list[list[Sample]], int]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
-    files = map(read_conversations, find_data_files(data or [DATA_PATH]))
-    rendered = [
-        render_samples(conversation, tokenizer)
-        for conversation in tqdm(chain.from_iterable(files), desc="rendering", unit="")
-    ]
-    return rendered, len(tokenizer)
+    files = find_data_files(data or [DATA_PATH])
+    items = tqdm(read_files(files, Renderer(tokenizer).samples), desc="rendering", unit="")
+    return [item for item in items if not isinstance(item, BadLine)], len(tokenizer)
 
 
 def _batches(

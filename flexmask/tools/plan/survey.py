@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flexmask.data.files import ConversationFile, read_conversations
+from flexmask.data.files import BadLine, OnBadLine, read_files
 from flexmask.data.messages import Conversation
-from flexmask.data.samples import render_samples
-from flexmask.errors import DataError, FlexmaskError
+from flexmask.data.trees import Renderer
+from flexmask.errors import DataError
 from flexmask.model.windows import Reach
 from flexmask.model.work import (
     TILE,
@@ -190,7 +191,7 @@ def make_plan(
     *,
     max_tokens: int | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
-    on_bad_line: str = "error",
+    on_bad_line: OnBadLine = "error",
     reaches: Iterable[Reach] = (),
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     watch: Callable[[Sequence[Sample]], None] | None = None,
@@ -204,7 +205,7 @@ def make_plan(
         chat_template_kwargs: settings for the template.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" counts it.
         reaches: windows and chunks of a model, to count their pairs.
-        progress: wraps the iteration over conversations, such as `tqdm.tqdm`.
+        progress: wraps the iteration over lines, such as `tqdm.tqdm`.
         watch: given the samples of each conversation as it goes by.
 
     Raises:
@@ -213,39 +214,18 @@ def make_plan(
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
     paths = [data] if isinstance(data, (str, os.PathLike)) else data
-    files = [read_conversations(path, on_bad_line=on_bad_line) for path in paths]
     plan = Plan(None if max_tokens is None else RowBudget(max_tokens), tuple(reaches))
-    for conversation in progress(_read(plan, files)):
-        try:
-            samples = render_samples(
-                conversation, tokenizer, chat_template_kwargs=chat_template_kwargs
-            )
-        except FlexmaskError as error:
-            if on_bad_line == "error":
-                raise
-            plan.skip(conversation.line, str(error))
+    renderer = Renderer(tokenizer, chat_template_kwargs=chat_template_kwargs)
+
+    def use(conversation: Conversation) -> tuple[Conversation, list[Sample]]:
+        return conversation, renderer.samples(conversation)
+
+    for item in progress(read_files(map(Path, paths), use, on_bad_line=on_bad_line)):
+        if isinstance(item, BadLine):
+            plan.skip(item.line, item.reason)
             continue
+        conversation, samples = item
         plan.add(conversation, samples, tokenizer)
         if watch is not None:
             watch(samples)
-    if not plan.conversations:
-        raise DataError(
-            f"{paths[0]}: no conversation can be used; the first: {plan.bad_lines[0][1]}"
-        )
     return plan
-
-
-def _read(plan: Plan, files: Iterable[ConversationFile]) -> Iterator[Conversation]:
-    """The conversations of the files; bad lines before each are counted first."""
-    for file in files:
-        for conversation in file:
-            _take_bad_lines(plan, file)
-            yield conversation
-        _take_bad_lines(plan, file)
-
-
-def _take_bad_lines(plan: Plan, file: ConversationFile) -> None:
-    """Count the lines that the file has listed since, and forget them there."""
-    for bad in file.bad_lines:
-        plan.skip(bad.line, bad.reason)
-    file.bad_lines.clear()

@@ -11,7 +11,7 @@ from typing import Any
 
 from flexmask.data.files import find_data_files, read_conversations
 from flexmask.data.messages import Conversation
-from flexmask.data.samples import render_samples
+from flexmask.data.trees import Renderer
 from flexmask.errors import DataError, pluralize
 from flexmask.packing.split import split_tree
 from flexmask.tools.show.kinds import label_tree
@@ -19,7 +19,7 @@ from flexmask.tools.show.orders import density, papers_order
 from flexmask.tools.show.row_figures import RowPicture, draw_rows
 from flexmask.tools.show.tree_text import Paint, tree_lines
 from flexmask.tree.layout import lay_out
-from flexmask.tree.tree import PrefixTree, build_tree
+from flexmask.tree.tree import PrefixTree
 
 _MOST_PICTURES = 12
 
@@ -66,10 +66,8 @@ def read_shown(
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
     conversation = _read(data, index)
-    samples = render_samples(conversation, tokenizer, chat_template_kwargs=chat_template_kwargs)
-    tree = label_tree(
-        build_tree(samples), conversation, tokenizer, chat_template_kwargs=chat_template_kwargs
-    )
+    tree = Renderer(tokenizer, chat_template_kwargs=chat_template_kwargs).tree(conversation)
+    tree = label_tree(tree, conversation, tokenizer, chat_template_kwargs=chat_template_kwargs)
     name = Path(conversation.where or "").name
     return ShownConversation(
         name, len(conversation.messages), tree, tuple(_split(tree, max_tokens, name))

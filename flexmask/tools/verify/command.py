@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
-from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError, TemplateError, pluralize
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from flexmask.data.messages import Conversation
     from flexmask.tools.verify.proof import Chat
     from flexmask.tools.verify.report import VerifyReport
 
@@ -97,25 +97,29 @@ def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat]
     Raises:
         DataError: a file or a line of it cannot be used.
     """
-    from flexmask.data.files import find_data_files, read_conversations
-    from flexmask.data.samples import render_samples
+    from flexmask.data.files import BadLine, find_data_files, read_files
+    from flexmask.data.trees import Renderer
     from flexmask.tools.verify.proof import Chat
 
-    settings = options.chat_template_kwargs
+    renderer = Renderer(tokenizer, chat_template_kwargs=options.chat_template_kwargs)
+
+    def use(conversation: Conversation) -> Chat | str:
+        try:
+            return Chat.of(renderer.samples(conversation), conversation.where)
+        except TemplateError as error:
+            return str(error)
+
     chats: list[Chat] = []
     refused: list[str] = []
-    files = [
-        read_conversations(path, on_bad_line=options.on_bad_line)
-        for path in find_data_files(options.data)
-    ]
-    for conversation in islice(chain.from_iterable(files), options.conversations):
-        try:
-            samples = render_samples(conversation, tokenizer, chat_template_kwargs=settings)
-            chats.append(Chat.of(samples, conversation.where))
-        except TemplateError as error:
-            refused.append(str(error))
-    for bad in chain.from_iterable(file.bad_lines for file in files):
-        print(f"skipped {bad.reason}", file=sys.stderr)
+    for item in read_files(find_data_files(options.data), use, on_bad_line=options.on_bad_line):
+        if isinstance(item, BadLine):
+            print(f"skipped {item.reason}", file=sys.stderr)
+        elif isinstance(item, str):
+            refused.append(item)
+        else:
+            chats.append(item)
+        if len(chats) + len(refused) == options.conversations:
+            break
     return chats, refused
 
 
