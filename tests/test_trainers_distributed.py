@@ -128,7 +128,7 @@ def assert_same_runs(resumed, whole):
 
 def test_flexmask_train_survives_the_death_of_a_rank(files, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    program = ("flexmask", "train")
+    program = ("flexmask", "train", files / "data.jsonl")
     launch(*ACCELERATE, "--multi_gpu", "-m", *program, *options(files, ("--output", whole)))
     again = options(files, ("--output", killed, "--resume"))
     said = launch(*TORCHRUN, TESTS / "killed_rank.py", *program, *again, fails=True)

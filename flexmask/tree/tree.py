@@ -123,6 +123,11 @@ class PrefixTree:
         return np.fromiter((s.length for s in self.segments), np.int64, len(self.segments))
 
     @cached_property
+    def token_starts(self) -> np.ndarray:
+        """Where each segment's tokens begin in `input_ids`, int64 [num_segments]."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @cached_property
     def depths(self) -> np.ndarray:
         """Position of each segment's first token, int64 [num_segments]."""
         ends: list[int] = []

@@ -40,6 +40,21 @@ class ShownConversation:
     tree: PrefixTree
     rows: tuple[PrefixTree, ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(row.num_tokens for row in self.rows)
+
+    def row_title(self, number: int) -> str:
+        """What stands above a row."""
+        row = self.rows[number]
+        if len(self.rows) == 1:
+            return f"heavy-first order: density {_density(row):.3f}"
+        return (
+            f"row {number + 1} of {len(self.rows)}: {row.num_tokens:,} tokens, "
+            f"{pluralize(len(row.leaves), 'sample')}, density {_density(row):.3f}"
+        )
+
 
 def read_shown(
     data: Sequence[str | os.PathLike[str]],
@@ -92,21 +107,20 @@ def shown_text(
         compare: add the density of the paper's order.
     """
     tree = shown.tree
-    num_single = sum(row.num_tokens for row in shown.rows)
     lines = [
         f"{shown.name}: {pluralize(shown.num_messages, 'message')}, "
         f"{pluralize(len(tree.leaves), 'sample')}",
-        f"{num_single:,} tokens in a single pass, {tree.num_sample_tokens:,} in N-pass "
-        f"({tree.num_sample_tokens / num_single:.2f} times as many)",
-        f"density {_density(shown.rows[0]):.3f}: visible pairs per pair in a visited tile of "
-        "128 x 128",
+        f"{shown.num_tokens:,} tokens in a single pass, {tree.num_sample_tokens:,} in N-pass "
+        f"({tree.num_sample_tokens / shown.num_tokens:.2f} times as many)",
     ]
-    if len(shown.rows) > 1:
-        del lines[2]
+    if len(shown.rows) == 1:
+        lines.append(
+            f"density {_density(tree):.3f}: visible pairs per pair in a visited tile of 128 x 128"
+        )
     if compare:
         lines.append(f"density {density(tree, papers_order(tree)):.3f} in the paper's order")
     for number, row in enumerate(shown.rows):
-        title = [_row_title(shown, number)] if len(shown.rows) > 1 else []
+        title = [shown.row_title(number)] if len(shown.rows) > 1 else []
         lines += ["", *title, *tree_lines(row, tokenizer.decode, width=width, paint=paint)]
     return "\n".join(lines)
 
@@ -119,8 +133,21 @@ def draw_shown(
     Raises:
         DataError: the file cannot be written.
     """
+    tree = shown.tree
+    pictures = [
+        RowPicture(row, lay_out(row).order.tolist(), shown.row_title(number))
+        for number, row in enumerate(shown.rows)
+    ]
+    if compare:
+        order = papers_order(tree)
+        title = f"the paper's order: density {density(tree, order):.3f}"
+        pictures.append(RowPicture(tree, order, title))
+    heading = (
+        f"{shown.name}: {pluralize(len(tree.leaves), 'sample')}, {shown.num_tokens:,} tokens "
+        f"instead of {tree.num_sample_tokens:,}"
+    )
     try:
-        draw_rows(_pictures(shown, compare), path, heading=_heading(shown))
+        draw_rows(pictures, path, heading=heading)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
 
@@ -163,35 +190,6 @@ def _split(tree: PrefixTree, max_tokens: int | None, name: str) -> Iterator[Pref
             f"{max_tokens:,} tokens, got {tree.sample_length(leaf)}; raise --max_tokens"
         )
     yield from split.pieces()
-
-
-def _pictures(shown: ShownConversation, compare: bool) -> list[RowPicture]:
-    pictures = []
-    for number, row in enumerate(shown.rows):
-        pictures.append(RowPicture(row, lay_out(row).order.tolist(), _row_title(shown, number)))
-    if compare:
-        order = papers_order(shown.tree)
-        title = f"the paper's order: density {density(shown.tree, order):.3f}"
-        pictures.append(RowPicture(shown.tree, order, title))
-    return pictures
-
-
-def _heading(shown: ShownConversation) -> str:
-    num_single = sum(row.num_tokens for row in shown.rows)
-    return (
-        f"{shown.name}: {pluralize(len(shown.tree.leaves), 'sample')}, {num_single:,} tokens "
-        f"instead of {shown.tree.num_sample_tokens:,}"
-    )
-
-
-def _row_title(shown: ShownConversation, number: int) -> str:
-    row = shown.rows[number]
-    if len(shown.rows) == 1:
-        return f"heavy-first order: density {_density(row):.3f}"
-    return (
-        f"row {number + 1} of {len(shown.rows)}: {row.num_tokens:,} tokens, "
-        f"{pluralize(len(row.leaves), 'sample')}, density {_density(row):.3f}"
-    )
 
 
 def _density(tree: PrefixTree) -> float:

@@ -89,7 +89,9 @@ def _read_turn(template: ChatTemplate, messages: list[Message], index: int) -> _
     start = answers[0].start if answers else 0
     if not message["content"].strip() and "tool_calls" not in message:
         start = len(written)  # nothing but a thought
-    if "reasoning_content" in message or _closes_thinking(written[:start]):
+    if "reasoning_content" in message or any(
+        tags.close.strip() in written[:start] for tags in THINKING_TAGS
+    ):
         codes[:start] = _THINKING
     elif answers:
         codes[:start] = answers[0].code
@@ -178,10 +180,6 @@ def _changed(text: str, other: str) -> tuple[int, int]:
     return common_prefix_length(text[:stop], other[: len(other) - same_end]), stop
 
 
-def _closes_thinking(text: str) -> bool:
-    return any(tags.close.strip() in text for tags in THINKING_TAGS)
-
-
 def _after_stop(text: str, start: int, stops: tuple[str, ...]) -> int:
     """The place after the stop token at `start`, or `start` where there is none."""
     return start + max((len(stop) for stop in stops if text.startswith(stop, start)), default=0)
@@ -207,8 +205,8 @@ def _token_codes(tokenizer: Any, text: str, codes: np.ndarray) -> np.ndarray:
 
 def _tokens_of(tree: PrefixTree, leaf: Leaf) -> np.ndarray:
     """The places of a sample's tokens in the tree's own token order, int64."""
-    heads = np.cumsum(tree.lengths) - tree.lengths
-    runs = [np.arange(heads[s], heads[s] + tree.lengths[s]) for s in tree.path(leaf.segment)]
+    starts, lengths = tree.token_starts, tree.lengths
+    runs = [np.arange(starts[s], starts[s] + lengths[s]) for s in tree.path(leaf.segment)]
     return np.concatenate(runs)
 
 
@@ -222,9 +220,8 @@ def _cut(tree: PrefixTree, codes: np.ndarray) -> PrefixTree:
     """`tree` with a segment for each run of one kind."""
     segments: list[Segment] = []
     last: list[int] = []  # the last piece of each segment
-    stop = 0
-    for segment in tree.segments:
-        start, stop = stop, stop + segment.length
+    for start, segment in zip(tree.token_starts.tolist(), tree.segments, strict=True):
+        stop = start + segment.length
         parent = None if segment.parent is None else last[segment.parent]
         edges = (start + 1 + np.flatnonzero(np.diff(codes[start:stop]))).tolist()
         for a, b in zip([start, *edges], [*edges, stop], strict=True):

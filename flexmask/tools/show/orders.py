@@ -56,9 +56,7 @@ def tile_counts(
         block: tile size in tokens, for queries and keys.
         keys: count only the pairs whose key is in one of these segments; all of them if None.
     """
-    lengths = tree.lengths[list(order)]
-    starts = np.empty_like(lengths)
-    starts[list(order)] = np.cumsum(lengths) - lengths
+    starts = packed_starts(tree, order)
     num_blocks = -(-tree.num_tokens // block)
     counts = np.zeros((num_blocks, num_blocks), np.int64)
     held = [_tokens_per_block(starts[s], tree.lengths[s], block) for s in range(len(order))]
@@ -74,6 +72,14 @@ def tile_counts(
         np.fill_diagonal(square, num_queries * (num_queries + 1) // 2)
         counts[queries, queries] += square
     return counts
+
+
+def packed_starts(tree: PrefixTree, order: Sequence[int]) -> np.ndarray:
+    """Packed position of each segment's first token in a row laid out in `order`, by segment."""
+    lengths = tree.lengths[list(order)]
+    starts = np.empty_like(lengths)
+    starts[list(order)] = np.cumsum(lengths) - lengths
+    return starts
 
 
 def density(tree: PrefixTree, order: Sequence[int], block: int = 128) -> float:

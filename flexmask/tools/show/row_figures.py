@@ -15,7 +15,7 @@ import numpy as np
 
 from flexmask.plots import new_figure, save_figure
 from flexmask.tools.show.kinds import KINDS
-from flexmask.tools.show.orders import tile_counts
+from flexmask.tools.show.orders import packed_starts, tile_counts
 from flexmask.tree.tree import PrefixTree
 
 if TYPE_CHECKING:
@@ -62,9 +62,8 @@ class RowPicture:
         weights = self.tree.loss_weights
         if weights is None:
             return np.zeros(self.tree.num_tokens, bool)
-        stops = np.cumsum(self.tree.lengths)
-        parts = [weights[stops[s] - self.tree.lengths[s] : stops[s]] for s in self.order]
-        return np.concatenate(parts) > 0
+        parts = np.split(weights, self.tree.token_starts[1:])
+        return np.concatenate([parts[s] for s in self.order]) > 0
 
 
 def draw_rows(
@@ -190,14 +189,11 @@ def _answer_places(picture: RowPicture) -> Iterator[tuple[float, str]]:
     tree = picture.tree
     if tree.loss_weights is None:
         return
-    lengths = tree.lengths[list(picture.order)]
-    starts = np.empty_like(lengths)
-    starts[list(picture.order)] = np.cumsum(lengths) - lengths
-    stops = np.cumsum(tree.lengths)
+    weights = np.split(tree.loss_weights, tree.token_starts[1:])
+    middles = packed_starts(tree, picture.order) + tree.lengths / 2
     for leaf in tree.leaves:
-        start, stop = stops[leaf.segment] - tree.lengths[leaf.segment], stops[leaf.segment]
-        if tree.loss_weights[start:stop].any():
-            yield float(starts[leaf.segment] + (stop - start) / 2), f"message {leaf.key}"
+        if weights[leaf.segment].any():
+            yield float(middles[leaf.segment]), f"message {leaf.key}"
 
 
 def _add_legend(figure: Figure, pictures: Sequence[RowPicture], block: int) -> None:

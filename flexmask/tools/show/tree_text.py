@@ -56,14 +56,14 @@ def tree_lines(
     num_branches = max(len(line.branches) for line in lines)
     num_kinds = max(len(segment.kind or "") for segment in tree.segments)
     room = width - len(numbers[0]) - num_branches - num_kinds - 5
-    stops = np.cumsum(tree.lengths)
     texts = [numbers[0]]
     for (index, branches), number in zip(lines, numbers[1:], strict=True):
         segment = tree.segments[index]
         if segment.parent is None and len(texts) > 1:
             texts.append("")  # between two trees
-        start = stops[index] - segment.length
-        ids = tree.input_ids[start : min(stops[index], start + _TOKENS_PER_COLUMN * max(room, 0))]
+        start = tree.token_starts[index]
+        shown = min(segment.length, _TOKENS_PER_COLUMN * max(room, 0))
+        ids = tree.input_ids[start : start + shown]
         filling = " " * (num_branches - len(branches))
         dot = branches[-1] if paint is None else paint(branches[-1], segment.kind)
         kind = f"{segment.kind or '':<{num_kinds}}"
@@ -75,11 +75,11 @@ def tree_lines(
 def _numbers_of(tree: PrefixTree, segments: list[int]) -> Iterator[tuple[str, ...]]:
     """Yield for each of `segments` its packed places, positions, and trained tokens."""
     starts, depths = lay_out(tree).starts, tree.depths
-    stops = np.cumsum(tree.lengths)
     assert tree.loss_weights is not None
+    weights = np.split(tree.loss_weights, tree.token_starts[1:])
     for index in segments:
         length = tree.segments[index].length
-        trained = np.count_nonzero(tree.loss_weights[stops[index] - length : stops[index]])
+        trained = np.count_nonzero(weights[index])
         yield (
             f"{starts[index]}:{starts[index] + length}",
             f"{depths[index]}:{depths[index] + length}",
