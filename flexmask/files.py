@@ -13,9 +13,12 @@ from flexmask.errors import DataError
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path`: it takes its name when the block ends well, else it goes."""
-    partial = Path(f"{os.fspath(path)}.partial")
+def atomic_write(path: str | os.PathLike[str], tag: str = "") -> Iterator[Path]:
+    """A temporary path beside `path`: it takes its name when the block ends well, else it goes.
+
+    `tag` begins its suffix, and tells apart those of processes that write the same file.
+    """
+    partial = Path(f"{os.fspath(path)}{tag}.partial")
     try:
         yield partial
         os.replace(partial, path)

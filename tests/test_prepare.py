@@ -19,8 +19,8 @@ from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from flexmask import TreeCollator
-from flexmask.data import lock, shard_maker
 from flexmask.data import prepare as prepare_module
+from flexmask.data import prepare_pool
 from flexmask.data.files import find_data_files
 from flexmask.data.fingerprint import tokenizer_fingerprint
 from flexmask.data.prepare import prepare
@@ -216,15 +216,12 @@ def test_a_folder_takes_one_run_at_a_time_and_a_killed_one_leaves_it_free(
     writing, data, whole, tokenizer, tmp_path, monkeypatch
 ):
     folder = tmp_path / "out"
-    monkeypatch.setattr(lock, "_PATIENCE_S", 0.0)
-    with pytest.raises(
-        DataError, match=rf"out: is being written by another run \(process {writing.pid} on .*wait"
-    ):
+    monkeypatch.setattr(prepare_module, "_PATIENCE_S", 0.0)
+    with pytest.raises(DataError, match="out: is being written by another run; wait for its end"):
         prepare([data], folder, tokenizer, shard_lines=8)
     monkeypatch.undo()
     writing.kill()
     writing.join()
-    assert (folder / lock.LOCK).exists()
     prepare([data], folder, tokenizer, shard_lines=8)
     assert contents(folder) == contents(whole)
 
@@ -247,9 +244,11 @@ def test_finished_shards_are_not_made_again(data, whole, tokenizer, tmp_path, mo
     (tmp_path / "out" / "shard-00003.safetensors").unlink()
     (tmp_path / "out" / "shard-00004.safetensors.partial").write_text("half")
     made = []
-    make = shard_maker.ShardMaker.make
+    make = prepare_pool.ShardMaker.make
     monkeypatch.setattr(
-        shard_maker.ShardMaker, "make", lambda self, one: made.append(one.number) or make(self, one)
+        prepare_pool.ShardMaker,
+        "make",
+        lambda self, one: made.append(one.number) or make(self, one),
     )
     prepare([data], tmp_path / "out", tokenizer, shard_lines=8)
     assert made == [3]
@@ -275,7 +274,7 @@ def test_processes_end_with_the_first_one(data, tokenizer, tmp_path):
 
 
 def test_killed_process_is_named_with_the_remedy(data, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_maker.ShardMaker, "make", kill_self)
+    monkeypatch.setattr(prepare_pool.ShardMaker, "make", kill_self)
     with pytest.raises(DataError, match=r"one of the 2 processes was killed.* smaller --num_proc"):
         prepare([data], tmp_path / "out", tokenizer, shard_lines=8, num_proc=2)
 
@@ -287,7 +286,10 @@ def test_full_disk_is_reported_and_the_run_goes_on_later(data, whole, tokenizer,
             prepare([data], tmp_path / "out", tokenizer, shard_lines=8)
 
     assert in_process(begin) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"settings.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "prepare.lock",
+        "settings.json",
+    }
     prepare([data], tmp_path / "out", tokenizer, shard_lines=8)
     assert contents(tmp_path / "out") == contents(whole)
 

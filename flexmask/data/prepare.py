@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 import flexmask
 from flexmask.data.files import OnBadLine, check_on_bad_line, find_data_files
 from flexmask.data.fingerprint import tokenizer_fingerprint
-from flexmask.data.lock import LOCK, only_run
-from flexmask.data.pool import make_shards
+from flexmask.data.prepare_pool import (
+    SHARD_LINES,
+    ShardInput,
+    ShardMaker,
+    make_shards,
+    shard_inputs,
+)
 from flexmask.data.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest, shard_name
 from flexmask.data.samples import Weighting
-from flexmask.data.shard_maker import ShardMaker
 from flexmask.data.shards import Shard, ShardError
-from flexmask.data.stretches import SHARD_LINES, Stretch, stretches
+from flexmask.data.trees import Renderer
 from flexmask.errors import DataError
 from flexmask.files import atomic_write, write_json
 
+LOCK = "prepare.lock"
 _OWN = "shard-*.safetensors"
+_PATIENCE_S = 5.0  # for a run that is about to end
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def prepare(
@@ -71,17 +83,44 @@ def prepare(
         "chat_template_kwargs": dict(chat_template_kwargs or {}),
         "shard_lines": shard_lines,
     }
-    maker = ShardMaker(
-        folder=folder,
-        files=tuple(settings["files"]),
-        tokenizer=tokenizer,
-        weighting=weighting,
-        on_bad_line=on_bad_line,
-        chat_template_kwargs=dict(chat_template_kwargs or {}),
-    )
-    with only_run(folder):
+    renderer = Renderer(tokenizer, weighting, settings["chat_template_kwargs"])
+    maker = ShardMaker(folder, tuple(settings["files"]), renderer, on_bad_line)
+    with _only_run(folder):
         _enter(folder, settings)
         return _fill(maker, settings, files, num_proc, progress)
+
+
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    """A block that no other process is in for the same `folder`, which is made if need be.
+
+    The lock is one of the operating system, which ends with its process; its file stays.
+
+    Raises:
+        DataError: another one is, or the folder cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file; name a folder for --output")
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_PATIENCE_S)
+    except Timeout:
+        raise DataError(
+            f"{folder}: is being written by another run; wait for its end, or use another --output"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
+        warnings.warn(
+            f"{folder}: files cannot be locked here; see to it that no other run writes this "
+            "folder",
+            stacklevel=2,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _fill(
@@ -101,13 +140,13 @@ def _fill(
         (folder / MANIFEST).unlink()
     digests: list[str] = []
 
-    def missing() -> Iterator[Stretch]:
-        for stretch in stretches(files, settings["shard_lines"]):
-            digests.append(stretch.digest)
-            shard = _finished(folder / shard_name(stretch.number))
+    def missing() -> Iterator[ShardInput]:
+        for shard_input in shard_inputs(files, settings["shard_lines"]):
+            digests.append(shard_input.digest)
+            shard = _finished(folder / shard_name(shard_input.number))
             if shard is None:
-                yield stretch
-            elif shard.about["digest"] == stretch.digest:
+                yield shard_input
+            elif shard.about["digest"] == shard_input.digest:
                 progress(len(shard))
             else:
                 raise _changed(shard.path)

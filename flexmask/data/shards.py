@@ -72,7 +72,8 @@ def write_shard(
     arrays |= {name: np.array(values, np.int64) for name, values in counts.items()}
     arrays["tree_places"] = np.array(places, np.int64).reshape(-1, 2)
     data = save(arrays, metadata={"flexmask": json.dumps(about)})
-    with atomic_write(path) as partial, partial.open("wb") as file:
+    # The processes of a killed run may still be at the same shard, which has the same bytes.
+    with atomic_write(path, f".{os.getpid()}") as partial, partial.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
