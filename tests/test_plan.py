@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import tracemalloc
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_mistrained_tokens_equal_a_hand_count(tokenizer):
 
 def test_a_single_turn_is_only_wrong_in_the_papers_first_token(tokenizer):
     counts = mistrained(turns_of(("2 + 2?", "Two and two.", "4")), tokenizer)
-    assert {name for name, count in counts.to_json().items() if count} == {"first_response_token"}
+    assert {name for name, count in asdict(counts).items() if count} == {"first_response_token"}
 
 
 def test_thinking_that_lasts_through_tool_calls_is_no_mistake(tokenizer):
@@ -166,7 +167,7 @@ def test_thinking_that_lasts_through_tool_calls_is_no_mistake(tokenizer):
 def test_conversations_without_thinking_are_right_but_for_the_papers_code(tokenizer):
     counts = mistrained(turns_of(("2 + 2?", None, "4"), ("plus 1?", None, "5")), tokenizer)
     assert counts.no_thinking_no_loss == 4
-    assert sum(counts.to_json().values()) == 4 + 2  # the tokens, and the turns
+    assert sum(asdict(counts).values()) == 4 + 2  # the tokens, and the turns
 
 
 def test_one_render_equals_brute_force(plan, rendered):

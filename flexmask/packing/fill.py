@@ -4,6 +4,9 @@ The fewest rows are bounded from below by Martello and Toth's L2. `best_fit` com
 each tree goes into the fullest row that has room, large trees first. `spread_out` goes for balance
 instead: each tree into the row of least cost, in a given number of rows, which may be too few for
 it. n trees take O(n log n) either way.
+
+All functions here take `sizes`, the tokens of each tree, int64 [n], each at most `max_tokens`, the
+capacity of a row; those that return rows return the row of each tree, int64 [n].
 """
 
 from __future__ import annotations
@@ -17,12 +20,7 @@ _MAX_LOOKS = 32  # rows without room that one tree looks at before `spread_out` 
 
 
 def fewest_rows(sizes: np.ndarray, max_tokens: int) -> int:
-    """A number of rows that no packing is below.
-
-    Args:
-        sizes: tokens of each tree, int64 [n], each at most `max_tokens`.
-        max_tokens: capacity of a row.
-    """
+    """A number of rows that no packing is below."""
     ordered = np.sort(sizes)
     before = np.concatenate(([0], np.cumsum(ordered)))
     half = int(np.searchsorted(ordered, max_tokens // 2, side="right"))
@@ -51,15 +49,9 @@ def shuffled_by_octave(sizes: np.ndarray, generator: np.random.Generator) -> np.
 
 
 def best_fit(sizes: np.ndarray, max_tokens: int, order: np.ndarray) -> np.ndarray:
-    """The row of each tree, taken in `order`: the fullest that has room, else a new one.
+    """Rows of trees taken in `order`: the fullest that has room, else a new one.
 
-    Args:
-        sizes: tokens of each tree, int64 [n], each at most `max_tokens`.
-        max_tokens: capacity of a row.
-        order: a permutation, from large to small for few rows.
-
-    Returns:
-        int64 [n].
+    An order from large to small makes few rows.
     """
     rows = np.empty(sizes.size, np.int64)
     rooms: list[tuple[int, int]] = []
@@ -74,17 +66,9 @@ def best_fit(sizes: np.ndarray, max_tokens: int, order: np.ndarray) -> np.ndarra
 def spread_out(
     sizes: np.ndarray, costs: np.ndarray, max_tokens: int, num_rows: int, order: np.ndarray
 ) -> np.ndarray | None:
-    """The row of each tree, taken in `order`: the row of least cost that has room.
+    """Rows of trees taken in `order`: the row of least cost that has room; None if some has none.
 
-    Args:
-        sizes: tokens of each tree, int64 [n].
-        costs: predicted cost of each tree, float64 [n].
-        max_tokens: capacity of a row.
-        num_rows: number of rows.
-        order: a permutation, from large to small for rows of about the same cost.
-
-    Returns:
-        int64 [n], or None where some tree found no room.
+    An order from large to small makes rows of about the same cost. `costs` are float64 [n].
     """
     rows = np.empty(sizes.size, np.int64)
     filled = [0] * num_rows
@@ -107,12 +91,7 @@ def spread_out(
 
 
 def fill_rows(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
-    """The row of each tree, int64 [n]: few rows, of about the same size where that takes no more.
-
-    Args:
-        sizes: tokens of each tree, int64 [n], each at most `max_tokens`.
-        max_tokens: capacity of a row.
-    """
+    """Few rows, of about the same size where that takes no more."""
     order = from_large(sizes)
     rows = best_fit(sizes, max_tokens, order)
     for num_rows in (fewest_rows(sizes, max_tokens), int(rows.max(initial=-1)) + 1):
@@ -123,7 +102,7 @@ def fill_rows(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
 
 
 def fewer_rows(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
-    """The row of each tree as `fill_rows` has it, or in the order given where that needs fewer."""
+    """The rows of `fill_rows`, or those of the trees in the order given where these are fewer."""
     rows = fill_rows(sizes, max_tokens)
     in_order = np.empty_like(rows)
     row, filled = 0, 0
@@ -136,7 +115,7 @@ def fewer_rows(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
 
 
 def use_all_rows(rows: np.ndarray, sizes: np.ndarray, num_rows: int) -> np.ndarray:
-    """The same rows, with those of most trees halved until there are `num_rows`, int64 [n].
+    """The same rows, with those of most trees halved until there are `num_rows`.
 
     Many small trees are easily spread over other rows later. Rows of one tree cannot be halved, so
     there are fewer than `num_rows` where trees are few.

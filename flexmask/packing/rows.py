@@ -54,8 +54,8 @@ class PackedRow:
     @classmethod
     def empty(cls) -> PackedRow:
         """A row without tokens: in a batch, padding alone."""
-        whole = np.empty(0, np.int64)
-        return cls(whole, whole, whole, np.empty(0), np.empty(0, np.int32), (), ())
+        ids = np.empty(0, np.int64)
+        return cls(ids, ids, ids, np.empty(0), np.empty(0, np.int32), (), ())
 
     @classmethod
     def from_trees(cls, trees: Sequence[PrefixTree]) -> PackedRow:
@@ -218,16 +218,10 @@ def pack(
         pieces.extend(split.pieces())
         dropped.extend(tree.leaves[leaf].key for leaf in split.too_long)
     sizes = np.array([tree.num_tokens for tree in pieces], np.int64)
-    rows = _trees_of_rows(pieces, fewer_rows(sizes, max_tokens))
-    return PackedRows(map(PackedRow.from_trees, rows), tuple(dropped), count)
-
-
-def _trees_of_rows(trees: Sequence[PrefixTree], rows: np.ndarray) -> list[list[PrefixTree]]:
-    """The trees of each row, in their order; rows in the order of their first trees."""
-    held: dict[int, list[PrefixTree]] = {}
-    for tree, row in zip(trees, rows.tolist(), strict=True):
-        held.setdefault(row, []).append(tree)
-    return list(held.values())
+    rows: dict[int, list[PrefixTree]] = {}  # in the order of their first trees
+    for tree, row in zip(pieces, fewer_rows(sizes, max_tokens).tolist(), strict=True):
+        rows.setdefault(row, []).append(tree)
+    return PackedRows(map(PackedRow.from_trees, rows.values()), tuple(dropped), count)
 
 
 def stack_rows(

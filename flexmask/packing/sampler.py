@@ -92,15 +92,9 @@ class TreeBatchSampler:
             DataError: no trees, a tree larger than the budget, or a number out of range.
         """
         self._sizes, pairs = sizes_of(trees)
-        _check(self._sizes, max_tokens, rows_per_batch, num_processes, process_index)
-        self._costs = self._sizes + pairs / pairs_per_token
-        if costs is not None:
-            self._costs = np.asarray(costs, np.float64)
-            if self._costs.shape != self._sizes.shape or not (self._costs > 0).all():
-                raise DataError(
-                    f"costs must be [{self._sizes.size}], one above 0 for each tree, got "
-                    f"{list(self._costs.shape)}"
-                )
+        if costs is None:
+            costs = self._sizes + pairs / pairs_per_token
+        self._costs = np.asarray(costs, np.float64)
         self.max_tokens = max_tokens
         self.rows_per_batch = rows_per_batch
         self.num_processes = num_processes
@@ -108,6 +102,7 @@ class TreeBatchSampler:
         self.seed = seed
         self.epoch = 0
         self.sampler = self  # accelerate hands set_epoch to `batch_sampler.sampler`
+        self._check()
         self.fewest_rows = fewest_rows(self._sizes, max_tokens)
         self._rows = fill_rows(self._sizes, max_tokens)
         num_rows = self._count_rows()
@@ -180,6 +175,29 @@ class TreeBatchSampler:
         prepared.set_sampler(self)
         return prepared
 
+    def _check(self) -> None:
+        if not self._sizes.size:
+            raise DataError("TreeBatchSampler needs at least one tree, got none")
+        for name in ("max_tokens", "rows_per_batch", "num_processes"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.process_index is not None and not 0 <= self.process_index < self.num_processes:
+            raise DataError(
+                f"process_index must be in [0, {self.num_processes}), got {self.process_index}"
+            )
+        if self._costs.shape != self._sizes.shape or not (self._costs > 0).all():
+            raise DataError(
+                f"costs must be [{self._sizes.size}], one above 0 for each tree, got "
+                f"{list(self._costs.shape)}"
+            )
+        largest = int(self._sizes.argmax())
+        if self._sizes[largest] > self.max_tokens:
+            raise DataError(
+                f"tree {largest}: must have at most max_tokens = {self.max_tokens} tokens, got "
+                f"{self._sizes[largest]}; raise max_tokens or cut it with "
+                f"FittedTrees(trees, {self.max_tokens})"
+            )
+
     def _count_rows(self) -> int:
         """As many as the rows found, or as mixed ones take, if that is little more."""
         fewest = int(self._rows.max()) + 1
@@ -197,29 +215,3 @@ class TreeBatchSampler:
         if rows.max() >= self.num_rows:
             rows = self._rows
         return use_all_rows(rows, self._sizes, self.num_rows)
-
-
-def _check(
-    sizes: np.ndarray,
-    max_tokens: int,
-    rows_per_batch: int,
-    num_processes: int,
-    process_index: int | None,
-) -> None:
-    if not sizes.size:
-        raise DataError("TreeBatchSampler needs at least one tree, got none")
-    for name, value in (
-        ("max_tokens", max_tokens),
-        ("rows_per_batch", rows_per_batch),
-        ("num_processes", num_processes),
-    ):
-        if value < 1:
-            raise DataError(f"{name} must be at least 1, got {value}")
-    if process_index is not None and not 0 <= process_index < num_processes:
-        raise DataError(f"process_index must be in [0, {num_processes}), got {process_index}")
-    largest = int(sizes.argmax())
-    if sizes[largest] > max_tokens:
-        raise DataError(
-            f"tree {largest}: must have at most max_tokens = {max_tokens} tokens, got "
-            f"{sizes[largest]}; raise max_tokens or cut it with FittedTrees(trees, {max_tokens})"
-        )

@@ -170,6 +170,7 @@ def _add_model(
 ) -> None:
     """Add the estimate for a model and, where asked for, measured steps."""
     import copy
+    from dataclasses import asdict
 
     import torch
 
@@ -178,7 +179,7 @@ def _add_model(
 
     dtype = _dtype(options.dtype, config)
     guess = estimate(plan, copy.deepcopy(config), dtype)
-    report["estimate"] = guess.to_json()
+    report["estimate"] = asdict(guess)
     texts.append(estimate_text(guess))
     if not options.measure:
         return
@@ -194,7 +195,7 @@ def _add_model(
         saved_per_token=guess.saved_bytes_per_token,
         progress=lambda rounds: tqdm(rounds, desc="measuring", unit="round", file=sys.stderr),
     )
-    report["measured"] = measured.to_json()
+    report["measured"] = asdict(measured)
     texts.append(measured_text(measured))
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig
@@ -68,10 +67,6 @@ class Estimate:
     state_bytes: int
     saved_bytes_per_token: float | None
     activation_bytes: Mapping[str, int] | None
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures as plain data."""
-        return asdict(self)
 
 
 def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estimate:

@@ -6,8 +6,8 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import reduce
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.errors import pluralize
 from flexmask.model import patch, unpatch
-from flexmask.model.checks import check_vocabulary
 from flexmask.model.cost import CostModel
 from flexmask.model.load import random_model
 from flexmask.model.npass import npass_batches
@@ -58,10 +57,6 @@ class Measured:
     saved_bytes: dict[str, int]
     predicted_saved_bytes: dict[str, int | None]
 
-    def to_json(self) -> dict[str, Any]:
-        """The figures as plain data."""
-        return asdict(self)
-
 
 def measure_steps(
     config: PreTrainedConfig,
@@ -76,24 +71,26 @@ def measure_steps(
 
     Args:
         config: of the model.
-        conversations: samples of each; a step trains on all of them, one conversation a row.
+        conversations: samples of each, with tokens of the model's vocabulary; a step trains on all
+            of them, one conversation a row.
         dtype: of the weights.
         device: where to run.
         saved_per_token: predicted bytes that autograd keeps for a token, or None.
         progress: wraps the rounds, such as `tqdm.tqdm`.
 
     Raises:
-        DataError: the tokenizer's ids are beyond the model's vocabulary.
         UnsupportedModelError: the model cannot be patched.
     """
-    size = config.get_text_config(decoder=True).vocab_size
-    check_vocabulary(size, (sample.input_ids for samples in conversations for sample in samples))
     model = random_model(config, dtype)
     nn.Module.to(model, device)
     model.train()
     cost = CostModel.of(model)
     batches = {way: [_to(b, device) for b in _batches(conversations, way)] for way in WAYS}
-    kept = {way: _most_saved(model, batches[way], way) for way in WAYS}
+    largest = {way: max(batches[way], key=_num_tokens) for way in WAYS}
+    kept: dict[str, int] = {}
+    for way in WAYS:
+        _prepare(model, way)
+        kept[way] = saved_bytes(model, partial(_loss, model, largest[way]))
     took: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in progress(range(_ROUNDS + 1)):
         for way in WAYS:
@@ -110,7 +107,6 @@ def measure_steps(
     ratios = {
         way: [a / b for a, b in zip(took[way], took["single_pass"], strict=True)] for way in others
     }
-    rows = {way: max(b["input_ids"].numel() for b in batches[way]) for way in WAYS}
     return Measured(
         device=_name(device),
         conversations=len(conversations),
@@ -122,8 +118,8 @@ def measure_steps(
         predicted_speed_up={way: cost.speed_up(before, after) for way in others},
         saved_bytes=kept,
         predicted_saved_bytes={
-            way: None if saved_per_token is None else round(saved_per_token * rows[way])
-            for way in WAYS
+            way: None if saved_per_token is None else round(saved_per_token * _num_tokens(batch))
+            for way, batch in largest.items()
         },
     )
 
@@ -145,10 +141,12 @@ def _prepare(model: PreTrainedModel, way: str) -> None:
         patch(model)
 
 
-def _most_saved(model: PreTrainedModel, batches: list[Batch], way: str) -> int:
-    _prepare(model, way)
-    largest = max(batches, key=lambda batch: batch["input_ids"].numel())
-    return saved_bytes(model, lambda: model(**largest).loss)
+def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    return model(**batch).loss
+
+
+def _num_tokens(batch: Batch) -> int:
+    return batch["input_ids"].numel()
 
 
 def _time(model: PreTrainedModel, batches: list[Batch], device: torch.device) -> float:

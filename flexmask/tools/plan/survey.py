@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ class Plan:
             "turns": distribution(self.turns),
             "conversation_tokens": distribution(self.conversation_tokens),
             "sample_tokens": distribution(self.sample_tokens),
-            "mistrained_tokens": self.mistrained.to_json(),
+            "mistrained_tokens": asdict(self.mistrained),
             "overflow": self.overflow and self.overflow.to_json(),
             "num_bad_lines": self.num_bad_lines,
             "bad_lines": [{"line": line, "reason": reason} for line, reason in self.bad_lines],
