@@ -244,7 +244,7 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
         ids = rng.integers(9, size=rng.integers(2, 60))
         return [Sample(ids, np.arange(ids.size) > 0, 1)]
 
-    monkeypatch.setattr("flexmask.tools.plan.survey.render_samples", render)
+    monkeypatch.setattr("flexmask.data.trees.render_samples", render)
     kinds = (Sample, Conversation, PrefixTree)
     memory, alive, seen = [], [], 0
 
