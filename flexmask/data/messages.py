@@ -57,11 +57,6 @@ class Conversation:
     where: str | None = None
 
     @property
-    def line(self) -> int:
-        """The number of its line in the file it came from, 0 where it came from no file."""
-        return int((self.where or ":0").rpartition(":")[2])
-
-    @property
     def trained(self) -> list[int]:
         """Indices of the assistant messages that are trained."""
         return [

@@ -207,36 +207,32 @@ def _changed(path: Path) -> DataError:
 
 def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[str, Any]:
     """Write what was left out, and the manifest; with it the folder is finished."""
-    totals = dict.fromkeys(
-        ("conversations", "samples", "tokens", "visible_pairs", "sample_tokens"), 0
-    )
-    totals |= dict.fromkeys(("trained_tokens", "longest_sample", "bad_lines"), 0)
-    shards, first = [], "the files are empty"
+    names = [shard_name(number) for number in range(len(digests))]
+    if len(list(folder.glob(_OWN))) > len(names):
+        raise _changed(folder / shard_name(len(names)))
+    shards = [Shard(folder / name) for name in names]
+    bad_lines = [bad for shard in shards for bad in shard.about["bad_lines"]]
+    if not any(map(len, shards)):
+        first = bad_lines[0]["reason"] if bad_lines else "the files are empty"
+        raise DataError(f"{folder}: no conversation can be used; the first: {first}")
+    manifest = {
+        **settings,
+        "conversations": sum(map(len, shards)),
+        "samples": sum(int(shard.num_samples.sum()) for shard in shards),
+        "tokens": sum(int(shard.num_tokens.sum()) for shard in shards),
+        "visible_pairs": sum(int(shard.num_pairs.sum()) for shard in shards),
+        "sample_tokens": sum(shard.about["num_sample_tokens"] for shard in shards),
+        "trained_tokens": sum(shard.about["num_trained_tokens"] for shard in shards),
+        "longest_sample": max(int(max(shard.longest_samples(), default=0)) for shard in shards),
+        "bad_lines": len(bad_lines),
+        "shards": [
+            {"name": name, "digest": digest} for name, digest in zip(names, digests, strict=True)
+        ],
+    }
+    lines = (json.dumps(bad, ensure_ascii=False) + "\n" for bad in bad_lines)
     try:
-        with (
-            atomic_write(folder / LEFT_OUT) as partial,
-            partial.open("w", encoding="utf-8") as left,
-        ):
-            for number, digest in enumerate(digests):
-                shard = Shard(folder / shard_name(number))
-                for bad in shard.about["bad_lines"]:
-                    left.write(json.dumps(bad, ensure_ascii=False) + "\n")
-                    first = bad["reason"] if not totals["bad_lines"] else first
-                    totals["bad_lines"] += 1
-                totals["conversations"] += len(shard)
-                totals["samples"] += int(shard.num_samples.sum())
-                totals["tokens"] += int(shard.num_tokens.sum())
-                totals["visible_pairs"] += int(shard.num_pairs.sum())
-                totals["sample_tokens"] += shard.about["num_sample_tokens"]
-                totals["trained_tokens"] += shard.about["num_trained_tokens"]
-                longest = max(shard.longest_samples(), default=0)
-                totals["longest_sample"] = max(totals["longest_sample"], int(longest))
-                shards.append({"name": shard_name(number), "digest": digest})
-        if len(list(folder.glob(_OWN))) > len(digests):
-            raise _changed(folder / shard_name(len(digests)))
-        if not totals["conversations"]:
-            raise DataError(f"{folder}: no conversation can be used; the first: {first}")
-        manifest = {**settings, **totals, "shards": shards}
+        with atomic_write(folder / LEFT_OUT) as partial:
+            partial.write_text("".join(lines), encoding="utf-8")
         write_json(manifest, folder / MANIFEST)
     except OSError as error:
         raise DataError(

@@ -178,15 +178,12 @@ def open_prepared(
         raise DataError(
             f"{folder}: was made with another tokenizer or chat template than the model's; {remedy}"
         )
-    if manifest["weighting"] != weighting:
-        raise DataError(
-            f"{folder}: was made with weighting {manifest['weighting']!r}, not {weighting!r}; "
-            f"{remedy}"
-        )
-    made_with = manifest["chat_template_kwargs"]
-    if chat_template_kwargs is not None and made_with != chat_template_kwargs:
-        raise DataError(
-            f"{folder}: was made with chat_template_kwargs {made_with}, not "
-            f"{dict(chat_template_kwargs)}; {remedy}"
-        )
+    asked: dict[str, Any] = {"weighting": weighting}
+    if chat_template_kwargs is not None:
+        asked["chat_template_kwargs"] = dict(chat_template_kwargs)
+    for name, value in asked.items():
+        if manifest[name] != value:
+            raise DataError(
+                f"{folder}: was made with {name} {manifest[name]!r}, not {value!r}; {remedy}"
+            )
     return PreparedDataset(folder, manifest)
