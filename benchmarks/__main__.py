@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES, WITH_DEVICE, device_of, load_case, measure_in_steps, why_not
+from benchmarks.cases import CASES, ON_GPU, load_case, why_not
 from benchmarks.environment import describe_environment
 from benchmarks.record import CheckFailedError, Record, Row, as_record, record_path, write_record
 from benchmarks.tables import describe_checks, describe_machine, describe_settings, targets_table
@@ -66,16 +66,18 @@ def _run(case: str, options: argparse.Namespace) -> list[str]:
         What is wrong, where a case goes on in spite of it.
     """
     module = load_case(case)
-    environment = describe_environment(device_of(case))
+    is_on_gpu = case in ON_GPU
+    environment = describe_environment(module.device() if is_on_gpu else "cpu")
     print(f"\n# {module.TITLE}\n")
     folder = options.output or (None if options.quick else RESULTS)
     settings: dict[str, Any] = {}
-    if case in WITH_DEVICE:
+    if is_on_gpu:
         if options.limit is not None:
             settings["limit_s"] = options.limit
         if options.resume and folder is not None:
             settings["previous"] = _previous(case, folder, environment)
-    for measurement in measure_in_steps(case, quick=options.quick, **settings):
+    found = module.measure(quick=options.quick, **settings)
+    for measurement in found if is_on_gpu else [found]:
         record = as_record(
             measurement,
             case=case,
@@ -119,8 +121,8 @@ def _command(case: str, options: argparse.Namespace) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="case", required=True, metavar="CASE")
-    for case in (*CASES, "all"):
-        command = commands.add_parser(case)
+    for case, help_line in {**CASES, "all": "every case that this machine can run"}.items():
+        command = commands.add_parser(case, help=help_line)
         command.add_argument("--quick", action="store_true", help="tiny shapes, to try it out")
         command.add_argument(
             "--output",
@@ -128,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help="folder of the JSON file (default: benchmarks/results; none with --quick)",
         )
-        if case in (*WITH_DEVICE, "all"):
+        if case in (*ON_GPU, "all"):
             command.add_argument(
                 "--limit", type=float, metavar="SECONDS", help="begin nothing new after so long"
             )

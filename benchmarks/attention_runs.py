@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.precise import attend_precisely
 from benchmarks.record import Measurement
 from flexmask import PrefixTree, Segment, TreeMask, attention, compile_mask
+from flexmask.packing.rows import sample_indices
 from flexmask.tree.layout import lay_out
 from flexmask.tree.oracle import ancestry
 
@@ -67,16 +68,7 @@ def make_case(tree: PrefixTree, num_heads: int, width: int) -> Case:
     shape = (1, tree.num_tokens, num_heads, width)
     q, k, v, dout = (torch.randn(shape, generator=generator).transpose(1, 2) for _ in range(4))
     inputs = _leaves(q, k, v, dout)
-    starts = lay_out(tree).starts
-    samples = [
-        torch.cat(
-            [
-                torch.arange(starts[s], starts[s] + tree.segments[s].length)
-                for s in tree.path(leaf.segment)
-            ]
-        )
-        for leaf in tree.leaves
-    ]
+    samples = [torch.from_numpy(index) for index in sample_indices(tree, lay_out(tree), 0)]
     return Case(tree, compile_mask(tree), torch.from_numpy(ancestry(tree)), samples, inputs)
 
 

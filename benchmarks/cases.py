@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
-from benchmarks.record import Measurement
-
-CASES = (
-    *("exactness", "rendering", "layout", "packing", "mask", "attention", "shapes", "step"),
-    *("memory", "kernels"),
-)
-WITH_DEVICE = ("kernels",)  # these run on a GPU, in steps, and say where they cannot
+CASES = {
+    "exactness": "loss and gradients of whole models, single pass against N-pass",
+    "rendering": "from messages to a tree of tokens",
+    "layout": "orders of the packed row, by what the visited tiles waste",
+    "packing": "rows under a token budget, and batches of equal cost",
+    "mask": "building the BlockMask, against create_block_mask",
+    "attention": "attention on a CPU, against SDPA, N-pass and FlexAttention",
+    "shapes": "the same for kinds of conversations, agents among them",
+    "step": "whole training steps of a 100M-parameter llama",
+    "memory": "peak memory against the length of the row",
+    "kernels": "the Triton kernels against what else runs on a GPU",
+}
+ON_GPU = ("kernels",)  # these run in steps, and say where they cannot
 
 
 def load_case(name: str) -> ModuleType:
@@ -23,29 +27,9 @@ def load_case(name: str) -> ModuleType:
 
 def why_not(name: str, *, quick: bool) -> str | None:
     """The reason why this machine cannot run a case, or None."""
-    if name not in WITH_DEVICE:
+    if name not in ON_GPU:
         return None
     try:
         return load_case(name).why_not(quick=quick)
     except ModuleNotFoundError as missing:
         return f"needs the package {missing.name}"
-
-
-def device_of(name: str) -> str:
-    """What a case runs on: "cuda" where there is one and the case is for it, else "cpu"."""
-    return load_case(name).device() if name in WITH_DEVICE else "cpu"
-
-
-def measure_in_steps(name: str, *, quick: bool, **options: Any) -> Iterator[Measurement]:
-    """The measurement of a case, whole after each of its steps; most cases have one.
-
-    Args:
-        name: of the case.
-        quick: tiny shapes.
-        **options: of cases in WITH_DEVICE: `limit_s`, and the record that it goes on with.
-    """
-    module = load_case(name)
-    if name in WITH_DEVICE:
-        yield from module.measure_in_steps(quick=quick, **options)
-    else:
-        yield module.measure(quick=quick)

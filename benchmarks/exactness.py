@@ -45,10 +45,7 @@ def measure(*, quick: bool) -> Measurement:
     model = models.random_llama(config)
     measurement = Measurement(
         settings={
-            "model": "llama",
-            "num_parameters": model.num_parameters(),
-            "num_layers": config.num_hidden_layers,
-            "hidden_size": config.hidden_size,
+            **models.describe_model(model),
             "heads": [config.num_attention_heads, config.num_key_value_heads],
         }
     )

@@ -1,11 +1,8 @@
 """What a kernel has to do for a mask: tiles, products and bytes, counted without running it.
 
 A tile that a kernel visits costs the same whether one of its pairs is visible or all are, so the
-tiles are the cost; the visible pairs are the use. `KernelCost` holds both, and two figures for the
-traffic with the device's memory, between which the true one lies:
-
-    least      every tensor is read or written once
-    requested  every load and store of every program counts, as if nothing were ever cached
+tiles are the cost; the visible pairs are the use. `KernelCost` holds both, and the traffic with the
+device's memory if every tensor were read or written once.
 
 The kernels count their tiles themselves when asked to (COUNT_TILES); a test holds them to this.
 """
@@ -48,16 +45,14 @@ class KernelCost(NamedTuple):
         num_partial: tiles visited with it.
         num_flops: floating point operations on visible pairs.
         num_tile_flops: the same on all pairs of visited tiles, which is what runs.
-        num_bytes_least: traffic if every tensor moves once.
-        num_bytes_requested: traffic if nothing is cached.
+        num_bytes: traffic if every tensor moves once.
     """
 
     num_full: int
     num_partial: int
     num_flops: int
     num_tile_flops: int
-    num_bytes_least: int
-    num_bytes_requested: int
+    num_bytes: int
 
 
 class Tiles(NamedTuple):
@@ -98,7 +93,6 @@ def kernel_cost(
     *,
     num_visible: int,
     floor: Tensor | None = None,
-    num_splits: int = 1,
 ) -> KernelCost:
     """The cost of `kernel`, one of `configs.KERNELS`, for all rows of the mask.
 
@@ -109,17 +103,13 @@ def kernel_cost(
         shape: of q, k and v.
         num_visible: visible pairs of the mask within the floor, of one head.
         floor: as in `visited_tiles`.
-        num_splits: programs that share the heads of a group in `backward_keys`.
     """
     block_q, block_k = config.block_q, config.block_k
-    length = mask.shape[1]
-    owned = mask.shape[0] * length * _owned(kernel, shape, num_splits)
-    num_full = num_partial = num_requested = 0
+    num_full = num_partial = 0
     for tiles in visited_tiles(mask, floor, block_q, block_k):
         full = int(tiles.is_full.sum())
         num_full += full
         num_partial += tiles.is_full.size - full
-        num_requested += _walked(kernel, tiles, config, shape, length, floor is not None)
     heads, tiles_of_head = shape.num_heads, num_full + num_partial
     of_width, of_value_width = _PRODUCTS[kernel]
     flops = 2 * heads * (of_width * shape.width + of_value_width * shape.value_width)
@@ -128,59 +118,23 @@ def kernel_cost(
         num_partial=heads * num_partial,
         num_flops=flops * num_visible,
         num_tile_flops=flops * tiles_of_head * block_q * block_k,
-        num_bytes_least=mask.shape[0] * _least(kernel, shape, length),
-        num_bytes_requested=owned + num_requested,
+        num_bytes=mask.shape[0] * mask.shape[1] * _bytes_of_token(kernel, shape),
     )
 
 
-def _walked(
-    kernel: str, tiles: Tiles, config: Config, shape: Shape, length: int, has_floor: bool
-) -> int:
-    """Bytes that all programs of one row load, and add, in their loops."""
-    row_bytes = _row_bytes(shape)
-    keys = np.minimum(config.block_k, length - tiles.key_block * config.block_k)  # in the row
-    queries = np.minimum(config.block_q, length - tiles.query_block * config.block_q)
-    is_partial = ~tiles.is_full
-    if kernel in ("forward", "backward_queries"):
-        mask_bytes = _STATISTIC * (1 + has_floor)  # an end, and a position
-        walked = keys.sum() * row_bytes + keys[is_partial].sum() * mask_bytes
-        walked += _STATISTIC * tiles.is_full.size  # the list of tiles
-    else:
-        walked = queries.sum() * (row_bytes + 2 * _STATISTIC)  # q, dout, lse, delta
-        if has_floor:
-            walked += _STATISTIC * (queries[is_partial].sum() + tiles.is_full.size)
-        if kernel == "backward_fused":
-            walked += queries.sum() * 4 * shape.width  # added to dq in fp32
-    return int(shape.num_heads * walked)
-
-
-def _owned(kernel: str, shape: Shape, num_splits: int) -> int:
-    """Bytes a token that programs load and store outside of their loops, of all heads."""
-    row_bytes, width_bytes = _row_bytes(shape), shape.width * shape.element_size
-    if kernel == "forward":
-        return shape.num_heads * (row_bytes + _STATISTIC)  # q, out, lse
-    if kernel == "backward_queries":
-        return shape.num_heads * (row_bytes + width_bytes + 2 * _STATISTIC)  # q, dout, dq, lse..
-    if kernel == "backward_fused":
-        num_splits = shape.num_heads // shape.num_kv_heads
-    # k, v, end; dk and dv in fp32 where several programs share them
-    gradients = row_bytes if num_splits == 1 else 4 * (shape.width + shape.value_width)
-    return shape.num_kv_heads * num_splits * (row_bytes + gradients + _STATISTIC)
-
-
-def _least(kernel: str, shape: Shape, length: int) -> int:
-    """Bytes of one row if each tensor moves once; planning is not counted, it is small."""
+def _bytes_of_token(kernel: str, shape: Shape) -> int:
+    """Bytes of one token if each tensor moves once; planning is not counted, it is small."""
     row_bytes, heads = _row_bytes(shape), shape.num_heads
     keys = shape.num_kv_heads * row_bytes  # k and v, or dk and dv
     if kernel == "forward":
-        rows = heads * (row_bytes + _STATISTIC) + keys
+        token = heads * (row_bytes + _STATISTIC) + keys
     elif kernel == "backward_queries":
-        rows = heads * (row_bytes + shape.width * shape.element_size + 2 * _STATISTIC) + keys
+        token = heads * (row_bytes + shape.width * shape.element_size + 2 * _STATISTIC) + keys
     else:
-        rows = heads * (row_bytes + 2 * _STATISTIC) + 2 * keys
+        token = heads * (row_bytes + 2 * _STATISTIC) + 2 * keys
         if kernel == "backward_fused":
-            rows += heads * 4 * shape.width
-    return length * (rows + _STATISTIC)
+            token += heads * 4 * shape.width
+    return token + _STATISTIC
 
 
 def _row_bytes(shape: Shape) -> int:

@@ -5,7 +5,6 @@ Each can be called in a process that has seen none of the others.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from unittest import mock
 
 import torch
 from flexmask_kernels.autotune import autotune
-from flexmask_kernels.configs import KERNELS, Config, num_head_splits, num_processors
+from flexmask_kernels.configs import KERNELS, Config
 from flexmask_kernels.tuning import choose_config, config_key, save_config
 from torch import Tensor
 from triton import TritonError
@@ -24,7 +23,7 @@ from benchmarks.attention_runs import Inputs
 from benchmarks.kernel_checks import Bounds, check_baseline, check_kernels, first_group
 from benchmarks.kernel_cost import Shape, kernel_cost
 from benchmarks.kernel_methods import LeftOutError, Method, build_method
-from benchmarks.kernel_rows import KernelRow, row_makers
+from benchmarks.kernel_rows import KernelRow, named_row, row_names
 from benchmarks.record import Row
 from benchmarks.subprocess_calls import reason_of
 from benchmarks.timing import Task, alternate, queue_seconds
@@ -69,23 +68,14 @@ def measure_ceilings() -> dict[str, float]:
 
 def describe(name: str, width: int, sizes: Sizes) -> Row:
     """A row before anything of it is measured: its sizes, and what the kernels do for it."""
-    row = _row(name, sizes.is_quick)
+    row = _row(name)
     H, H_kv = sizes.heads
     like = torch.empty(1, 1, 1, width, dtype=sizes.dtype, device=device())
     shape = Shape(H, H_kv, width, width, like.element_size())
     costs = {}
     for kernel in KERNELS:
         config = choose_config(kernel, like, like)
-        num_blocks = math.ceil(row.mask.shape[1] / config.block_k) * H_kv
-        splits = num_head_splits(H // H_kv, num_blocks, num_processors(like.device))
-        cost = kernel_cost(
-            kernel,
-            row.mask,
-            config,
-            shape,
-            num_visible=row.mask.num_visible,
-            num_splits=splits if kernel == "backward_keys" else 1,
-        )
+        cost = kernel_cost(kernel, row.mask, config, shape, num_visible=row.mask.num_visible)
         costs[kernel] = {"config": list(config), **cost._asdict()}
     lengths = [sample.numel() for sample in row.samples]
     return {
@@ -106,7 +96,7 @@ def describe(name: str, width: int, sizes: Sizes) -> Row:
 
 def check_ours(name: str, width: int, sizes: Sizes) -> dict[str, Any]:
     """Hold both modes to fp64: `bounds`, `checks` of (name, value, bound), `wrong` by method."""
-    row = _row(name, sizes.is_quick)
+    row = _row(name)
     checked = check_kernels(row, _draw(row, width, sizes), f"{row.name}, D {width}", OURS)
     return checked._asdict()
 
@@ -120,7 +110,7 @@ def measure(
         `took`, {direction: {method: seconds of each round}}; on a GPU `host`, seconds to queue a
         call; `left_out`, {method: reason}.
     """
-    row = _row(name, sizes.is_quick)
+    row = _row(name)
     inputs = _draw(row, width, sizes)
     methods: dict[str, Method] = {names[0]: build_method(names[0], row, inputs)}
     left_out: dict[str, str] = {}
@@ -193,14 +183,12 @@ def keep(kernel: str, width: int, sizes: Sizes, config: list[Any]) -> None:
     save_config(config_key(kernel, inputs.q, inputs.v), Config(*config))
 
 
-@cache
-def _row(name: str, is_quick: bool) -> KernelRow:
-    return row_makers(quick=is_quick)[name]()
+_row = cache(named_row)  # each in a process once
 
 
 def _first_inputs(width: int, sizes: Sizes) -> tuple[Inputs, Tensor]:
     """Inputs of the first row, and its subtree ends."""
-    row = _row(next(iter(row_makers(quick=sizes.is_quick))), sizes.is_quick)
+    row = _row(row_names(quick=sizes.is_quick)[0])
     return _draw(row, width, sizes), row.mask.subtree_end
 
 

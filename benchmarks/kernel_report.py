@@ -96,8 +96,7 @@ def _costs(rows: Sequence[Row]) -> Table:
         "partial tiles": lambda row: f"{row['num_partial']:,}",
         "TFLOP on visible pairs": lambda row: f"{row['num_flops'] / 1e12:.3g}",
         "visible / visited": lambda row: f"{row['num_flops'] / row['num_tile_flops']:.3f}",
-        "bytes, at least": lambda row: size(row["num_bytes_least"]),
-        "bytes, without caches": lambda row: size(row["num_bytes_requested"]),
+        "bytes, at least": lambda row: size(row["num_bytes"]),
     }
     return table("What the kernels have to do, counted", launches, columns)
 

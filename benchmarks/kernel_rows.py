@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.conversations import Turn, long_conversations
 from benchmarks.layout import segment_orders
 from flexmask import PrefixTree, TreeMask, compile_mask
+from flexmask.packing.rows import sample_indices
 from flexmask.tree.layout import lay_out
 
 _SHORT_LENGTHS = (20, 50, 20), (150, 500, 200)  # least and most: context, reasoning, response
@@ -37,58 +38,33 @@ class KernelRow(NamedTuple):
     samples: list[Tensor]
 
 
-def make_row(
-    name: str, trees: Sequence[PrefixTree], num_tokens: int, *, is_short: bool = False
-) -> KernelRow:
+def make_row(name: str, trees: Sequence[PrefixTree], num_tokens: int) -> KernelRow:
     """The row of `trees`, filled up with padding to `num_tokens`."""
-    mask = compile_mask(trees)
-    used = mask.shape[1]
+    ends = compile_mask(trees).subtree_end[0]
+    used = ends.numel()
     padding = torch.arange(used, num_tokens, dtype=torch.int32)
-    positions = mask.position_ids if mask.position_ids is not None else torch.zeros(1, used)
-    end = torch.cat([mask.subtree_end[0], padding + 1])
-    depths = torch.cat([positions[0].int(), torch.zeros_like(padding)])
     order, samples, start = [], [], 0
     for tree in trees:
-        starts = lay_out(tree).starts + start
-        tokens = [
-            np.arange(first, first + segment.length)
-            for first, segment in zip(starts, tree.segments, strict=True)
-        ]
-        order += [tokens[i] for i in segment_orders(tree)["paper's order"]]
-        samples += [
-            torch.from_numpy(np.concatenate([tokens[i] for i in tree.path(leaf.segment)]))
-            for leaf in tree.leaves
-        ]
+        layout = lay_out(tree)
+        samples += [torch.from_numpy(index) for index in sample_indices(tree, layout, start)]
+        for segment in segment_orders(tree)["paper's order"]:
+            first = layout.starts[segment] + start
+            order.append(np.arange(first, first + tree.segments[segment].length))
         start += tree.num_tokens
     paper_order = torch.from_numpy(np.concatenate([*order, padding.numpy()]))
-    return KernelRow(name, is_short, TreeMask(end, depths), used, paper_order, samples)
+    mask = TreeMask(torch.cat([ends, padding + 1]))
+    return KernelRow(name, name.startswith("2-6 turns"), mask, used, paper_order, samples)
 
 
-def row_makers(*, quick: bool) -> dict[str, Callable[[], KernelRow]]:
-    """How to make each row, by name, the most telling first."""
-    if quick:
-        small = PrefixTree.from_turns([(2, 5, 3)] * 2)
-        return {
-            "2 turns to 32": lambda: make_row("2 turns to 32", [small], 32),
-            "2-6 turns to 32": lambda: make_row(
-                "2-6 turns to 32", _short(32, size=0.01), 32, is_short=True
-            ),
-        }
-    trees: dict[str, tuple[int, Callable[[], list[PrefixTree]]]] = {
-        "16 x 60/300/120 to 32K": (2**15, lambda: long_conversations(2**15)),
-        "2-6 turns to 32K": (2**15, lambda: _short(2**15)),
-        "16 x 60/300/120 to 128K": (2**17, lambda: long_conversations(2**17)),
-        "16 x 60/300/120 to 16K": (2**14, lambda: long_conversations(2**14)),
-        "32 x 50/500/150 to 32K": (2**15, lambda: _filled(32, (50, 500, 150), 2**15)),
-        "8 x 200/1500/300 to 32K": (2**15, lambda: _filled(8, (200, 1500, 300), 2**15)),
-    }
+def row_names(*, quick: bool) -> list[str]:
+    """The names of the rows, the most telling first."""
+    return [*(_QUICK if quick else _FULL)]
 
-    def maker(name: str) -> Callable[[], KernelRow]:
-        num_tokens, make_trees = trees[name]
-        is_short = name.startswith("2-6 turns")
-        return lambda: make_row(name, make_trees(), num_tokens, is_short=is_short)
 
-    return {name: maker(name) for name in trees}
+def named_row(name: str) -> KernelRow:
+    """The row of a name."""
+    num_tokens, make_trees = (_FULL | _QUICK)[name]
+    return make_row(name, make_trees(), num_tokens)
 
 
 def _filled(number: int, turn: Turn, num_tokens: int) -> list[PrefixTree]:
@@ -116,3 +92,17 @@ def _short(num_tokens: int, *, size: float = 1.0) -> list[PrefixTree]:
             return trees
         trees.append(tree)
         room -= tree.num_tokens
+
+
+_FULL: dict[str, tuple[int, Callable[[], list[PrefixTree]]]] = {
+    "16 x 60/300/120 to 32K": (2**15, lambda: long_conversations(2**15)),
+    "2-6 turns to 32K": (2**15, lambda: _short(2**15)),
+    "16 x 60/300/120 to 128K": (2**17, lambda: long_conversations(2**17)),
+    "16 x 60/300/120 to 16K": (2**14, lambda: long_conversations(2**14)),
+    "32 x 50/500/150 to 32K": (2**15, lambda: _filled(32, (50, 500, 150), 2**15)),
+    "8 x 200/1500/300 to 32K": (2**15, lambda: _filled(8, (200, 1500, 300), 2**15)),
+}
+_QUICK: dict[str, tuple[int, Callable[[], list[PrefixTree]]]] = {
+    "2 turns to 32": (32, lambda: [PrefixTree.from_turns([(2, 5, 3)] * 2)]),
+    "2-6 turns to 32": (32, lambda: _short(32, size=0.01)),
+}

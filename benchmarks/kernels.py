@@ -18,7 +18,7 @@ from benchmarks import kernel_parts
 from benchmarks.kernel_methods import METHODS
 from benchmarks.kernel_parts import FULL, OURS, QUICK, Sizes, device
 from benchmarks.kernel_report import draw, tables, targets
-from benchmarks.kernel_rows import row_makers
+from benchmarks.kernel_rows import row_names
 from benchmarks.record import Check, Measurement, Record, Row
 from benchmarks.subprocess_calls import CallFailedError, Subprocess
 from benchmarks.timing import ratios, spread
@@ -63,7 +63,7 @@ def why_not(*, quick: bool) -> str | None:
     return None
 
 
-def measure_in_steps(
+def measure(
     *, quick: bool, limit_s: float = LIMIT_S, previous: Record | None = None
 ) -> Iterator[Measurement]:
     """The measurement after each part of it, the most telling figures first.
@@ -166,7 +166,7 @@ class _Run:
         """Describe the rows that are not there yet."""
         rows = self.measurement.rows
         known = {(row["name"], row["head_width"]) for row in rows}
-        for name in row_makers(quick=self.sizes.is_quick):
+        for name in row_names(quick=self.sizes.is_quick):
             if (name, width) not in known:
                 row = self.call(kernel_parts.describe, name, width, self.sizes, limit_s=_PART_S)
                 rows.append(row | {"left_out": dict.fromkeys(METHODS, NOT_REACHED)})
@@ -250,4 +250,4 @@ def _sum(forward: list[float], backward: list[float]) -> list[float]:
     return [a + b for a, b in zip(forward, backward, strict=True)]
 
 
-__all__ = ["ABOUT", "TITLE", "device", "draw", "measure_in_steps", "tables", "why_not"]
+__all__ = ["ABOUT", "TITLE", "device", "draw", "measure", "tables", "why_not"]

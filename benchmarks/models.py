@@ -49,6 +49,16 @@ def random_llama(config: LlamaConfig, *, seed: int = 0) -> LlamaForCausalLM:
     return model.train()
 
 
+def describe_model(model: LlamaForCausalLM) -> dict[str, Any]:
+    """What a reader needs to know of a random llama, as settings of a case."""
+    return {
+        "model": "llama",
+        "num_parameters": model.num_parameters(),
+        "num_layers": model.config.num_hidden_layers,
+        "hidden_size": model.config.hidden_size,
+    }
+
+
 def in_fp64(model: LlamaForCausalLM) -> LlamaForCausalLM:
     """`model`, converted to fp64 everywhere: stock transformers keeps norms and rope in fp32.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexmask.files import atomic_write
+from flexmask.plots import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,8 @@ def draw_curves(
     curves: Mapping[str, Curve], path: Path, *, x_label: str, y_label: str, is_log: bool = True
 ) -> None:
     """Write a PNG with one line per entry; both axes logarithmic unless told otherwise."""
-    figure, axes = _axes()
+    figure = new_figure(7, 3.6)
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
     for name, (x, y) in curves.items():
         axes.plot(x, y, marker="o", markersize=4, label=name)
     if is_log:
@@ -28,7 +29,7 @@ def draw_curves(
         axes.xaxis.set_major_formatter(lambda value, _: _binary(value))
     else:
         axes.set_ylim(bottom=0)
-    _finish(figure, axes, path, x_label, y_label)
+    _finish(figure, axes, path)
 
 
 def draw_bars(
@@ -40,32 +41,23 @@ def draw_bars(
     y_label: str,
 ) -> None:
     """Write a PNG with one group of bars per entry of `groups`, one bar in each per `bars`."""
-    figure, axes = _axes()
+    figure = new_figure(7, 3.6)
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
     width = 0.8 / len(bars)
     for index, (name, heights) in enumerate(bars.items()):
         offset = (index - (len(bars) - 1) / 2) * width
         axes.bar([at + offset for at in range(len(groups))], heights, width * 0.92, label=name)
     axes.set_xticks(range(len(groups)), groups)
-    _finish(figure, axes, path, x_label, y_label)
+    _finish(figure, axes, path)
 
 
-def _axes() -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _finish(figure: Figure, axes: Axes, path: Path, x_label: str, y_label: str) -> None:
-    """Label the axes, and write the picture whole or not at all."""
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+def _finish(figure: Figure, axes: Axes, path: Path) -> None:
+    """Write the picture whole or not at all."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=9)
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)
+    save_figure(figure, path)
 
 
 def _binary(value: float) -> str:

@@ -34,7 +34,7 @@ def write_report(results: Path, docs: Path) -> Path:
     Raises:
         FileNotFoundError: `results` holds no JSON file of a case.
     """
-    records = read_records(results, CASES)
+    records = read_records(results, [*CASES])
     if not records:
         raise FileNotFoundError(
             f"{results}: holds no results; run `python -m benchmarks all` first"

@@ -1,15 +1,4 @@
-"""Kinds of conversations against each other: few turns, many turns, and agents.
-
-Turn conversations are the paper's own setting (arXiv 2504.18246): 1 to 5, 6 to 7 and 8 to 16 turns,
-each of which drops the reasoning of the turns before it.
-
-Agent conversations have 10 to 30 assistant messages. A user's message sets off several of them: all
-but the last call a tool, and the tool's result goes into the context of the next. As chat templates
-of reasoning models have it, the reasoning is kept through these tool calls and dropped when the
-user speaks again. So each message of a turn is a sample that holds the sample of the message
-before it as a prefix, and the N-pass repeats them all; a later turn branches off behind the user's
-message, with a copy of the calls, results and answer that has no reasoning.
-"""
+"""Kinds of conversations against each other: few turns, many turns, and agents."""
 
 from __future__ import annotations
 
@@ -41,12 +30,12 @@ from flexmask import PrefixTree
 
 TITLE = "Kinds of conversations"
 ABOUT = """\
-The paper's own setting, conversations of 1 to 5, 6 to 7 and 8 to 16 turns, and agents with 10 to 30
-assistant messages. A turn has 30 to 90 context, 150 to 450 reasoning and 60 to 180 response tokens.
-An agent's turn has a user's message of 30 to 90 tokens and 3 to 7 assistant messages: 40 to 160
-tokens of reasoning each, tool calls of 15 to 45, their results of 20 to 140 and an answer of 60 to
-180. The reasoning is kept through the tool calls of a turn and dropped when the user speaks again.
-Lengths are drawn at random, always the same.
+The setting of arXiv 2504.18246, conversations of 1 to 5, 6 to 7 and 8 to 16 turns, and agents with
+10 to 30 assistant messages. A turn has 30 to 90 context, 150 to 450 reasoning and 60 to 180
+response tokens. An agent's turn has a user's message of 30 to 90 tokens and 3 to 7 assistant
+messages: 40 to 160 tokens of reasoning each, tool calls of 15 to 45, their results of 20 to 140 and
+an answer of 60 to 180. The reasoning is kept through the tool calls of a turn and dropped when the
+user speaks again. Lengths are drawn at random, always the same.
 
 Attention forward and backward, fp32: the `cpu` backend with one row per conversation against N-pass
 (each sample causal SDPA, one call each) and packed N-pass (the samples of a conversation end to end

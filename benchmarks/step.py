@@ -56,10 +56,7 @@ def measure(*, quick: bool) -> Measurement:
     model = models.random_llama(config)
     measurement = Measurement(
         settings={
-            "model": "llama",
-            "num_parameters": model.num_parameters(),
-            "num_layers": config.num_hidden_layers,
-            "hidden_size": config.hidden_size,
+            **models.describe_model(model),
             "vocab_size": config.vocab_size,
             "dtype": "float32",
             "turn": turn,

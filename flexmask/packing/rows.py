@@ -72,7 +72,7 @@ class PackedRow:
         for tree in trees:
             layout = lay_out(tree)
             columns.append(_columns(tree, layout, offset))
-            indices.extend(_sample_indices(tree, layout, offset))
+            indices.extend(sample_indices(tree, layout, offset))
             offset += tree.num_tokens
         ids, positions, labels, weights, ends = map(np.concatenate, zip(*columns, strict=True))
         keys = tuple(leaf.key for tree in trees for leaf in tree.leaves)
@@ -285,7 +285,7 @@ def _columns(tree: PrefixTree, layout: Layout, offset: int) -> tuple[np.ndarray,
     return ids, layout.position_ids, labels, weights, ends
 
 
-def _sample_indices(tree: PrefixTree, layout: Layout, offset: int) -> list[np.ndarray]:
+def sample_indices(tree: PrefixTree, layout: Layout, offset: int) -> list[np.ndarray]:
     """For each sample of `tree`, the row positions of its tokens, int64."""
     runs = [
         np.arange(start, start + length) + offset
