@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -22,22 +22,15 @@ from benchmarks.precise import attend_precisely, rows_of_ends
 Bounds = Sequence[float]  # of output, dq, dk and dv
 
 
-class Checked(NamedTuple):
-    """What became of the check of one row.
+def check_kernels(
+    row: KernelRow, inputs: Inputs, label: str, names: Sequence[str]
+) -> dict[str, Any]:
+    """Hold the modes `names` of ours to fp64 on the first key head and its query heads.
 
-    Attributes:
-        bounds: of output, dq, dk and dv.
-        checks: (name, error, bound) of all that is within its bound.
-        wrong: by method, what is not.
+    Returns:
+        `bounds` of output, dq, dk and dv; `checks`, (name, error, bound) of all that is within its
+        bound; `wrong`, by mode, what is not.
     """
-
-    bounds: Bounds
-    checks: list[tuple[str, float, float]]
-    wrong: dict[str, str]
-
-
-def check_kernels(row: KernelRow, inputs: Inputs, label: str, names: Sequence[str]) -> Checked:
-    """Hold the modes `names` of ours to fp64 on the first key head and its query heads."""
     exact = _group_reference(row, inputs, torch.float64)
     plain = _group_reference(row, inputs, inputs.q.dtype)
     eps = torch.finfo(inputs.q.dtype).eps
@@ -45,17 +38,18 @@ def check_kernels(row: KernelRow, inputs: Inputs, label: str, names: Sequence[st
         2 * _distance(a, b) + 2 * eps * float(b.abs().max())
         for a, b in zip(plain, exact, strict=True)
     ]
-    found = Checked(bounds, [], {})
+    checks: list[tuple[str, float, float]] = []
+    wrong: dict[str, str] = {}
     for name in names:
         with _empty_is_nan():
             ours = first_group(build_method(name, row, inputs), row)
         for what, a, b, bound in zip(NAMES, ours, exact, bounds, strict=True):
             error = _distance(a, b)
             if error <= bound:
-                found.checks.append((f"{what}, {label}, {name}", error, bound))
-            elif name not in found.wrong:
-                found.wrong[name] = f"wrong {what}: {error:.3g} from fp64, at most {bound:.3g}"
-    return found
+                checks.append((f"{what}, {label}, {name}", error, bound))
+            else:
+                wrong.setdefault(name, f"wrong {what}: {error:.3g} from fp64, at most {bound:.3g}")
+    return {"bounds": bounds, "checks": checks, "wrong": wrong}
 
 
 def check_baseline(method: Method, row: KernelRow, ours: Results, bounds: Bounds) -> None:

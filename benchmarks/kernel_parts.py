@@ -95,10 +95,9 @@ def describe(name: str, width: int, sizes: Sizes) -> Row:
 
 
 def check_ours(name: str, width: int, sizes: Sizes) -> dict[str, Any]:
-    """Hold both modes to fp64: `bounds`, `checks` of (name, value, bound), `wrong` by method."""
+    """What `check_kernels` finds of both modes on a row."""
     row = _row(name)
-    checked = check_kernels(row, _draw(row, width, sizes), f"{row.name}, D {width}", OURS)
-    return checked._asdict()
+    return check_kernels(row, _draw(row, width, sizes), f"{row.name}, D {width}", OURS)
 
 
 def measure(

@@ -184,7 +184,7 @@ class _Run:
             row["left_out"] |= dict.fromkeys(OURS, f"could not be checked: {failure}")
             wrong.append(f"{label}: {row['left_out'][OURS[0]]}")
         else:
-            row["bounds"] = list(found["bounds"])
+            row["bounds"] = found["bounds"]
             self.measurement.checks += [Check(*check) for check in found["checks"]]
             row["left_out"] |= found["wrong"]
             wrong += [f"{label}, {name}: {what}" for name, what in found["wrong"].items()]

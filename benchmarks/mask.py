@@ -68,12 +68,14 @@ def _measure(num_tokens: int, is_compared: bool, measurement: Measurement) -> Ro
         "num_visited_tiles": mask.tiles(_BLOCK, _BLOCK)[0].num_visited,
         "index_bytes": _index_bytes(ours),
         "elapsed_s": found["elapsed_s"],
-        "peak_bytes": {"to_block_mask": measure_peak(prepare_ours, num_tokens).num_bytes},
+        "peak_bytes": {},
     }
+    builders = ["to_block_mask"]
     if is_compared:
+        builders.append("create_block_mask")
         row["speed_up"] = found["speed_up"]["create_block_mask"]
-        peak = measure_peak(prepare_eager, num_tokens)
-        row["peak_bytes"]["create_block_mask"] = peak.num_bytes
+    for builder in builders:
+        row["peak_bytes"][builder] = measure_peak(prepare, builder, num_tokens).num_bytes
     return row
 
 
@@ -108,24 +110,14 @@ def _create(mask: TreeMask) -> BlockMask:
     return create_block_mask(mask.mask_mod, B, None, L, L, device="cpu", BLOCK_SIZE=_BLOCK)
 
 
-def prepare_ours(num_tokens: int) -> Callable[[], None]:
-    """Tokens to BlockMask, after a warm-up on a small one; for `measure_peak`."""
-    compile_mask(PrefixTree.from_turns([TURN] * 2)).to_block_mask()
+def prepare(builder: str, num_tokens: int) -> Callable[[], None]:
+    """Trees to BlockMask by `to_block_mask` or `create_block_mask`; for `measure_peak`."""
+    build = _create if builder == "create_block_mask" else TreeMask.to_block_mask
+    build(compile_mask(PrefixTree.from_turns([TURN])))
     trees = long_conversations(num_tokens)
 
     def run() -> None:
-        compile_mask(trees).to_block_mask()
-
-    return run
-
-
-def prepare_eager(num_tokens: int) -> Callable[[], None]:
-    """The same through `create_block_mask`."""
-    _create(compile_mask(PrefixTree.from_turns([TURN])))
-    trees = long_conversations(num_tokens)
-
-    def run() -> None:
-        _create(compile_mask(trees))
+        build(compile_mask(trees))
 
     return run
 

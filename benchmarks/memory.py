@@ -30,6 +30,7 @@ _LENGTHS = {"cpu": (2048, 4096, 8192, 16_384, 32_768), "dense": (2048, 4096, 819
 _QUICK_LENGTHS = {"cpu": (256,), "dense": (256,)}
 _AGREEMENT = 1e-4  # relative; wrong masks are off by far more
 _MOST_GROWTH = 1.15
+_WARM_UP = NUM_TURNS * 16  # tokens
 
 
 def measure(*, quick: bool) -> Measurement:
@@ -64,9 +65,14 @@ def prepare_attention(method: str, num_tokens: int) -> Callable[[], list[float]]
     from flexmask import PrefixTree, attention, compile_mask
     from flexmask.tree.oracle import ancestry
 
-    def run(num_tokens: int) -> list[float]:
-        tree = PrefixTree.from_turns(scaled_turns(num_tokens))
-        q, k, v, dout = inputs[num_tokens]
+    def draw(length: int) -> list[Any]:
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, length, 8, 64)
+        q, k, v, dout = (torch.randn(shape, generator=generator).transpose(1, 2) for _ in range(4))
+        return [*(x.requires_grad_() for x in (q, k, v)), dout]
+
+    def run(q: Any, k: Any, v: Any, dout: Any) -> list[float]:
+        tree = PrefixTree.from_turns(scaled_turns(q.shape[2]))
         if method == "cpu":
             out = attention(q, k, v, compile_mask(tree), backend="cpu")
         else:
@@ -75,15 +81,9 @@ def prepare_attention(method: str, num_tokens: int) -> Callable[[], list[float]]
         out.backward(dout)
         return [float(torch.linalg.vector_norm(x.detach())) for x in (out, q.grad, k.grad, v.grad)]
 
-    generator = torch.Generator().manual_seed(0)
-    inputs: dict[int, Any] = {}
-    for length in (NUM_TURNS * 16, num_tokens):
-        q, k, v, dout = (
-            torch.randn(1, length, 8, 64, generator=generator).transpose(1, 2) for _ in range(4)
-        )
-        inputs[length] = (*(x.requires_grad_() for x in (q, k, v)), dout)
-    run(NUM_TURNS * 16)
-    return lambda: run(num_tokens)
+    run(*draw(_WARM_UP))
+    inputs = draw(num_tokens)
+    return lambda: run(*inputs)
 
 
 def prepare_step(method: str, num_tokens: int) -> Callable[[], list[float]]:
@@ -91,30 +91,26 @@ def prepare_step(method: str, num_tokens: int) -> Callable[[], list[float]]:
     import torch
 
     from benchmarks import models
-    from flexmask import patch
+    from flexmask import Sample, patch
 
     model = models.random_llama(models.SMALL)
     if method == "cpu":
         patch(model, backend="cpu")
 
-    def run(num_tokens: int) -> list[float]:
-        samples = samples_of[num_tokens]
-        is_tree = method == "cpu"
-        batches = (
-            models.single_pass_batches([samples]) if is_tree else models.dense_batches(samples)
-        )
-        loss = models.run_step(model, batches)
+    make_batches = models.single_pass_batches if method == "cpu" else models.dense_batches
+
+    def draw(length: int) -> list[Sample]:
+        vocab_size = models.SMALL.vocab_size
+        return random_samples(scaled_turns(length), vocab_size=vocab_size, seed=length)
+
+    def run(samples: list[Sample]) -> list[float]:
+        loss = models.run_step(model, make_batches([samples]))
         gradients = models.take_gradients(model)
         return [loss, *(float(torch.linalg.vector_norm(x)) for x in gradients.values())]
 
-    samples_of = {
-        length: random_samples(
-            scaled_turns(length), vocab_size=models.SMALL.vocab_size, seed=length
-        )
-        for length in (NUM_TURNS * 16, num_tokens)
-    }
-    run(NUM_TURNS * 16)
-    return lambda: run(num_tokens)
+    run(draw(_WARM_UP))
+    samples = draw(num_tokens)
+    return lambda: run(samples)
 
 
 _PREPARE = {"attention": prepare_attention, "step": prepare_step}

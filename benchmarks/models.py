@@ -108,17 +108,20 @@ def packed_npass_batches(conversations: Iterable[Sequence[Sample]]) -> list[Batc
     return [PackedRow.from_trees(trees).to_batch()]
 
 
-def dense_batches(samples: Sequence[Sample]) -> list[Batch]:
-    """The single-pass batch of one conversation, with a dense mask for an unpatched model.
+def dense_batches(conversations: Iterable[Sequence[Sample]]) -> list[Batch]:
+    """The single-pass batch of each conversation, with a dense mask for an unpatched model.
 
     The mask is fp32 [1, 1, L, L], 0 and -inf: what sdpa would make of a boolean one.
     """
-    tree = build_tree(samples)
-    batch = PackedRow.from_trees([tree]).to_batch()
-    del batch["subtree_end"]
-    hidden = torch.from_numpy(~ancestry(tree))
-    mask = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
-    return [batch | {"attention_mask": mask[None, None]}]
+    batches = []
+    for samples in conversations:
+        tree = build_tree(samples)
+        batch = PackedRow.from_trees([tree]).to_batch()
+        del batch["subtree_end"]
+        hidden = torch.from_numpy(~ancestry(tree))
+        mask = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+        batches.append(batch | {"attention_mask": mask[None, None]})
+    return batches
 
 
 def count_trained(batches: Iterable[Batch]) -> int:

@@ -15,20 +15,15 @@ if TYPE_CHECKING:
 Curve = tuple[Sequence[float], Sequence[float]]  # x and y
 
 
-def draw_curves(
-    curves: Mapping[str, Curve], path: Path, *, x_label: str, y_label: str, is_log: bool = True
-) -> None:
-    """Write a PNG with one line per entry; both axes logarithmic unless told otherwise."""
+def draw_curves(curves: Mapping[str, Curve], path: Path, *, x_label: str, y_label: str) -> None:
+    """Write a PNG with one line per entry; both axes are logarithmic."""
     figure = new_figure(7, 3.6)
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
     for name, (x, y) in curves.items():
         axes.plot(x, y, marker="o", markersize=4, label=name)
-    if is_log:
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: _binary(value))
-    else:
-        axes.set_ylim(bottom=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: _binary(value))
     _finish(figure, axes, path)
 
 

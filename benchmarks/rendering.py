@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from benchmarks.plots import draw_curves
 from benchmarks.record import Measurement, Record, Target
-from benchmarks.tables import Table, seconds
+from benchmarks.tables import Columns, Table, seconds, table
 from benchmarks.timing import spread
 from flexmask import build_tree, render_samples
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
@@ -84,7 +84,7 @@ def _measure_one(
         "num_turns": num_turns,
         "num_tokens": tree.num_tokens,
         "num_sample_tokens": tree.num_sample_tokens,
-        "seconds": {way: spread(values) for way, values in took.items()},
+        "seconds": {name: spread(values) for name, values in took.items()},
     }
 
 
@@ -131,21 +131,15 @@ def word_turns(num_turns: int, words: tuple[int, int, int]) -> list[dict[str, An
 
 
 def tables(record: Record) -> list[Table]:
-    lines = [
-        (
-            f"{row['num_turns']} turns of {row['kind']}",
-            f"{row['num_tokens']:,}",
-            f"{row['num_sample_tokens']:,}",
-            seconds(row["seconds"]["messages"]),
-            seconds(row["seconds"]["tree"]),
-        )
-        for row in record["rows"]
-    ]
-    columns = (
-        *("conversation", "tokens, single-pass", "tokens, N-pass"),
-        *("messages to tree", "of it build_tree"),
-    )
-    return [Table("Messages to tree, CPU time: median (lowest-highest)", columns, lines)]
+    columns: Columns = {
+        "conversation": lambda row: f"{row['num_turns']} turns of {row['kind']}",
+        "tokens, single-pass": lambda row: f"{row['num_tokens']:,}",
+        "tokens, N-pass": lambda row: f"{row['num_sample_tokens']:,}",
+        "messages to tree": lambda row: seconds(row["seconds"]["messages"]),
+        "of it build_tree": lambda row: seconds(row["seconds"]["tree"]),
+    }
+    heading = "Messages to tree, CPU time: median (lowest-highest)"
+    return [table(heading, record["rows"], columns)]
 
 
 def draw(record: Record, path: Path) -> str:

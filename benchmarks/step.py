@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,6 +47,7 @@ _LLAMA_100M = LlamaConfig(
 _TURN: Turn = (24, 80, 32)
 _NUM_TURNS = (6, 16)
 _ROUNDS = 3
+_PATCHED = ("single_pass", "packed_npass")
 _LOSS_BOUND, _GRADIENT_BOUND = 1e-6, 1e-5  # relative, fp32
 _FLOP_SHARE = 0.95  # of the FLOP ratio, what the speed-up must reach
 
@@ -96,23 +98,18 @@ def _measure(
         "single_pass": models.single_pass_batches([samples]),
         "npass": models.npass_step_batches([samples]),
         "packed_npass": models.packed_npass_batches([samples]),
-        "dense": models.dense_batches(samples),
+        "dense": models.dense_batches([samples]),
     }
     head_rows = _check(model, batches, label, measurement)
     _step(model, optimizer, batches["npass"][:1])()  # the first update makes the optimizer's state
 
-    def task(name: str, rounds: int | None = None) -> Task:
-        return Task(
-            _step(model, optimizer, batches[name]),
-            lambda: _prepare(model, is_patched=name in ("single_pass", "packed_npass")),
-            rounds,
-        )
-
     tasks = {
-        "npass": task("npass"),
-        "single_pass": task("single_pass"),
-        "dense": task("dense", rounds=1),
-        "packed_npass": task("packed_npass", rounds=1),
+        name: Task(
+            _step(model, optimizer, batches[name]),
+            partial(_prepare, model, is_patched=name in _PATCHED),
+            None if name in ("npass", "single_pass") else 1,
+        )
+        for name in ("npass", "single_pass", "dense", "packed_npass")
     }
     found = compare(tasks, "single_pass", rounds=measurement.settings["rounds"], label=label)
     unpatch(model)
@@ -153,7 +150,7 @@ def _check(
     """Compare every way with N-pass; returns how many positions the head was computed for."""
     losses, gradients, head_rows = {}, {}, {}
     for name in ("npass", "single_pass", "packed_npass", "dense"):
-        _prepare(model, is_patched=name in ("single_pass", "packed_npass"))
+        _prepare(model, is_patched=name in _PATCHED)
         with _counted_rows(model.lm_head) as counts:
             losses[name] = run_step(model, batches[name])
         head_rows[name] = sum(counts)

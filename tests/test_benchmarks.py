@@ -91,8 +91,8 @@ def causal_batches(conversations):
     return batches
 
 
-def uneven_peak(prepare, way, num_tokens):
-    return Peak([1.0, 2.0 if way == "cpu" else 2.1], 2**20)
+def uneven_peak(prepare, method, num_tokens):
+    return Peak([1.0, 2.0 if method == "cpu" else 2.1], 2**20)
 
 
 def doubled(q, k, v, mask, **options):
