@@ -79,7 +79,7 @@ if IS_CHILD:
 
 
 # a chain, a branch, a deeper branch, another tree, padding: full, partial and empty tiles of 16
-CONVERSATION = mask_from_depths([*range(70), *range(50, 75), *range(20, 45), *range(30), 0, 0, 0])
+CONVERSATION = mask_from_depths([*range(48), *range(36, 54), *range(14, 31), *range(20), 0, 0, 0])
 SMALL = mask_from_depths([*range(12), *range(3, 20), 0, 0])
 BATCH = stack([CONVERSATION, mask_from_depths([d for n in range(40) for d in (n, n + 1)])])
 
@@ -87,7 +87,7 @@ SHAPES = {  # block_q, block_k
     "square": (16, 16),
     "wide": (16, 32),
     "tall": (32, 16),
-    "one": (128, 128),
+    "large": (64, 64),
 }
 REACHES = {"all": {}, "window": {"window": 30}, "chunk": {"chunk": 32}}
 
@@ -108,7 +108,7 @@ def run_triton(mask, *inputs, deterministic=False, **options):
 @interpreted
 @settings(max_examples=20)
 @given(
-    mask=masks(max_rows=2, max_tokens=40),
+    mask=masks(max_rows=2, max_tokens=26),
     shape=st.sampled_from(["square", "wide", "tall"]),
     reach=st.one_of(st.just({}), reaches()),
     softcap=st.sampled_from([None, None, 1.5]),
@@ -241,9 +241,9 @@ def test_heads_of_a_group_may_be_split_over_programs_in_any_order(splits, num_ro
 @pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_counters_equal_the_tile_ranges(shape, deterministic):
-    H, zeros = 4, torch.zeros(3, 2, dtype=torch.int32)
+    H, zeros = 2, torch.zeros(3, 2, dtype=torch.int32)
     counters = Counters(*zeros)
-    q, k, v, dout = random_inputs(BATCH, heads=H, dtype=torch.float32)
+    q, k, v, dout = random_inputs(BATCH, heads=H, kv_heads=1, dtype=torch.float32)
     inputs, options = Inputs(q, k, v, BATCH.subtree_end), Options(0.5)
     with tiles(shape):
         out, lse2 = forward(inputs, options, counters)
