@@ -18,6 +18,7 @@ from transformers import (
 
 from flexmask import build_tree, pack
 from flexmask.model.families import INSTALLED, SINCE
+from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.npass import npass_batches
 from flexmask.model.windows import BY_LAYER_TYPE, ONE_WINDOW
 
@@ -121,6 +122,8 @@ HYBRIDS = {
     }
     | {"moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16},
 }
+# One of them for each kind of layer.
+MIXER_KINDS = ("lfm2", "qwen3_5_text", "bamba", "jamba", "minimax", "zaya")
 MIXED = {**WINDOWED, "layer_types": ["sliding_attention", "full_attention"]}
 LATENT = {  # heads of 12 for scores and of 8 for values
     "q_lora_rank": 12,
@@ -425,6 +428,12 @@ def bounds(family):
         exact = npass(fp64_model(family), samples)
     logits, _, grads = largest_error(theirs, exact)
     return max(1e-5, 2 * logits), max(1e-5, 2 * grads)
+
+
+def mixers(model):
+    """The patches of a model's recurrent and convolutional layers."""
+    patches = (module.__dict__.get("_flexmask") for module in model.modules())
+    return [state for state in patches if isinstance(state, MixerForward)]
 
 
 def packed(samples):

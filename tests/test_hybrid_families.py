@@ -1,17 +1,17 @@
 """Families with recurrent or convolutional layers: exact in fp64, however a model is run."""
 
 import copy
-import pickle
 from functools import partial
 
 import pytest
 import torch
 from model_cases import (
     HYBRIDS,
+    MIXER_KINDS,
     doubled,
     fp64_model,
-    gradients,
     largest_error,
+    mixers,
     npass,
     npass_case,
     packed,
@@ -21,31 +21,17 @@ from model_cases import (
 )
 from strategies import random_samples
 
-from flexmask import FlexmaskError, build_tree, disabled, pack, patch, unpatch
-from flexmask.model.mixers.forward import MixerForward
+from flexmask import FlexmaskError, build_tree, pack, patch, unpatch
 from flexmask.model.mixers.kinds import MIXERS, find_mixers
 from flexmask.model.tree_attention import is_tree
 from flexmask.packing.rows import stack_rows
 
 IDS = torch.arange(12).view(2, 6) % 50
-KINDS = (
-    "lfm2",
-    "qwen3_5_text",
-    "bamba",
-    "jamba",
-    "minimax",
-    "zaya",
-)  # one family for each kind of layer
 
 
-@pytest.fixture(params=supported(KINDS))
+@pytest.fixture(params=supported(MIXER_KINDS))
 def family(request):
     return request.param
-
-
-def mixers(model):
-    patches = (module.__dict__.get("_flexmask") for module in model.modules())
-    return [state for state in patches if isinstance(state, MixerForward)]
 
 
 def test_every_family_with_such_layers_is_tested():
@@ -89,32 +75,6 @@ def test_rows_of_several_trees_with_padding_equal_separate_sequences(family):
         assert (part - expected).abs().max() < 1e-10
 
 
-def test_inputs_embeds_take_the_place_of_input_ids(family):
-    model, samples, _ = npass_case(family)
-    _, batch = packed(samples)
-    model = patch(copy.deepcopy(model))
-    expected = model(**batch).logits
-    embeds = model.get_input_embeddings()(batch.pop("input_ids"))
-    assert torch.equal(model(inputs_embeds=embeds, **batch).logits, expected)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_survives_other_forwards_before_the_backward(family, reentrant):
-    model = patch(copy.deepcopy(npass_case(family)[0]))
-    samples = npass_case(family)[1]
-    expected = single_pass(model, samples)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    model.enable_input_require_grads()
-    model.zero_grad()
-    row, batch = packed(samples)
-    output = model(**batch)
-    model(IDS)
-    model(**packed(random_samples(3))[1])
-    output.loss.backward()
-    ours = (row.gather(output.logits[0].detach()), output.loss.item(), gradients(model))
-    assert max(largest_error(ours, expected)) < 1e-6
-
-
 def test_lora_equals_npass(family):
     from peft import LoraConfig, get_peft_model
 
@@ -132,46 +92,6 @@ def test_lora_equals_npass(family):
     parts = ("mamba", "linear_attn", "conv", "qkv_proj")
     assert any(part in name for part in parts for name in ours[2])
     assert max(largest_error(ours, theirs)) < 1e-10
-
-
-def test_autocast_runs_in_its_own_type(family):
-    # Of minimax, all experts: rounding changes which are chosen, in N-pass as much.
-    model = tiny_model(family, **({"num_experts_per_tok": 4} if family == "minimax" else {}))
-    _, batch = packed(random_samples(1))
-    model = patch(model)
-    expected = model(**batch).logits
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(**batch)
-    output.loss.backward()
-    assert (output.logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
-
-
-def test_ordinary_batches_run_as_before(family):
-    model = copy.deepcopy(npass_case(family)[0]).eval()
-    padding = torch.ones_like(IDS)
-    padding[0, :2] = 0
-    before = [model(IDS).logits, model(IDS, attention_mask=padding).logits]
-    text = model.generate(IDS, max_new_tokens=5, do_sample=False)
-    patch(model)
-    for _ in range(2):
-        for expected, batch in zip(before, ({}, {"attention_mask": padding}), strict=True):
-            assert torch.equal(model(IDS, **batch).logits, expected)
-        assert torch.equal(model.generate(IDS, max_new_tokens=5, do_sample=False), text)
-        with disabled(model):
-            assert torch.equal(model(IDS).logits, before[0])
-        unpatch(model)
-    assert not any("_flexmask" in vars(module) for module in model.modules())
-    assert not any("forward" in vars(module) for module in model.modules())
-
-
-@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_a_copy_of_a_patched_model_is_patched_by_itself(family, twin_of):
-    model, samples, theirs = npass_case(family)
-    model = patch(copy.deepcopy(model))
-    twin = twin_of(model)
-    assert all(state.mixer not in set(model.modules()) for state in mixers(twin))
-    unpatch(model)
-    assert largest_error(single_pass(twin, samples), theirs)[0] < 1e-5
 
 
 def test_a_layer_that_the_tree_does_not_reach_is_caught(family):

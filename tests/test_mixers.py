@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import doubled, fp64_model, supported
+from model_cases import MIXER_KINDS, doubled, fp64_model, mixers, supported
 from strategies import forests
 
 from flexmask import FlexmaskError, PrefixTree, compile_mask, patch
@@ -18,8 +18,7 @@ from flexmask.tree.oracle import ancestry
 
 MASK = to_mask(torch.tensor([[3, 2, 3]]), torch.tensor([[0, 1, 1]]))  # a root with two leaves
 
-# One family for each kind of layer; nemotron_h has a lower limit for its step sizes.
-KINDS = ("lfm2", "qwen3_5_text", "bamba", "nemotron_h", "jamba", "minimax", "zaya")
+KINDS = (*MIXER_KINDS, "nemotron_h")  # which has a lower limit for its step sizes
 
 
 @st.composite
@@ -109,8 +108,7 @@ def test_a_plan_is_made_once_a_mask():
 def mixer_of(family):
     """A layer of a patched fp64 model of `family`, and how many channels it takes."""
     model = patch(fp64_model(family))
-    mixer = next(m for m in model.modules() if isinstance(m.__dict__.get(STATE), MixerForward))
-    return mixer, model.config.hidden_size
+    return mixers(model)[0].mixer, model.config.hidden_size
 
 
 def outcome(mixer, hidden, mask=None):
