@@ -161,16 +161,18 @@ def table():
     ]
     lines += [
         f"| {name} | exact | {layers(name)} | {note or '-'} | {versions(name)} |"
-        for name, note in FAMILIES.items()
+        for name, note in sorted(FAMILIES.items())
     ]
-    lines += [f"| {name} | refused | - | {reason} | - |" for name, reason in REASONS.items()]
+    lines += [
+        f"| {name} | refused | - | {reason} | - |" for name, reason in sorted(REASONS.items())
+    ]
     lines += [
         "",
         "A family is named by its text, which may come in a model for images too: qwen3_vl_text",
         "in Qwen3-VL, qwen2 in InternVL, llama in LLaVA. Conversations of text are exact in these,",
         "and `flexmask train` loads them. It freezes what text does not reach, the vision tower,",
         "since DistributedDataParallel stops at a parameter without a gradient; elsewhere set",
-        "`requires_grad_(False)` on `flexmask.model.structure.unreached_parameters(model)`.",
+        "`requires_grad_(False)` on `flexmask.unreached_parameters(model)`.",
         "A batch that holds images is refused.",
         "",
         "Refused for every family, with the setting's name and value:",
