@@ -88,7 +88,7 @@ class MixerForward:
     def _on_a_tree(self, hidden_states: Tensor, mask: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         plan = plan_of(mask)
         if self.is_unrolled:
-            return run_paths(plan, hidden_states, partial(self._stock, **kwargs))
+            return run_paths(plan, partial(self._stock, **kwargs), hidden_states)
         own = inspect.unwrap(type(self.mixer).forward)
         called: set[str] = set()
         names: dict[str, Callable[..., Any]] = {_SHORTCUT: _no_shortcut}

@@ -25,15 +25,16 @@ Scan = Callable[..., Any]
 def run_pieces(
     plan: Plan,
     inputs: Sequence[Tensor],
-    scan: Callable[[list[Tensor], Tensor | None, Tensor | None], tuple[Tensor, Tensor]],
+    gates: Sequence[Tensor],
+    scan: Callable[..., tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """The outputs [T, ...] of a recurrence along all paths of a tree.
+    """The outputs [B, L, ...] of a recurrence along all paths of a tree.
 
     Args:
         plan: of the tree batch.
-        inputs: of T tokens each, [T, ...].
-        scan: takes inputs [n, l, ...], a mask [n, l] that is False where padding has to leave the
-            state alone (None without padding) and initial states [n, ...] (None for zeros); returns
+        inputs: [B, L, ...] each.
+        gates: the same, with values that leave the state as it is where they are 0.
+        scan: takes initial states [n, ...] (None for zeros), inputs and gates [n, l, ...]; returns
             outputs [n, l, ...] and final states [n, ...].
     """
     above = plan.forest.piece_parents
@@ -43,10 +44,12 @@ def run_pieces(
         initial = None
         if above[members[0]] >= 0:
             initial = torch.stack([states[above[member]] for member in members])
-        output, final = scan([take(x, tokens) for x in inputs], is_token, initial)
+        pieces = [take(x.flatten(0, 1), tokens) for x in inputs]
+        pieces += [_zero_padding(take(x.flatten(0, 1), tokens), is_token) for x in gates]
+        output, final = scan(initial, *pieces)
         outputs.append(output)
         states.update(zip(members, final.unbind(0), strict=True))
-    return put_back(outputs, plan.pieces)
+    return put_back(outputs, plan.pieces).unflatten(0, tuple(inputs[0].shape[:2]))
 
 
 def tree_gated_delta_rule(
@@ -67,11 +70,8 @@ def tree_gated_delta_rule(
     A token with beta = 0 writes nothing and one with g = 0 forgets nothing: that is padding.
     """
 
-    def run(
-        inputs: list[Tensor], is_token: Tensor | None, initial: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        q, k, v, *gates = inputs
-        g, beta = (_zero_padding(gate, is_token) for gate in gates)
+    def run(initial: Tensor | None, *pieces: Tensor) -> Any:
+        q, k, v, g, beta = pieces
         return scan(
             q,
             k,
@@ -84,8 +84,7 @@ def tree_gated_delta_rule(
             use_qk_l2norm_in_kernel=use_qk_l2norm_in_kernel,
         )
 
-    output = run_pieces(plan, [x.flatten(0, 1) for x in (query, key, value, g, beta)], run)
-    return output.unflatten(0, tuple(query.shape[:2])), None
+    return run_pieces(plan, (query, key, value), (g, beta), run), None
 
 
 def tree_chunk_scan(
@@ -113,13 +112,10 @@ def tree_chunk_scan(
         dt = F.softplus(dt)
     dt = dt.clamp(*dt_limit)
 
-    def run(
-        inputs: list[Tensor], is_token: Tensor | None, initial: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        x, steps, b, c = inputs
+    def run(initial: Tensor | None, x: Tensor, b: Tensor, c: Tensor, steps: Tensor) -> Any:
         return scan(
             x,
-            _zero_padding(steps, is_token),
+            steps,
             A,
             b,
             c,
@@ -129,8 +125,7 @@ def tree_chunk_scan(
             return_final_states=True,
         )
 
-    output = run_pieces(plan, [x.flatten(0, 1) for x in (hidden_states, dt, B, C)], run)
-    return output.unflatten(0, tuple(hidden_states.shape[:2]))
+    return run_pieces(plan, (hidden_states, B, C), (dt,), run)
 
 
 def _zero_padding(gate: Tensor, is_token: Tensor | None) -> Tensor:

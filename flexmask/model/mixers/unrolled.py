@@ -15,11 +15,11 @@ from torch import Tensor
 from flexmask.model.mixers.plan import Plan, put_back, take
 
 
-def run_paths(plan: Plan, hidden_states: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
+def run_paths(plan: Plan, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """A causal map of sequences [n, l, C] -> [n, l, C'], on each path of rows [B, L, C]."""
-    flat = hidden_states.flatten(0, 1)
-    outputs = [forward(take(flat, group.tokens)) for group in plan.paths.groups]
-    return put_back(outputs, plan.paths).unflatten(0, tuple(hidden_states.shape[:2]))
+    flat = [x.flatten(0, 1) for x in inputs]
+    outputs = [forward(*(take(x, group.tokens) for x in flat)) for group in plan.paths.groups]
+    return put_back(outputs, plan.paths).unflatten(0, tuple(inputs[0].shape[:2]))
 
 
 def tree_selective_scan(
@@ -51,10 +51,10 @@ def tree_selective_scan(
     Returns:
         [B, C, L].
     """
-    inputs = [x.mT.flatten(0, 1) for x in (hidden_states, dt, B, C) if x is not None]
-    outputs = []
-    for group in plan.paths.groups:
-        x, step, b, c = (take(part, group.tokens).mT for part in inputs)
-        gate = None if z is None else take(z.mT.flatten(0, 1), group.tokens).mT
-        outputs.append(scan(x, step, A, b, c, D=D, z=gate, **options).mT)
-    return put_back(outputs, plan.paths).unflatten(0, hidden_states.mT.shape[:2]).mT
+
+    def run(*rows: Tensor) -> Tensor:
+        x, step, b, c, *gate = (row.mT for row in rows)
+        return scan(x, step, A, b, c, D=D, z=gate[0] if gate else None, **options).mT
+
+    inputs = [x.mT for x in (hidden_states, dt, B, C, z) if x is not None]
+    return run_paths(plan, run, *inputs).mT
