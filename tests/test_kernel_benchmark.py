@@ -85,6 +85,12 @@ def test_the_page_shows_what_has_no_figure_and_why(folder, tmp_path):
     assert (tmp_path / "images" / "benchmark-kernels-cpu.png").exists()
 
 
+def quick_run(folder, *options, code=0):
+    """The record of a quick run that ends with `code`."""
+    assert main(["kernels", "--quick", "--output", str(folder), *options]) == code
+    return json.loads((folder / "kernels-cpu.json").read_text())
+
+
 def few_parts(monkeypatch, *baselines):
     """Nothing is tuned, and these are the baselines that compile nothing."""
     monkeypatch.setattr(kernels.kernel_parts, "tune", lambda *_: {"failure": "no time"})
@@ -100,11 +106,11 @@ def test_a_wrong_kernel_has_no_figure_and_the_rest_has(tmp_path, monkeypatch, ca
 
     few_parts(monkeypatch, "dense")
     monkeypatch.setattr(triton_backend, "backward", half)
-    assert main(["kernels", "--quick", "--output", str(tmp_path)]) == 1
+    record = quick_run(tmp_path, code=1)
     shown = capsys.readouterr()
     assert "wrong result, without figures: 2 turns to 32, D 16, triton: wrong" in shown.err
     assert "wrong gradient of" in shown.out
-    for row in json.loads((tmp_path / "kernels-cpu.json").read_text())["rows"]:
+    for row in record["rows"]:
         assert "triton" not in row["tflops"]["forward"]
         assert row["left_out"]["triton"].startswith("wrong gradient of q")
         assert {"triton_split", "dense"} == set(row["tflops"]["backward"])
@@ -113,8 +119,7 @@ def test_a_wrong_kernel_has_no_figure_and_the_rest_has(tmp_path, monkeypatch, ca
 def test_without_a_right_mode_nothing_is_compared(tmp_path, monkeypatch):
     few_parts(monkeypatch, "dense")
     monkeypatch.setattr(triton_backend, "forward", lambda *a: tuple(x / 2 for x in forward(*a)))
-    assert main(["kernels", "--quick", "--output", str(tmp_path)]) == 1
-    for row in json.loads((tmp_path / "kernels-cpu.json").read_text())["rows"]:
+    for row in quick_run(tmp_path, code=1)["rows"]:
         assert row["left_out"]["dense"] == "nothing of ours is right to compare it with"
         assert not row["tflops"]["forward"]
 
@@ -127,28 +132,21 @@ def test_a_part_that_fails_is_written_down_and_the_rest_goes_on(tmp_path, monkey
 
     few_parts(monkeypatch, "npass", "dense")
     monkeypatch.setattr(kernels, "call_here", call)
-    assert main(["kernels", "--quick", "--output", str(tmp_path)]) == 0
-    record = json.loads((tmp_path / "kernels-cpu.json").read_text())
-    for row in record["rows"]:
+    for row in quick_run(tmp_path)["rows"]:
         assert row["left_out"]["npass"] == "its process ended with code -9"
         assert {"triton", "dense"} <= set(row["tflops"]["backward"])
     assert "its process ended with code -9" in capsys.readouterr().out
 
 
 def test_a_run_out_of_time_is_recorded_whole_and_another_goes_on_with_it(tmp_path, monkeypatch):
-    arguments = ["kernels", "--quick", "--output", str(tmp_path)]
-    assert main([*arguments, "--limit", "0"]) == 0
-    before = json.loads((tmp_path / "kernels-cpu.json").read_text())
-    for row in before["rows"]:
+    for row in quick_run(tmp_path, "--limit", "0")["rows"]:
         assert row["cost"]["forward"]["num_partial"] > 0
         assert row["left_out"] == dict.fromkeys(kernel_methods.METHODS, kernels.NOT_REACHED)
     few_parts(monkeypatch, "npass")
-    assert main([*arguments, "--resume"]) == 0
-    between = json.loads((tmp_path / "kernels-cpu.json").read_text())
+    between = quick_run(tmp_path, "--resume")
     monkeypatch.setattr(kernels, "_FIRST", ("npass", "dense"))
     monkeypatch.setattr(kernels.kernel_parts, "check_ours", None)  # is not asked again
-    assert main([*arguments, "--resume"]) == 0
-    after = json.loads((tmp_path / "kernels-cpu.json").read_text())
+    after = quick_run(tmp_path, "--resume")
     for old, new in zip(between["rows"], after["rows"], strict=True):
         assert old["left_out"]["dense"] == kernels.NOT_REACHED
         assert new["elapsed_s"]["forward"]["npass"] == old["elapsed_s"]["forward"]["npass"]
@@ -267,40 +265,31 @@ def test_cost_of_a_single_tile_is_counted_by_hand():
     assert cost.num_flops == 2 * 2 * 136 * (8 + 4)
     # q, out, lse of two heads; k and v of one; ends
     assert cost.num_bytes == 16 * (2 * (16 + 8 + 4) + (16 + 8) + 4)
+    longer = mask_from_depths([*range(64)])
+    cost = kernel_cost("forward", longer, Config(16, 16, 1, 1), shape, num_visible=64 * 65 // 2)
+    assert (cost.num_full, cost.num_partial) == (2 * 6, 2 * 4)
 
 
 def test_the_lowest_figure_is_held_against_a_goal():
     def row(width, rate, slower, *, is_short=False):
-        figure = {"median": rate}
+        rates, flex = {"triton": {"median": rate}}, {"flex": {"median": slower}}
+        faster = flex | {"flex_tma": {"median": slower - 0.1}}
         return {
             "is_short": is_short,
             "head_width": width,
-            "tflops": {"forward": {"triton": figure}, "backward": {"triton": figure}},
-            "slower": {
-                "forward": {"flex": {"median": slower}, "flex_tma": {"median": slower - 0.1}},
-                "backward": {},
-                "both": {"flex_paper": {"median": 3.0}},
-            },
+            "tflops": {"forward": rates, "backward": rates},
+            "slower": {"forward": faster, "backward": {}, "both": {"flex_paper": {"median": 3.0}}},
         }
 
     rows = [row(128, 500, 1.5), row(128, 420, 1.4), row(64, 1, 2.0, is_short=True)]
-    found = {target.name: (target.goal, round(target.measured, 3)) for target in targets(rows)}
-    assert found == {
+    times_faster = "times faster than FlexAttention"
+    assert {target.name: (target.goal, round(target.measured, 3)) for target in targets(rows)} == {
         "TFLOP/s forward, D 128, lowest of the long rows measured": (430, 420),
         "TFLOP/s backward, D 128, lowest of the long rows measured": (330, 420),
-        "times faster than FlexAttention, forward, lowest of the long rows measured": (1.2, 1.3),
-        "times faster than FlexAttention, forward, lowest of the short rows measured": (1.8, 1.9),
-        "times faster than FlexAttention on the paper's order, lowest of the rows measured": (
-            *(2.5, 3.0),
-        ),
+        f"{times_faster}, forward, lowest of the long rows measured": (1.2, 1.3),
+        f"{times_faster}, forward, lowest of the short rows measured": (1.8, 1.9),
+        f"{times_faster} on the paper's order, lowest of the rows measured": (2.5, 3.0),
     }
-
-
-def test_a_causal_row_needs_no_more_than_its_triangle():
-    mask = compile_mask(PrefixTree.from_turns([(64, 0, 0)]))
-    shape = Shape(1, 1, 16, 16, 2)
-    cost = kernel_cost("forward", mask, Config(16, 16, 1, 1), shape, num_visible=mask.num_visible)
-    assert (cost.num_full, cost.num_partial) == (6, 4)
 
 
 @triton.jit
