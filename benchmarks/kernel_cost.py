@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 from flexmask_kernels.configs import Config
-from torch import Tensor
 
 from flexmask import TreeMask
 
@@ -55,44 +53,11 @@ class KernelCost(NamedTuple):
     num_bytes: int
 
 
-class Tiles(NamedTuple):
-    """The visited tiles of one row: block of queries, block of keys, whether full; 1-D arrays."""
-
-    query_block: np.ndarray
-    key_block: np.ndarray
-    is_full: np.ndarray
-
-
-def visited_tiles(mask: TreeMask, floor: Tensor | None, block_q: int, block_k: int) -> list[Tiles]:
-    """The tiles that the kernels visit, for each row of the mask.
-
-    Args:
-        mask: with its positions, where there is a floor.
-        floor: int [rows, L], the lowest position that a query sees; None for all.
-        block_q: queries of a tile.
-        block_k: keys of a tile.
-    """
-    found = []
-    for row, ranges in enumerate(mask.tiles(block_q, block_k)):
-        query, key, is_full = ranges.pairs()
-        if floor is not None and mask.position_ids is not None:
-            floor_low, floor_high = _bounds(floor[row], block_q)
-            key_low, key_high = _bounds(mask.position_ids[row], block_k)
-            is_seen = key_high[key] >= floor_low[query]
-            is_full = is_full & (key_low[key] >= floor_high[query])
-            query, key, is_full = query[is_seen], key[is_seen], is_full[is_seen]
-        found.append(Tiles(query, key, is_full))
-    return found
-
-
 def kernel_cost(
     kernel: str,
     mask: TreeMask,
     config: Config,
     shape: Shape,
-    *,
-    num_visible: int,
-    floor: Tensor | None = None,
 ) -> KernelCost:
     """The cost of `kernel`, one of `configs.KERNELS`, for all rows of the mask.
 
@@ -101,22 +66,19 @@ def kernel_cost(
         mask: of B rows.
         config: its tile size.
         shape: of q, k and v.
-        num_visible: visible pairs of the mask within the floor, of one head.
-        floor: as in `visited_tiles`.
     """
     block_q, block_k = config.block_q, config.block_k
     num_full = num_partial = 0
-    for tiles in visited_tiles(mask, floor, block_q, block_k):
-        full = int(tiles.is_full.sum())
-        num_full += full
-        num_partial += tiles.is_full.size - full
+    for tiles in mask.tiles(block_q, block_k):
+        num_full += tiles.num_full
+        num_partial += tiles.num_visited - tiles.num_full
     heads, tiles_of_head = shape.num_heads, num_full + num_partial
     of_width, of_value_width = _PRODUCTS[kernel]
     flops = 2 * heads * (of_width * shape.width + of_value_width * shape.value_width)
     return KernelCost(
         num_full=heads * num_full,
         num_partial=heads * num_partial,
-        num_flops=flops * num_visible,
+        num_flops=flops * mask.num_visible,
         num_tile_flops=flops * tiles_of_head * block_q * block_k,
         num_bytes=mask.shape[0] * mask.shape[1] * _bytes_of_token(kernel, shape),
     )
@@ -140,10 +102,3 @@ def _bytes_of_token(kernel: str, shape: Shape) -> int:
 def _row_bytes(shape: Shape) -> int:
     """Bytes of a key and its value, of a query and its output, or of both gradients, of a head."""
     return (shape.width + shape.value_width) * shape.element_size
-
-
-def _bounds(values: Tensor, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest value of each block of a row [L]."""
-    array = values.cpu().numpy()
-    starts = np.arange(0, array.size, block)
-    return np.minimum.reduceat(array, starts), np.maximum.reduceat(array, starts)

@@ -23,7 +23,7 @@ from benchmarks.attention_runs import Inputs, Results, owned_tokens
 from benchmarks.kernel_rows import KernelRow
 from flexmask.backends.api import dispatch
 from flexmask.backends.kept_graphs import kept_graphs
-from flexmask.tree.block_mask import MaskMod
+from flexmask.tree.intervals import MaskMod
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 _BLOCK = 128  # tokens on a side of FlexAttention's tiles

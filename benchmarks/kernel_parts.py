@@ -75,7 +75,7 @@ def describe(name: str, width: int, sizes: Sizes) -> Row:
     costs = {}
     for kernel in KERNELS:
         config = choose_config(kernel, like, like)
-        cost = kernel_cost(kernel, row.mask, config, shape, num_visible=row.mask.num_visible)
+        cost = kernel_cost(kernel, row.mask, config, shape)
         costs[kernel] = {"config": list(config), **cost._asdict()}
     lengths = [sample.numel() for sample in row.samples]
     return {

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from flexmask.packing.sampler import TreeBatchSampler as TreeBatchSampler
     from flexmask.training.checkpoints import ResumableTrainer as ResumableTrainer
     from flexmask.training.trainer import TreeTrainer as TreeTrainer
-    from flexmask.tree.compiler import compile_mask as compile_mask
     from flexmask.tree.mask import TreeMask as TreeMask
+    from flexmask.tree.mask import compile_mask as compile_mask
     from flexmask.tree.sample import Sample as Sample
     from flexmask.tree.tree import PrefixTree as PrefixTree
     from flexmask.tree.tree import Segment as Segment
@@ -55,7 +55,7 @@ _HOMES = {
     "TreeTrainer": "flexmask.training.trainer",
     "attention": "flexmask.backends",
     "build_tree": "flexmask.tree.tree",
-    "compile_mask": "flexmask.tree.compiler",
+    "compile_mask": "flexmask.tree.mask",
     "disabled": "flexmask.model",
     "is_patched": "flexmask.model",
     "open_prepared": "flexmask.data.prepared",

@@ -1,6 +1,7 @@
 """Random masks and tensors for attention backends, and the bounds on their errors."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from flexmask import TreeMask, attention
 from flexmask.backends import calls
+from flexmask.backends.cache import _cache as cache
 
 
 def mask_from_depths(depths):
@@ -31,6 +33,11 @@ def stack(masks):
         ends.append(torch.cat([mask.subtree_end[0], missing + 1]))
         positions.append(torch.cat([mask.position_ids[0], torch.zeros_like(missing)]))
     return TreeMask(torch.stack(ends), torch.stack(positions))
+
+
+def windowed(mask, window=None, chunk=None):
+    """The same mask with a window, a chunk or both."""
+    return replace(mask, window=window, chunk=chunk)
 
 
 def random_inputs(
@@ -81,7 +88,7 @@ def worst_ratio(results, references):
     return worst
 
 
-def within_reach(mask, *, window=None, chunk=None):
+def within_window(mask, *, window=None, chunk=None):
     """bool [B, L, L]: the visible pairs of `mask` whose positions are near enough."""
     visible, positions = mask.to_dense(), mask.position_ids
     query, key = positions[:, :, None], positions[:, None, :]
@@ -98,13 +105,13 @@ def tiny_calls():
     sizes = {
         "MAX_ROWS": 8,
         "_SQUARE_ROWS": 3,
-        "_FLOOR_ROWS": 4,
+        "_WINDOW_ROWS": 4,
         "_MANY_ROWS": 6,
         "_NEAR_KEYS": 4,
         "_CALL_PAIRS": 8,
         "_CALL_ROWS": 2,
     }
-    calls._plan.cache_clear()
+    cache.clear()
     with mock.patch.multiple(calls, **sizes):
         yield
-    calls._plan.cache_clear()
+    cache.clear()

@@ -23,7 +23,7 @@ def masks(max_rows=3, max_tokens=40):
     return rows.map(lambda lists: stack([mask_from_depths(depths) for depths in lists]))
 
 
-def reaches(max_positions=30):
+def windows(max_positions=30):
     """Options that limit how far back a query sees: none, a window, a chunk, or both."""
     positions = st.integers(1, max_positions)
     return st.one_of(

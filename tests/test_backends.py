@@ -4,10 +4,18 @@ import math
 
 import pytest
 import torch
-from backend_cases import mask_from_depths, random_inputs, run, stack, within_reach, worst_ratio
+from backend_cases import (
+    mask_from_depths,
+    random_inputs,
+    run,
+    stack,
+    windowed,
+    within_window,
+    worst_ratio,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-from mask_strategies import masks, reaches
+from mask_strategies import masks, windows
 
 from flexmask import FlexmaskError, TreeMask, attention
 from flexmask.backends import choice, choose_backend
@@ -18,11 +26,11 @@ from flexmask.errors import MaskError, UnsupportedModelError
 MASK = mask_from_depths([0, 1, 2, 1, 2, 0, 0])
 
 
-def attention_by_paths(q, k, v, mask, *, sinks=None, scale=0.5, softcap=None, **reach):
+def attention_by_paths(q, k, v, mask, *, sinks=None, scale=0.5, softcap=None, **limits):
     """Token by token, head by head, over the list of keys that it sees."""
     B, H, L, _ = q.shape
     out = torch.empty(B, H, L, v.shape[-1], dtype=q.dtype)
-    visible = within_reach(mask, **reach)
+    visible = within_window(mask, **limits)
     for b in range(B):
         for token in range(L):
             keys = visible[b, token].nonzero()[:, 0]
@@ -39,13 +47,13 @@ def attention_by_paths(q, k, v, mask, *, sinks=None, scale=0.5, softcap=None, **
 
 @given(
     mask=masks(max_rows=2, max_tokens=12),
-    reach=reaches(max_positions=6),
+    limits=windows(max_positions=6),
     softcap=st.sampled_from([None, 1.5]),
     has_sinks=st.booleans(),
 )
-def test_reference_equals_attention_over_each_path(mask, reach, softcap, has_sinks):
+def test_reference_equals_attention_over_each_path(mask, limits, softcap, has_sinks):
     q, k, v, _ = random_inputs(mask)
-    options = {"scale": 0.5, "softcap": softcap, **reach}
+    options = {"scale": 0.5, "softcap": softcap, **limits}
     options["sinks"] = torch.linspace(-1, 1, 4, dtype=torch.float64) if has_sinks else None
     ours = attention(q, k, v, mask, backend="reference", **options)
     assert worst_ratio([ours], [attention_by_paths(q, k, v, mask, **options)]) < 1
@@ -180,12 +188,21 @@ def test_rejects_mixed_dtypes_and_devices():
         attention(q, k, v, MASK.to("meta"))
 
 
-def test_rejects_windows_without_positions():
+def test_a_window_is_the_mask_s_or_the_argument_s():
     q, k, v, _ = random_inputs(MASK)
-    with pytest.raises(
-        MaskError, match="windows and chunks count positions: give TreeMask its position_ids"
-    ):
-        attention(q, k, v, TreeMask(MASK.subtree_end), window=3)
+    limited = windowed(MASK, window=2, chunk=2)
+    found = [
+        attention(q, k, v, limited),
+        attention(q, k, v, MASK, window=2, chunk=2),
+        attention(q, k, v, windowed(MASK, window=2), chunk=2),
+        attention(q, k, v, limited, window=2),
+    ]
+    for out in found[1:]:
+        assert torch.equal(out, found[0])
+    with pytest.raises(MaskError, match="window must be that of the mask, 2, got 3; leave it out"):
+        attention(q, k, v, limited, window=3)
+    with pytest.raises(MaskError, match="chunk must be that of the mask, 2, got 1; leave it out"):
+        attention(q, k, v, limited, chunk=1)
 
 
 def test_reference_refuses_long_rows():

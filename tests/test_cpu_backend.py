@@ -1,6 +1,7 @@
 """The `cpu` backend against the fp64 reference, its plan, its memory and its operators."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,38 +12,33 @@ from backend_cases import (
     run_reference,
     stack,
     tiny_calls,
-    within_reach,
+    windowed,
+    within_window,
     worst_ratio,
 )
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mask_strategies import masks, reaches
+from mask_strategies import masks, windows
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flexmask import PrefixTree, TreeMask, attention, compile_mask
 from flexmask.backends import cpu
 from flexmask.backends.api import dispatch
-from flexmask.backends.calls import MAX_ROWS, Pairs, plan_calls
-from flexmask.backends.reach import position_floor
+from flexmask.backends.calls import MAX_ROWS, Pairs, plan_rows
 
 PADDING = mask_from_depths([0] * 9)
 CATERPILLAR = mask_from_depths([d for depth in range(20) for d in (depth, depth + 1)])
 
 
-@given(mask=masks(max_rows=1, max_tokens=60), reach=reaches(), is_tiny=st.booleans())
-@example(mask=PADDING, reach={}, is_tiny=True)
-@example(mask=CATERPILLAR, reach={"window": 4}, is_tiny=True)
-@example(mask=CATERPILLAR, reach={"chunk": 6}, is_tiny=True)
-def test_calls_cover_each_visible_pair_once(mask, reach, is_tiny):
-    end, positions = mask.subtree_end[0], mask.position_ids[0]
-    floor = position_floor(positions, **reach)
-    if is_tiny:
-        with tiny_calls():
-            plan = plan_calls(end, positions, floor)
-    else:
-        plan = plan_calls(end, positions, floor)
-    visible = within_reach(mask, **reach)[0]
+@given(mask=masks(max_rows=1, max_tokens=60), limits=windows(), is_tiny=st.booleans())
+@example(mask=PADDING, limits={}, is_tiny=True)
+@example(mask=CATERPILLAR, limits={"window": 4}, is_tiny=True)
+@example(mask=CATERPILLAR, limits={"chunk": 6}, is_tiny=True)
+def test_calls_cover_each_visible_pair_once(mask, limits, is_tiny):
+    with tiny_calls() if is_tiny else nullcontext():
+        (plan,) = plan_rows(mask.subtree_end, windowed(mask, **limits).window_start)
+    visible = within_window(mask, **limits)[0]
     counts = torch.zeros(visible.shape, dtype=torch.int64)
     met = torch.zeros(visible.shape[0], dtype=torch.bool)
     for call in plan:
@@ -62,7 +58,7 @@ def test_calls_cover_each_visible_pair_once(mask, reach, is_tiny):
 
 @given(
     mask=masks(),
-    reach=reaches(),
+    limits=windows(),
     is_tiny=st.booleans(),
     has_sinks=st.booleans(),
     softcap=st.sampled_from([None, None, 1.5]),
@@ -72,15 +68,12 @@ def test_calls_cover_each_visible_pair_once(mask, reach, is_tiny):
     seed=st.integers(0, 1000),
 )
 def test_output_and_gradients_equal_reference(
-    mask, reach, is_tiny, has_sinks, softcap, kv_heads, value_width, dtype, seed
+    mask, limits, is_tiny, has_sinks, softcap, kv_heads, value_width, dtype, seed
 ):
     inputs = random_inputs(mask, kv_heads=kv_heads, value_width=value_width, dtype=dtype, seed=seed)
     sinks = torch.linspace(-1, 2, 4, dtype=dtype) if has_sinks else None
-    options = {"sinks": sinks, "softcap": softcap, **reach}
-    if is_tiny:
-        with tiny_calls():
-            ours = run(mask, *inputs, backend="cpu", **options)
-    else:
+    options = {"sinks": sinks, "softcap": softcap, **limits}
+    with tiny_calls() if is_tiny else nullcontext():
         ours = run(mask, *inputs, backend="cpu", **options)
     assert worst_ratio(ours, run_reference(mask, *inputs, **options)) < 1
 
@@ -213,8 +206,7 @@ def test_no_tensor_grows_with_the_square_of_the_row(shape, window, softcap):
     length, width = 8000, 4
     mask = mask_from_depths(DEEP[shape](length))
     q, k, v, dout = random_inputs(mask, heads=2, kv_heads=1, width=width, value_width=width)
-    floor = position_floor(mask.position_ids, window)
-    arguments = (mask.subtree_end, mask.position_ids, floor, None)
+    arguments = (mask.subtree_end, windowed(mask, window).window_start, None)
     with LargestTensor() as largest:  # inside the operators, which hide their steps otherwise
         out, lse = cpu._forward._init_fn(q, k, v, *arguments, 0.5, softcap)
         cpu._backward._init_fn(dout, q, k, v, *arguments, out, lse, 0.5, softcap)
@@ -222,9 +214,9 @@ def test_no_tensor_grows_with_the_square_of_the_row(shape, window, softcap):
 
 
 def test_plan_of_many_branches_has_few_calls():
-    num_calls = len(plan_calls(mask_from_depths(DEEP["comb"](8000)).subtree_end[0]))
-    assert num_calls < 8000 / 64
-    assert len(plan_calls(PADDING.subtree_end[0])) == 1
+    (calls,) = plan_rows(mask_from_depths(DEEP["comb"](8000)).subtree_end)
+    assert len(calls) < 8000 / 64
+    assert len(plan_rows(PADDING.subtree_end)[0]) == 1
 
 
 def test_compiles_as_one_graph_with_gradients():
@@ -251,8 +243,7 @@ def test_operators_keep_their_promises(dtype, softcap):
     mask = stack([mask_from_depths([0, 1, 2, 1, 2, 0, 0]), mask_from_depths([0, 1, 1])])
     q, k, v, dout = random_inputs(mask, dtype=dtype)
     sinks = torch.zeros(4, dtype=dtype, requires_grad=True)
-    floor = position_floor(mask.position_ids, window=3)
-    arguments = (mask.subtree_end, mask.position_ids, floor, sinks)
+    arguments = (mask.subtree_end, windowed(mask, window=3).window_start, sinks)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     torch.library.opcheck(cpu._forward, (*leaves, *arguments, 0.5, softcap))
     with torch.no_grad():

@@ -7,9 +7,16 @@ from unittest import mock
 
 import pytest
 import torch
-from backend_cases import mask_from_depths, random_inputs, stack, within_reach, worst_ratio
+from backend_cases import (
+    mask_from_depths,
+    random_inputs,
+    stack,
+    windowed,
+    within_window,
+    worst_ratio,
+)
 from hypothesis import given
-from mask_strategies import masks, reaches
+from mask_strategies import masks, windows
 from model_cases import npass, packed, tiny_model
 from strategies import random_samples
 from torch._dynamo.utils import counters
@@ -17,9 +24,7 @@ from torch._dynamo.utils import counters
 from flexmask import PrefixTree, attention, compile_mask, patch
 from flexmask.backends import api, flex, flex_tables
 from flexmask.backends.api import dispatch
-from flexmask.backends.cache import _cache
 from flexmask.backends.kept_graphs import kept_graphs
-from flexmask.backends.reach import position_floor
 from flexmask.errors import UnsupportedModelError
 
 MASKS = [
@@ -56,51 +61,25 @@ def tile_classes(dense, block):
     return tiles.any(4).any(2), tiles.all(4).all(2)
 
 
-@given(mask=masks())
-def test_both_builders_find_exactly_the_visible_tiles(mask):
+@given(mask=masks(), limits=windows())
+def test_both_builders_find_exactly_the_visible_tiles(mask, limits):
+    start = windowed(mask, **limits).window_start
     with mock.patch.object(flex_tables, "BLOCK", 4):
-        ranges = flex_tables.tables_from_ranges(mask.subtree_end)
-        grid = flex_tables.tables_from_grid(mask.subtree_end, None, None)
-    visited, full = tile_classes(mask.to_dense(), 4)
-    for tables in (ranges, grid):
+        tiles = flex_tables.tables_from_tiles(mask.subtree_end, start)
+        grid = flex_tables.tables_from_grid(mask.subtree_end, start)
+    visited, full = tile_classes(within_window(mask, **limits), 4)
+    for tables in (tiles, grid):
         partial, is_full = grids(tables)
         assert torch.equal(partial, visited & ~full)
         assert torch.equal(is_full, full)
 
 
-@given(mask=masks(), reach=reaches().filter(bool))
-def test_floored_tables_leave_out_no_visible_tile(mask, reach):
-    floor = position_floor(mask.position_ids, **reach)
-    with mock.patch.object(flex_tables, "BLOCK", 4):
-        partial, full = grids(flex_tables.block_tables(mask.subtree_end, mask.position_ids, floor))
-    visited, all_visible = tile_classes(within_reach(mask, **reach), 4)
-    assert not (visited & ~partial & ~full).any()
-    assert not (full & ~all_visible).any()
-    assert not (full & partial).any()
-
-
-def test_a_ragged_last_block_visits_only_what_its_window_reaches():
-    mask = mask_from_depths(range(10))
-    floor = position_floor(mask.position_ids, window=2)
-    with mock.patch.object(flex_tables, "BLOCK", 4):
-        partial, full = grids(flex_tables.block_tables(mask.subtree_end, mask.position_ids, floor))
-    assert (partial | full)[0].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
-
-
 def test_tables_are_built_once_for_a_mask_and_its_views():
     rows = torch.stack([MASKS[0].subtree_end, MASKS[0].position_ids], 2)  # [1, L, 2]
-    first = flex_tables.block_tables(rows[:, :, 0], None, None)
-    assert flex_tables.block_tables(rows[:, :, 0], None, None) is first
+    first = flex_tables.block_tables(rows[:, :, 0], None)
+    assert flex_tables.block_tables(rows[:, :, 0], None) is first
     rows[:, :, 0] = torch.arange(1, rows.shape[1] + 1)
-    assert flex_tables.block_tables(rows[:, :, 0], None, None) is not first
-
-
-def test_tables_are_forgotten_with_their_mask():
-    kept = MASKS[0].subtree_end.clone()
-    _cache.clear()
-    flex_tables.block_tables(MASKS[0].subtree_end.clone(), None, None)
-    flex_tables.block_tables(kept, None, None)
-    assert len(_cache) == 1
+    assert flex_tables.block_tables(rows[:, :, 0], None) is not first
 
 
 def errors(mask, batch=None, **options):
@@ -137,9 +116,9 @@ def test_compiles_as_one_graph_from_the_mask_tensor():
 
     @torch.compile(fullgraph=True)
     def function(q, k, v, subtree_end):
-        return dispatch(q, k, v, subtree_end, backend="flex")
+        return dispatch(q, k, v, subtree_end, window=90, backend="flex")
 
-    exact = attention(q.double(), k.double(), v.double(), mask, backend="reference")
+    exact = attention(q.double(), k.double(), v.double(), mask, window=90, backend="reference")
     ours = function(q, k, v, mask.subtree_end)
     assert worst_ratio([ours], [exact]) < 1
 
@@ -157,10 +136,10 @@ def test_refuses_what_it_cannot_do_on_the_cpu():
 
 @pytest.fixture
 def builds(monkeypatch):
-    """How often floors and tables were made, by the name of what makes them."""
+    """How often window starts and tables were made, by the name of what makes them."""
     counts = Counter()
 
-    def pluralize(function):
+    def counted(function):
         @wraps(function)
         def wrapper(*args, **kwargs):
             counts[function.__name__] += 1
@@ -168,9 +147,8 @@ def builds(monkeypatch):
 
         return wrapper
 
-    for name in ("tables_from_ranges", "tables_from_grid"):
-        monkeypatch.setattr(flex_tables, name, pluralize(getattr(flex_tables, name)))
-    monkeypatch.setattr(api, "position_floor", pluralize(position_floor))
+    for module, name in ((flex_tables, "tables_from_tiles"), (api, "find_window_start")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
     return counts
 
 
@@ -195,8 +173,8 @@ def test_models_with_windows_chunks_and_softcaps_build_tables_once_and_equal_sep
     for num_passes in (1, 2):
         with torch.no_grad():
             logits = row.gather(model(**batch).logits[0])
-        assert set(builds.values()) == {num_passes}
-    assert len(builds) == 3
+        # of two kinds of layers, for a mask that is the same in both passes
+        assert builds == {"tables_from_tiles": 2, "find_window_start": 1}, num_passes
     errors = [(a - b).abs().max().item() for a, b in zip(logits, theirs[0], strict=True)]
     assert max(errors) < 1e-5
 

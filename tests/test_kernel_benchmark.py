@@ -9,10 +9,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from backend_cases import mask_from_depths, random_inputs, within_reach
+from backend_cases import mask_from_depths, random_inputs, windowed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_strategies import masks, reaches
+from mask_strategies import masks, windows
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -30,7 +30,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from benchmarks import kernel_checks, kernel_methods, kernels
 from benchmarks.__main__ import main
-from benchmarks.kernel_cost import Shape, kernel_cost, visited_tiles
+from benchmarks.kernel_cost import Shape, kernel_cost
 from benchmarks.kernel_report import targets
 from benchmarks.kernel_rows import make_row, named_row, row_names
 from benchmarks.mask import count_differences
@@ -38,7 +38,6 @@ from benchmarks.report import write_report
 from benchmarks.subprocess_calls import CallFailedError
 from flexmask import PrefixTree, compile_mask
 from flexmask.backends import triton as triton_backend
-from flexmask.backends.reach import position_floor
 
 
 @pytest.fixture(scope="module")
@@ -212,22 +211,20 @@ def test_rows_have_the_length_that_their_name_says(name):
 @settings(max_examples=15)
 @given(
     mask=masks(max_rows=2, max_tokens=60),
-    reach=reaches(),
+    limits=windows(),
     tile=st.sampled_from([(16, 16), (16, 32), (32, 16)]),
     deterministic=st.booleans(),
 )
-def test_kernels_visit_the_tiles_that_the_cost_model_counts(mask, reach, tile, deterministic):
+def test_kernels_visit_the_tiles_that_the_cost_model_counts(mask, limits, tile, deterministic):
     q, k, v, dout = random_inputs(mask, heads=2, kv_heads=1, dtype=torch.float32)
-    floor = position_floor(mask.position_ids, **reach)
-    positions = None if floor is None else mask.position_ids
-    inputs = Inputs(q, k, v, mask.subtree_end, positions, floor)
+    mask = windowed(mask, **limits)
+    inputs = Inputs(q, k, v, mask.subtree_end, mask.window_start)
     counters = Counters(*torch.zeros(3, 2, dtype=torch.int32))
     config = Config(*tile, 1, 1)
     with forced_configs(dict.fromkeys(KERNELS, config)):
         options = Options(0.5)
-        out, lse2 = forward(inputs, options, counters)
+        out, lse2 = forward(inputs, options, counters=counters)
         backward(dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters)
-    num_visible = int(within_reach(mask, **reach).sum())
     counted = {
         "forward": counters.forward,
         "backward_queries": counters.backward_queries,
@@ -237,36 +234,22 @@ def test_kernels_visit_the_tiles_that_the_cost_model_counts(mask, reach, tile, d
         del counted["backward_queries"]
     for kernel, tiles in counted.items():
         shape = Shape(2, 1, 8, 8, 4)
-        cost = kernel_cost(kernel, mask, config, shape, num_visible=num_visible, floor=floor)
+        cost = kernel_cost(kernel, mask, config, shape)
         assert tiles.tolist() == [cost.num_full, cost.num_partial]
         assert cost.num_flops <= cost.num_tile_flops
         assert cost.num_bytes > 0
 
 
-@given(mask=masks(max_rows=1, max_tokens=60), reach=reaches())
-def test_counted_tiles_hold_every_visible_pair(mask, reach):
-    visible = within_reach(mask, **reach)[0].numpy()
-    floor = position_floor(mask.position_ids, **reach)
-    (tiles,) = visited_tiles(mask, floor, 8, 4)
-    covered = np.zeros_like(visible)
-    for query, key, is_full in zip(*tiles, strict=True):
-        part = np.s_[query * 8 : query * 8 + 8, key * 4 : key * 4 + 4]
-        assert not covered[part].any()
-        covered[part] = True
-        assert visible[part].all() or not is_full
-    assert not (visible & ~covered).any()
-
-
 def test_cost_of_a_single_tile_is_counted_by_hand():
     mask = mask_from_depths([*range(16)])
     shape = Shape(2, 1, 8, 4, 2)
-    cost = kernel_cost("forward", mask, Config(16, 16, 1, 1), shape, num_visible=136)
+    cost = kernel_cost("forward", mask, Config(16, 16, 1, 1), shape)
     assert (cost.num_full, cost.num_partial) == (0, 2)
     assert cost.num_flops == 2 * 2 * 136 * (8 + 4)
     # q, out, lse of two heads; k and v of one; ends
     assert cost.num_bytes == 16 * (2 * (16 + 8 + 4) + (16 + 8) + 4)
     longer = mask_from_depths([*range(64)])
-    cost = kernel_cost("forward", longer, Config(16, 16, 1, 1), shape, num_visible=64 * 65 // 2)
+    cost = kernel_cost("forward", longer, Config(16, 16, 1, 1), shape)
     assert (cost.num_full, cost.num_partial) == (2 * 6, 2 * 4)
 
 

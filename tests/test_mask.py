@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mask_strategies import windows
 from strategies import forests, segment_trees
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import and_masks, create_block_mask
 
 from flexmask import (
     FlexmaskError,
@@ -46,15 +47,28 @@ def test_positions_are_depths(trees):
     assert torch.equal(mask.position_ids[0].long(), depths)
 
 
-@given(forests(), st.integers(1, 9), st.integers(1, 9))
-def test_tile_ranges_equal_brute_force(trees, block_q, block_k):
-    mask = compile_mask(trees)
+@given(forests(), windows())
+def test_a_windowed_mask_equals_ancestry_within_positions(trees, limits):
+    mask = compile_mask(trees, **limits)
+    dense = block_diagonal([ancestry(tree) for tree in trees])
+    distance = np.subtract.outer(*[mask.position_ids[0].numpy()] * 2)
+    if "window" in limits:
+        dense &= distance < limits["window"]
+    if "chunk" in limits:
+        chunk = mask.position_ids[0].numpy() // limits["chunk"]
+        dense &= np.equal.outer(chunk, chunk)
+    np.testing.assert_array_equal(mask.to_dense()[0].numpy(), dense)
+    assert mask.num_visible == dense.sum()
+
+
+@given(forests(), windows(), st.integers(1, 9), st.integers(1, 9))
+def test_tiles_equal_brute_force(trees, limits, block_q, block_k):
+    mask = compile_mask(trees, **limits)
     dense = mask.to_dense()[0].numpy()
     (tiles,) = mask.tiles(block_q, block_k)
-    visited, full = np.zeros((2, tiles.num_q_blocks, len(tiles.first)), bool)
-    query, key, is_full = tiles.pairs()
-    visited[query, key] = True
-    full[query, key] = is_full
+    visited, full = np.zeros((2, tiles.num_q_blocks, tiles.num_k_blocks), bool)
+    visited[tiles.query, tiles.key] = True
+    full[tiles.query, tiles.key] = tiles.is_full
     for i in range(visited.shape[0]):
         for j in range(visited.shape[1]):
             tile = dense[i * block_q : (i + 1) * block_q, j * block_k : (j + 1) * block_k]
@@ -98,12 +112,17 @@ def assert_block_masks_equal(ours, theirs):
     assert ours.sparsity() == theirs.sparsity()
 
 
-@given(st.lists(segment_trees(), min_size=1, max_size=3), st.sampled_from([2, 4, 7, 16, 128]))
-def test_block_mask_equals_create_block_mask(trees, block_size):
+@given(
+    st.lists(segment_trees(), min_size=1, max_size=3),
+    windows(),
+    st.sampled_from([2, 4, 7, 16, 128]),
+)
+def test_block_mask_equals_create_block_mask(trees, limits, block_size):
     rows = [compile_mask(tree).subtree_end[0] for tree in trees]
     length = max(len(row) for row in rows)
     padding = torch.arange(1, length + 1, dtype=torch.int32)
-    mask = TreeMask(torch.stack([torch.cat([row, padding[len(row) :]]) for row in rows]))
+    ends = torch.stack([torch.cat([row, padding[len(row) :]]) for row in rows])
+    mask = TreeMask(ends, **limits)
     theirs = create_block_mask(
         mask.mask_mod, len(rows), 1, length, length, device="cpu", BLOCK_SIZE=block_size
     )
@@ -111,6 +130,47 @@ def test_block_mask_equals_create_block_mask(trees, block_size):
     assert_block_masks_equal(ours, theirs)
     b, q, k = torch.meshgrid(*map(torch.arange, (len(rows), length, length)), indexing="ij")
     assert torch.equal(ours.mask_mod(b, torch.tensor(0), q, k), mask.to_dense())
+    strides = {
+        getattr(ours, f"{name}_indices").stride() for name in ("kv", "full_kv", "q", "full_q")
+    }
+    assert len(strides) == 1, "torch 2.11 walks the full tiles by the strides of the partial ones"
+
+
+def test_a_mask_joins_a_mask_of_the_user_s_own():
+    mask = compile_mask(PrefixTree.from_turns([(8, 16, 8)] * 3), window=24)
+    length = mask.shape[1]
+
+    def even(b, h, q, k):
+        return k % 2 == 0
+
+    joined = create_block_mask(
+        and_masks(mask.mask_mod, even), 1, None, length, length, device="cpu", BLOCK_SIZE=16
+    )
+    q, k = torch.arange(length)[:, None], torch.arange(length)
+    found = joined.mask_mod(torch.tensor(0), torch.tensor(0), q, k)
+    assert torch.equal(found, mask.to_dense()[0] & (k % 2 == 0))
+
+
+def test_a_windowed_mask_keeps_its_window_and_says_so():
+    mask = compile_mask(PrefixTree.from_turns([(2, 2, 2)]), window=3, chunk=1000)
+    assert (mask.to("cpu").window, mask.to("cpu").chunk) == (3, 1000)
+    assert repr(mask) == "TreeMask(rows=1, tokens=6, window=3, chunk=1,000, visible=15)"
+    with pytest.raises(
+        FlexmaskError, match=r"slices cover a mask without window and chunk, got Tr"
+    ):
+        mask.slices()
+    for limits in ({"window": 0}, {"chunk": -1}):
+        with pytest.raises(
+            FlexmaskError, match=r"must be at least 1, got .*; leave it out for none"
+        ):
+            TreeMask([2, 2], **limits)
+
+
+def test_a_mask_does_not_change_with_the_array_that_it_was_made_of():
+    end = np.array([2, 2], np.int32)
+    mask = TreeMask(end)
+    end[:] = 0
+    assert mask.subtree_end.tolist() == [[2, 2]]
 
 
 @pytest.mark.parametrize(
@@ -197,3 +257,4 @@ def test_a_mask_draws_itself():
         "██·",
         "█·█",
     ]
+    assert str(TreeMask([3, 3, 3], window=2)).splitlines()[1:] == ["█··", "██·", "·██"]

@@ -101,8 +101,11 @@ def test_groups_hold_every_token_once_and_parents_first(batch):
 
 
 def test_a_plan_is_made_once_a_mask():
-    assert plan_of(MASK) is plan_of(MASK)
-    assert plan_of(MASK) is not plan_of(MASK.clone())
+    plan = plan_of(MASK)
+    assert plan_of(MASK.clone()) is plan
+    changed = MASK.clone()
+    changed[:, 0, 0, 0] = 1
+    assert plan_of(changed) is not plan
 
 
 def mixer_of(family):

@@ -25,7 +25,7 @@ from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.cost import CostModel
 from flexmask.model.load import meta_model
-from flexmask.model.windows import FULL, Reach
+from flexmask.model.windows import FULL, Window
 from flexmask.model.work import Work, npass_work, single_pass_work
 from flexmask.tools.cli import main
 from flexmask.tools.plan.memory import saved_bytes, saved_bytes_per_token
@@ -317,7 +317,7 @@ def test_cost_model_is_torchs_own_count_but_for_attention():
         model(ids, labels=ids).loss.backward()
     by_op = counter.get_flop_counts()["Global"]
     linear = sum(n for op, n in by_op.items() if "mm" in str(op))
-    assert cost.flops(Work(40, 0, dict.fromkeys(cost.reaches, 0))) == pytest.approx(
+    assert cost.flops(Work(40, 0, dict.fromkeys(cost.windows, 0))) == pytest.approx(
         linear, rel=0.02
     )
 
@@ -342,7 +342,7 @@ def test_cost_model_counts_the_widths_of_latent_attention():
 @pytest.mark.parametrize("family", supported(["step3p5"]))
 def test_cost_model_counts_the_heads_of_each_layer(family):
     widths = CostModel.of(tiny_model(family)).widths  # 8 heads of 8 with a window, 4 without
-    assert widths == {Reach(window=4): 64, FULL: 32}
+    assert widths == {Window(window=4): 64, FULL: 32}
 
 
 def test_predicted_activations_are_what_autograd_keeps():

@@ -6,11 +6,11 @@ from unittest import mock
 
 import pytest
 import torch
-from backend_cases import within_reach
+from backend_cases import within_window
 from chat_cases import chat_case
 from hypothesis import given
 from hypothesis import strategies as st
-from mask_strategies import reaches
+from mask_strategies import windows
 from model_cases import WINDOW, tiny_model
 from strategies import segment_trees
 from transformers import AutoTokenizer
@@ -19,7 +19,7 @@ from flexmask import PrefixTree, Segment, compile_mask, render_samples
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.model import work
 from flexmask.model.cost import CostModel
-from flexmask.model.windows import FULL, Reach
+from flexmask.model.windows import FULL, Window
 from flexmask.model.work import npass_tiled, npass_work, single_pass_tiled, single_pass_work
 from flexmask.tools.cli import main
 from flexmask.tools.plan.estimate import estimate
@@ -38,38 +38,36 @@ def visible_tiles(dense):
     return sum(bool(dense[i : i + BLOCK, j : j + BLOCK].any()) for i in blocks for j in blocks)
 
 
-@given(tree=segment_trees(), reach=reaches().map(lambda options: Reach(**options)))
-def test_pairs_of_a_tree_equal_the_dense_mask(tree, reach):
-    counted = single_pass_work(tree, [reach])
+@given(tree=segment_trees(), window=windows().map(lambda options: Window(**options)))
+def test_pairs_of_a_tree_equal_the_dense_mask(tree, window):
+    counted = single_pass_work(tree, [window])
     mask = compile_mask(tree)
-    assert counted.pairs(reach) == within_reach(mask, **reach._asdict()).sum()
+    assert counted.pairs(window) == within_window(mask, **window._asdict()).sum()
     assert counted.pairs(FULL) == mask.num_visible
 
 
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=4),
-    reach=reaches().map(lambda options: Reach(**options)),
+    window=windows().map(lambda options: Window(**options)),
 )
-def test_pairs_and_tiles_of_npass_equal_the_dense_masks(lengths, reach):
+def test_pairs_and_tiles_of_npass_equal_the_dense_masks(lengths, window):
     masks = [compile_mask(PrefixTree.from_segments([Segment(length)])) for length in lengths]
-    dense = [within_reach(mask, **reach._asdict())[0] for mask in masks]
+    dense = [within_window(mask, **window._asdict())[0] for mask in masks]
     with mock.patch.object(work, "TILE", BLOCK):
-        tiled = npass_tiled(lengths, [reach])
-    assert npass_work(lengths, [reach]).pairs(reach) == sum(int(x.sum()) for x in dense)
-    assert tiled.pairs(reach) == sum(map(visible_tiles, dense)) * BLOCK**2
+        tiled = npass_tiled(lengths, [window])
+    assert npass_work(lengths, [window]).pairs(window) == sum(int(x.sum()) for x in dense)
+    assert tiled.pairs(window) == sum(map(visible_tiles, dense)) * BLOCK**2
     assert tiled.num_tokens == sum(lengths)
 
 
-@given(tree=segment_trees(), reach=reaches().map(lambda options: Reach(**options)))
-def test_tiles_of_a_tree_are_those_that_kernels_visit(tree, reach):
+@given(tree=segment_trees(), window=windows().map(lambda options: Window(**options)))
+def test_tiles_of_a_tree_are_those_that_kernels_visit(tree, window):
     mask = compile_mask(tree)
-    dense = within_reach(mask, **reach._asdict())[0]
+    dense = within_window(mask, **window._asdict())[0]
     with mock.patch.object(work, "TILE", BLOCK):
-        tiled = single_pass_tiled(tree, [reach])
+        tiled = single_pass_tiled(tree, [window])
     assert tiled.pairs(FULL) == visible_tiles(mask.to_dense()[0]) * BLOCK**2
-    assert visible_tiles(dense) * BLOCK**2 <= tiled.pairs(reach) <= tiled.pairs(FULL)
-    if len(tree.segments) == 1:
-        assert tiled.pairs(reach) == visible_tiles(dense) * BLOCK**2
+    assert tiled.pairs(window) == visible_tiles(dense) * BLOCK**2
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama4_text", "mistral", "llama"])
@@ -79,14 +77,14 @@ def test_operations_are_those_of_each_layer_by_itself(family):
     messages, _ = chat_case("thinking")
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
     tree = build_tree(render_samples(messages, tokenizer))
-    counted = single_pass_work(tree, cost.reaches)
+    counted = single_pass_work(tree, cost.windows)
     kinds = {
         "gemma2": [{"window": WINDOW}, {}],
         "llama4_text": [{"chunk": 7}, {}],
         "mistral": [{"window": WINDOW}] * 2,
         "llama": [{}, {}],
     }
-    pairs = sum(int(within_reach(compile_mask(tree), **kind).sum()) for kind in kinds[family])
+    pairs = sum(int(within_window(compile_mask(tree), **kind).sum()) for kind in kinds[family])
     width = 4 * 8  # of the heads of a layer
     linear = 6 * (cost.linear + cost.head) * tree.num_tokens
     assert cost.flops(counted) == linear + 12 * width * pairs
@@ -114,11 +112,11 @@ def test_the_estimate_says_what_layers_with_a_window_see(tmp_path):
     data.write_text("".join(DATA_PATH.read_text().splitlines(keepends=True)[:3]))
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
     cost = CostModel.of(model := tiny_model("gemma2"))
-    plan = make_plan(data, tokenizer, reaches=cost.reaches)
+    plan = make_plan(data, tokenizer, windows=cost.windows)
     guess = estimate(plan, model.config, torch.float32)
     (kind,) = guess.bounded_layers
     assert (kind.window, kind.chunk, kind.layers) == (WINDOW, None, 1)
-    assert kind.npass_visible_pairs == plan.npass.bounded[Reach(WINDOW)] < plan.npass.num_pairs
+    assert kind.npass_visible_pairs == plan.npass.bounded[Window(WINDOW)] < plan.npass.num_pairs
     assert kind.single_pass_tiles < plan.single_pass_tiles
     assert (
         f"window of 4 in 1 layer           {kind.npass_visible_pairs:,} visible pairs N-pass"

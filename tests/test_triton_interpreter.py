@@ -9,6 +9,8 @@ import copy
 import os
 import subprocess
 import sys
+from collections import Counter
+from functools import wraps
 from pathlib import Path
 from unittest import mock
 
@@ -21,18 +23,19 @@ from backend_cases import (
     run,
     run_reference,
     stack,
-    within_reach,
+    windowed,
     worst_ratio,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_strategies import masks, reaches
-from model_cases import largest_error, npass_case, single_pass
+from mask_strategies import masks, windows
+from model_cases import largest_error, npass_case, packed, single_pass, tiny_model
+from strategies import random_samples
 from torch.utils.checkpoint import checkpoint
 
 from flexmask import TreeMask, attention, patch
 from flexmask.backends.api import dispatch
-from flexmask.backends.reach import position_floor
+from flexmask.backends.cache import _cache
 
 pytest.importorskip("triton")
 
@@ -89,7 +92,7 @@ SHAPES = {  # block_q, block_k
     "tall": (32, 16),
     "large": (64, 64),
 }
-REACHES = {"all": {}, "window": {"window": 30}, "chunk": {"chunk": 32}}
+WINDOWS = {"all": {}, "window": {"window": 30}, "chunk": {"chunk": 32}}
 
 
 def tiles(shape):
@@ -110,7 +113,7 @@ def run_triton(mask, *inputs, deterministic=False, **options):
 @given(
     mask=masks(max_rows=2, max_tokens=26),
     shape=st.sampled_from(["square", "wide", "tall"]),
-    reach=st.one_of(st.just({}), reaches()),
+    limits=st.one_of(st.just({}), windows()),
     softcap=st.sampled_from([None, None, 1.5]),
     scale=st.sampled_from([None, 0.3]),
     has_sinks=st.booleans(),
@@ -120,9 +123,9 @@ def run_triton(mask, *inputs, deterministic=False, **options):
     dtype=st.sampled_from([torch.float32, torch.float16]),
 )
 def test_output_and_gradients_equal_reference(
-    mask, shape, reach, softcap, scale, has_sinks, heads, widths, deterministic, dtype
+    mask, shape, limits, softcap, scale, has_sinks, heads, widths, deterministic, dtype
 ):
-    options = {**reach, "softcap": softcap, "scale": scale}
+    options = {**limits, "softcap": softcap, "scale": scale}
     H, H_kv = heads
     options["sinks"] = torch.linspace(-1, 2, H) if has_sinks else None
     D, D_v = widths
@@ -140,13 +143,13 @@ def test_output_and_gradients_equal_reference(
 
 @interpreted
 @pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
-@pytest.mark.parametrize("reach", REACHES.values(), ids=REACHES)
+@pytest.mark.parametrize("limits", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_conversation_equals_reference(shape, reach, deterministic):
+def test_conversation_equals_reference(shape, limits, deterministic):
     inputs = random_inputs(CONVERSATION, heads=2, kv_heads=1, dtype=torch.float32)
     with tiles(shape):
-        ours = run_triton(CONVERSATION, *inputs, deterministic=deterministic, **reach)
-    assert worst_ratio(ours, run_reference(CONVERSATION, *inputs, **reach)) < 1
+        ours = run_triton(CONVERSATION, *inputs, deterministic=deterministic, **limits)
+    assert worst_ratio(ours, run_reference(CONVERSATION, *inputs, **limits)) < 1
 
 
 @interpreted
@@ -216,10 +219,10 @@ def test_a_wrong_mask_is_noticed():
 
 
 @interpreted
-@pytest.mark.parametrize("reach", [{}, {"window": 9}], ids=["all", "window"])
-def test_deterministic_gradients_are_bitwise_equal(reach):
+@pytest.mark.parametrize("limits", [{}, {"window": 9}], ids=["all", "window"])
+def test_deterministic_gradients_are_bitwise_equal(limits):
     inputs = random_inputs(SMALL, dtype=torch.float32)
-    first, second = (run_triton(SMALL, *inputs, deterministic=True, **reach) for _ in range(2))
+    first, second = (run_triton(SMALL, *inputs, deterministic=True, **limits) for _ in range(2))
     for x, y in zip(first, second, strict=True):
         assert torch.equal(x, y)
 
@@ -240,32 +243,31 @@ def test_heads_of_a_group_may_be_split_over_programs_in_any_order(splits, num_ro
 @interpreted
 @pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_counters_equal_the_tile_ranges(shape, deterministic):
+def test_counters_equal_the_tiles(shape, deterministic):
     H, zeros = 2, torch.zeros(3, 2, dtype=torch.int32)
     counters = Counters(*zeros)
     q, k, v, dout = random_inputs(BATCH, heads=H, kv_heads=1, dtype=torch.float32)
     inputs, options = Inputs(q, k, v, BATCH.subtree_end), Options(0.5)
     with tiles(shape):
-        out, lse2 = forward(inputs, options, counters)
+        out, lse2 = forward(inputs, options, counters=counters)
         backward(dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters)
-    ranges = BATCH.tiles(*SHAPES[shape])
-    full = H * sum(row.num_full for row in ranges)
-    expected = [full, H * sum(row.num_visited for row in ranges) - full]
+    rows = BATCH.tiles(*SHAPES[shape])
+    full = H * sum(row.num_full for row in rows)
+    expected = [full, H * sum(row.num_visited for row in rows) - full]
     assert counters.forward.tolist() == expected
     assert counters.backward_keys.tolist() == expected
     assert counters.backward_queries.tolist() == (expected if deterministic else [0, 0])
 
 
 @interpreted
-@pytest.mark.parametrize("reach", [{"window": 60}, {"chunk": 60}], ids=["window", "chunk"])
-def test_a_limited_reach_skips_tiles_and_keeps_full_ones(reach):
-    mask = mask_from_depths([*range(200)])
+@pytest.mark.parametrize("limits", [{"window": 60}, {"chunk": 60}], ids=["window", "chunk"])
+def test_a_window_skips_tiles_and_keeps_full_ones(limits):
+    mask = windowed(mask_from_depths([*range(200)]), **limits)
     counters = Counters(*torch.zeros(3, 2, dtype=torch.int32))
     q, k, v, _ = random_inputs(mask, heads=1, kv_heads=1, dtype=torch.float32)
-    floor = position_floor(mask.position_ids, **reach)
-    inputs = Inputs(q, k, v, mask.subtree_end, mask.position_ids, floor)
-    forward(inputs, Options(0.5), counters)
-    visible = within_reach(mask, **reach)[0].numpy()
+    inputs = Inputs(q, k, v, mask.subtree_end, mask.window_start)
+    forward(inputs, Options(0.5), counters=counters)
+    visible = mask.to_dense()[0].numpy()
     visible = np.pad(visible, (0, 8)).reshape(13, 16, 13, 16)
     full = visible.all((1, 3)).sum()
     assert counters.forward.tolist() == [full, visible.any((1, 3)).sum() - full]
@@ -285,15 +287,6 @@ def test_one_row_of_mask_serves_a_batch():
     inputs = random_inputs(stack([SMALL, SMALL]), dtype=torch.float32)
     ours = run_triton(SMALL, *inputs, window=9)
     assert worst_ratio(ours, run_reference(stack([SMALL, SMALL]), *inputs, window=9)) < 1
-    # ends for each row, positions for all
-    out = dispatch(
-        *inputs[:3],
-        stack([SMALL, SMALL]).subtree_end,
-        SMALL.position_ids,
-        window=9,
-        backend="triton",
-    )
-    assert torch.equal(out, ours[0])
 
 
 @interpreted
@@ -349,17 +342,21 @@ def test_operators_keep_their_promises(deterministic):
     mask = mask_from_depths([0, 1, 2, 1, 2, 0, 0])
     q, k, v, dout = random_inputs(mask, value_width=4, dtype=torch.float32)
     sinks = torch.zeros(4, requires_grad=True)
-    floor = position_floor(mask.position_ids, window=3)
-    arguments = (mask.subtree_end, mask.position_ids, floor, sinks)
+    masks = (mask.subtree_end, windowed(mask, window=3).window_start)
+    arguments = (*masks, sinks)
     options = (0.5, 2.0, deterministic)
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(backend._forward, (*leaves, *arguments, *options))
+    plan = backend._plan("forward", q, v, *masks, 2.0)
+    torch.library.opcheck(backend._forward, (*leaves, *arguments, plan, *options))
+    torch.library.opcheck(backend._plan_in_graph, (*masks, "forward", 8, 4, q.dtype, False))
+    names = ("backward_queries", "backward_keys") if deterministic else ("backward_fused",)
+    plans = [part for name in names for part in backend._plan(name, q, v, *masks, 2.0)]
     with torch.no_grad():
-        out, lse2 = backend._forward(*leaves, *arguments, *options)
+        out, lse2 = backend._forward(*leaves, *arguments, plan, *options)
         checks = ("test_schema", "test_faketensor")
         torch.library.opcheck(
             backend._backward,
-            (dout, *leaves, *arguments, out, lse2, *options),
+            (dout, *leaves, *arguments, out, lse2, plans, *options),
             test_utils=checks,
         )
 
@@ -402,11 +399,11 @@ def test_autotune_leaves_out_what_fails_or_disagrees_and_says_why(tmp_path, monk
     q, k, v, _ = random_inputs(mask, width=16, value_width=16, dtype=torch.float32)
     good, wrong, broken = options = [Config(16, 16, 4, stages) for stages in (1, 2, 3)]
 
-    def sometimes(inputs, settings):
+    def sometimes(inputs, settings, plan=None):
         config = tuner.choose_config("forward", inputs.q, inputs.v)
         if config == broken:
             raise RuntimeError("PassManager::run failed\nand more")
-        out, lse2 = forward(inputs, settings)
+        out, lse2 = forward(inputs, settings, plan)
         return (out * 1.001 if config == wrong else out), lse2
 
     from flexmask_kernels.tuning import choose_config
@@ -476,6 +473,48 @@ def test_an_unreadable_cache_is_ignored(tmp_path, monkeypatch):
     (tmp_path / "configs.json").write_text('{"forward": 3}')
     q, _, v, _ = random_inputs(SMALL, width=16, value_width=16, dtype=torch.float32)
     assert choose_config("forward", q, v) == Config(16, 16, 1, 1)
+
+
+@pytest.fixture
+def num_plans(monkeypatch):
+    """The number of plans made so far, by whether a window is in force."""
+    counts = Counter()
+
+    @wraps(backend.plan_lines)
+    def counted(end, start=None, **options):
+        counts[start is not None] += type(end) is torch.Tensor  # and not traced
+        return plan_lines(end, start, **options)
+
+    plan_lines = backend.plan_lines
+    monkeypatch.setattr(backend, "plan_lines", counted)
+    _cache.clear()
+    return counts
+
+
+@interpreted
+def test_plans_are_made_once_for_each_kind_of_layer(num_plans):
+    model = tiny_model(
+        "gemma2", num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2
+    )
+    _, batch = packed(random_samples(1))
+    loss = patch(model, backend="triton")(**batch).loss
+    assert num_plans == {True: 1, False: 1}
+    loss.backward()
+    assert num_plans == {True: 2, False: 2}  # the backward pass has one kernel
+
+
+@interpreted
+def test_plans_are_made_once_in_a_compiled_graph(num_plans):
+    q, k, v, dout = random_inputs(SMALL, dtype=torch.float32)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def two_layers(q, k, v, mask, *, sinks):
+        for _ in range(2):
+            q = dispatch(q, k, v, mask.subtree_end, window=9, backend="triton")
+        return q
+
+    run(SMALL, q, k, v, dout, function=two_layers)
+    assert num_plans == {True: 2}  # forward and backward
 
 
 @interpreted

@@ -72,10 +72,10 @@ def test_a_single_turn_has_a_negative_control_too():
     assert report.control.mask == "the first half hidden"
 
 
-def causal_attention(q, k, v, subtree_end, *reach, **options):
+def causal_attention(q, k, v, subtree_end, *window, **options):
     """A backend that ignores the mask."""
     every = torch.full_like(subtree_end, subtree_end.shape[-1])
-    return reference_attention(q, k, v, every, *reach, **options)
+    return reference_attention(q, k, v, every, *window, **options)
 
 
 def test_finds_attention_that_ignores_the_mask(monkeypatch):

@@ -61,11 +61,11 @@ def launches(
     value_width=None,
     dtype=torch.bfloat16,
     sinks=None,
-    has_floor=False,
+    has_window=False,
     **options,
 ):
     """One launch of every kernel, of both modes of the backward pass, on CPU tensors."""
-    inputs = zero_inputs(MASK, width, value_width, dtype, sinks=sinks, has_floor=has_floor)
+    inputs = zero_inputs(MASK, width, value_width, dtype, sinks=sinks, has_window=has_window)
     options = Options(0.1, **options)
     recorded = {}
 
@@ -85,15 +85,14 @@ def launches(
 
 
 def zero_inputs(
-    mask, width, value_width=None, dtype=torch.bfloat16, *, sinks=None, has_floor=False
+    mask, width, value_width=None, dtype=torch.bfloat16, *, sinks=None, has_window=False
 ):
     """Inputs on the CPU, laid out as models do: 8 query heads, 2 key heads."""
     shape = (1, mask.shape[1], 8, width)
     q, k = torch.zeros(shape, dtype=dtype), torch.zeros(*shape[:2], 2, width, dtype=dtype)
     v = torch.zeros(*shape[:2], 2, value_width or width, dtype=dtype)
-    end = mask.subtree_end
-    masks = (end, end, end) if has_floor else (end, None, None)
-    return Inputs(*(x.transpose(1, 2) for x in (q, k, v)), *masks, sinks)
+    start = mask.subtree_end if has_window else None
+    return Inputs(*(x.transpose(1, 2) for x in (q, k, v)), mask.subtree_end, start, sinks)
 
 
 class AbsentDriver:

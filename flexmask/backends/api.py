@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from flexmask.backends.cache import derived
+from flexmask.backends.cache import per_mask_cache
 from flexmask.backends.choice import choose_backend
-from flexmask.backends.reach import position_floor
 from flexmask.backends.reference import reference_attention
 from flexmask.errors import MaskError
+from flexmask.tree.intervals import check_window, find_window_start
 
 if TYPE_CHECKING:
     from flexmask.tree.mask import TreeMask
@@ -45,9 +44,10 @@ def attention(
         scale: factor of the scores; D ** -0.5 if None.
         softcap: bounds the scores to softcap * tanh(scores / softcap).
         sinks: [H], one more logit in each softmax's denominator.
-        window: a query sees only keys less than `window` positions before it. Positions are
-            `mask.position_ids`, not packed indices.
-        chunk: a query sees only keys of its own chunk of `chunk` positions, counted likewise.
+        window: a query sees only keys less than `window` positions before it; None for the mask's
+            own window. For layers that differ from each other and share a mask without one; where
+            both are given, they must be equal.
+        chunk: a query sees only keys of its own chunk of `chunk` positions; None as before.
         backend: "auto", "reference", "cpu", "flex" or "triton". A named backend that cannot do
             exactly what is asked raises; `choose_backend` tells what "auto" takes, and why.
 
@@ -59,14 +59,16 @@ def attention(
         UnsupportedModelError: an option that the backend does not have.
     """
     _check_tensors(q, k, v, sinks)
-    _check_mask(q, mask, needs_positions=window is not None or chunk is not None)
-    _check_options(scale, softcap, window, chunk)
+    _check_mask(q, mask)
+    _check_options(scale, softcap)
+    window = _one_of("window", mask.window, window)
+    chunk = _one_of("chunk", mask.chunk, chunk)
+    check_window(window, chunk)
     return dispatch(
         q,
         k,
         v,
         mask.subtree_end,
-        mask.position_ids,
         scale=scale,
         softcap=softcap,
         sinks=sinks,
@@ -81,7 +83,6 @@ def dispatch(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None = None,
     *,
     scale: float | None = None,
     softcap: float | None = None,
@@ -97,7 +98,6 @@ def dispatch(
         k: keys [B, H_kv, L, D].
         v: values [B, H_kv, L, D_v].
         subtree_end: int32 [B, L] or [1, L].
-        position_ids: int [B, L] or [1, L]; needed for a window or chunk only.
         scale: as in `attention`, like all that follow.
         softcap: bound of the scores.
         sinks: logits [H].
@@ -114,21 +114,11 @@ def dispatch(
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    floor = None
-    if position_ids is not None and (window is not None or chunk is not None):
-        make_floor = partial(position_floor, window=window, chunk=chunk)
-        floor = derived(make_floor, position_ids, key=(window, chunk))
-    return _implementation(choose_backend(q.device, backend).name)(
-        q,
-        k,
-        v,
-        subtree_end,
-        None if floor is None else position_ids,
-        floor,
-        scale=scale,
-        softcap=softcap,
-        sinks=sinks,
-    )
+    window_start = None
+    if window is not None or chunk is not None:
+        window_start = per_mask_cache(find_window_start, subtree_end, window=window, chunk=chunk)
+    attend = _implementation(choose_backend(q.device, backend).name)
+    return attend(q, k, v, subtree_end, window_start, scale=scale, softcap=softcap, sinks=sinks)
 
 
 def _implementation(name: str) -> Callable[..., Tensor]:
@@ -172,7 +162,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Non
             raise MaskError(f"{name} must have the dtype of q, {q.dtype}, got {x.dtype}; cast it")
 
 
-def _check_mask(q: Tensor, mask: TreeMask, *, needs_positions: bool) -> None:
+def _check_mask(q: Tensor, mask: TreeMask) -> None:
     if not hasattr(mask, "subtree_end"):
         raise MaskError(
             f"mask must be a TreeMask, got {type(mask).__name__}; make one with compile_mask, "
@@ -186,21 +176,24 @@ def _check_mask(q: Tensor, mask: TreeMask, *, needs_positions: bool) -> None:
             f"mask must be on the device of q, {q.device}, got {mask.device}; "
             f"use mask.to({str(q.device)!r})"
         )
-    if needs_positions and mask.position_ids is None:
-        raise MaskError("windows and chunks count positions: give TreeMask its position_ids")
 
 
-def _check_options(
-    scale: float | None, softcap: float | None, window: int | None, chunk: int | None
-) -> None:
+def _one_of(name: str, own: int | None, given: int | None) -> int | None:
+    """The mask's own window or chunk, or the one that was given."""
+    if own is not None and given is not None and own != given:
+        raise MaskError(
+            f"{name} must be that of the mask, {own}, got {given}; leave it out, or take a mask "
+            "without one"
+        )
+    return own if given is None else given
+
+
+def _check_options(scale: float | None, softcap: float | None) -> None:
     for name, factor in (("scale", scale), ("softcap", softcap)):
         if factor is not None and not 0 < factor < inf:
             raise MaskError(
                 f"{name} must be above 0 and finite, got {factor}; leave it out for none"
             )
-    for name, positions in (("window", window), ("chunk", chunk)):
-        if positions is not None and positions < 1:
-            raise MaskError(f"{name} must be at least 1, got {positions}; leave it out for none")
 
 
 def _check_shape(name: str, x: Tensor, dims: str, expected: list[int]) -> None:

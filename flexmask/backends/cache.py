@@ -1,12 +1,12 @@
-"""What is made of a mask once for all layers of a model, and forgotten with the mask.
+"""The one cache for what follows from a mask: made once for all layers of a model, both ways.
 
-The layers of a model call attention one by one, each with views of the same mask. What they need of
-it beside the mask itself (position floors, block tables) depends on nothing else, so it is kept for
-as long as the mask's memory lives.
+The layers of a model call attention one by one, each with the same mask. What they need of it
+beside the mask itself (window starts, tiles, plans) depends on nothing else, so it is kept.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -14,54 +14,66 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-_KEPT = 8  # things of one mask: a model has one or two kinds of layers, and a few for each
+_KEPT = 32  # in all; a model has one or two kinds of layers, and a few things for each
 
 T = TypeVar("T")
+Place = tuple[Hashable, ...]
 
-# by storage: of the first tensor, and what was made of views of it
-_cache: dict[StorageWeakRef, dict[Hashable, Any]] = {}
+_cache: OrderedDict[Place, Any] = OrderedDict()  # the one that was used last stands last
 
 
-def derived(make: Callable[..., T], *tensors: Tensor, key: Hashable = None) -> T:
-    """`make(*tensors)`, called once for the same tensors and views of the same memory.
+def per_mask_cache(make: Callable[..., T], *tensors: Tensor, **options: Hashable) -> T:
+    """`make(*tensors, **options)`, called once for the same tensors and options.
 
-    Tensors are told apart by storage, version and place in it, not by their values: writing to one
-    makes it a new one. Where writing might go unnoticed nothing is kept: inside `torch.compile`,
-    while a CUDA graph is captured, for inference tensors, and for memory of other libraries.
+    On a CPU tensors are the same where their values are. Looking at values elsewhere waits for the
+    device, so there they are told apart by storage, version and place in it: writing to one makes
+    it a new one, and what was made of it goes with its memory. Nothing is kept where writing might
+    go unnoticed: for inference tensors, while a CUDA graph is captured, inside `torch.compile`.
 
     Args:
-        make: a function of the tensors alone; what it returns must not share their memory.
-        *tensors: at least one; the first says how long the result is kept.
-        key: tells apart what different functions make of the same tensors.
+        make: a function of its arguments alone; what it returns must not share their memory.
+        *tensors: parts of a mask, or what was made of it.
+        **options: what else `make` takes.
     """
-    if torch.compiler.is_compiling() or not all(map(_shows_writes, tensors)):
-        return make(*tensors)
-    storage = StorageWeakRef(tensors[0].untyped_storage())
-    if storage not in _cache:
-        for dead in [other for other in _cache if other.expired()]:
-            del _cache[dead]
-        _cache[storage] = {}
-    known = _cache[storage]
-    place = (key, *map(_identity, tensors))
-    if place not in known:
-        if len(known) == _KEPT:
-            del known[next(iter(known))]
-        with torch.inference_mode(False):  # the next to ask may want gradients
-            known[place] = make(*tensors)
-    return known[place]
+    if torch.compiler.is_compiling() or not all(map(_can_be_told, tensors)):
+        return make(*tensors, **options)
+    place = (make, *options.items(), *map(_identity, tensors))
+    if place in _cache:
+        _cache.move_to_end(place)
+        return _cache[place]
+    with torch.inference_mode(False):  # the next to ask may want gradients
+        made = make(*tensors, **options)
+    for old in [place for place in _cache if _is_dead(place)]:
+        del _cache[old]
+    if len(_cache) >= _KEPT:
+        _cache.popitem(last=False)
+    _cache[place] = made
+    return made
 
 
-def _shows_writes(x: Tensor) -> bool:
-    """Whether every write to a tensor changes its version."""
-    if x.is_inference() or not x.untyped_storage().resizable():  # the latter: NumPy's, say
+def _can_be_told(x: Tensor) -> bool:
+    """Whether a tensor with other values is noticed to be another one."""
+    if type(x) is not Tensor:  # traced
         return False
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    if x.device.type == "cpu":
+        return True
+    return not (x.is_inference() or _is_captured(x))
 
 
-def _identity(x: Tensor) -> Hashable:
-    """What two views of the same values have in common, and no others.
+def _is_captured(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
-    The reference keeps the storage's address from being used again, not its memory.
-    """
+
+def _identity(x: Tensor) -> Place:
+    """What two tensors of the same values have in common, and no others."""
+    if x.device.type == "cpu":
+        return x.dtype, x.shape, x.numpy().tobytes()
+    # the reference keeps the storage's address from being used again, not its memory
     storage = StorageWeakRef(x.untyped_storage())
     return storage, x._version, x.dtype, x.storage_offset(), x.shape, x.stride()
+
+
+def _is_dead(place: Place) -> bool:
+    """Whether a tensor that the place tells of is gone."""
+    identities = (part for part in place if isinstance(part, tuple))
+    return any(isinstance(x[0], StorageWeakRef) and x[0].expired() for x in identities)

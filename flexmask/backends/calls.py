@@ -17,22 +17,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flexmask.tree.chains import chain_starts
+from flexmask.tree.chains import chain_starts, find_ancestors
+from flexmask.tree.intervals import find_depths
 
 MAX_ROWS = 512  # the kernels take 512 keys at a time: each row must see one of the first, its own
 _SQUARE_ROWS = 256  # a causal square of more rows is halved [measured]
-_FLOOR_ROWS = 256  # a chain whose queries do not see all their ancestors is cut after so many rows
+_WINDOW_ROWS = 256  # a chain whose queries do not see all their ancestors is cut after so many rows
 _CALL_PAIRS = 4096  # what a kernel call costs on top of its pairs, in pairs [measured]
 _CALL_ROWS = 24  # what a kernel call costs per key on top of its rows, in rows [measured]
 _MANY_ROWS = 768  # from here on the kernels take 256 queries at a time, not 64, and read keys less
 _NEAR_KEYS = 512  # fewer rows are faster with so many keys at a time, in the cache [measured]
-_PLANS_KEPT = 64
 
 Keys = slice | Tensor
 
@@ -42,7 +41,7 @@ class Pairs(Enum):
 
     ALL = "all"
     CAUSAL = "lower triangle"
-    MASKED = "by subtree end and position floor"
+    MASKED = "by subtree end and window start"
     SELF = "diagonal"
 
 
@@ -65,28 +64,15 @@ class Call:
         return slice(self.start, self.stop)
 
 
-def plan_calls(
-    subtree_end: Tensor, position_ids: Tensor | None = None, position_floor: Tensor | None = None
-) -> tuple[Call, ...]:
-    """The calls that cover each visible pair of a row exactly once.
+def plan_rows(subtree_end: Tensor, window_start: Tensor | None = None) -> list[tuple[Call, ...]]:
+    """The calls that cover each visible pair of each row exactly once.
 
     Args:
-        subtree_end: int [L], on the CPU.
-        position_ids: int [L]; looked at with a floor only.
-        position_floor: int [L], the lowest position that a query sees; None for all.
+        subtree_end: int [B, L], on the CPU.
+        window_start: int [B, L], the first token that a query sees; None for all.
     """
-    end = _values(subtree_end)
-    if position_floor is None or position_ids is None:
-        return _plan(end.tobytes(), None, None)
-    positions, floor = _values(position_ids), _values(position_floor)
-    if floor.max() <= positions.min():
-        return _plan(end.tobytes(), None, None)  # every query sees all of its path
-    return _plan(end.tobytes(), positions.tobytes(), floor.tobytes())
-
-
-def _values(x: Tensor) -> np.ndarray:
-    """A copy as int32 [L]; of memory that is shared with NumPy, `derived` keeps nothing."""
-    return x.to(torch.int32, copy=True).numpy()
+    starts = [None] * len(subtree_end) if window_start is None else window_start.numpy()
+    return [_plan(*row) for row in zip(subtree_end.numpy(), starts, strict=True)]
 
 
 def cut_calls(calls: Iterable[Call]) -> Iterator[Call]:
@@ -112,29 +98,24 @@ def _split(keys: Keys, size: int) -> list[Keys]:
     return [slice(start, min(start + size, keys.stop)) for start in starts]
 
 
-@lru_cache(maxsize=_PLANS_KEPT)  # all layers of a model, forward and backward, share one plan
-def _plan(
-    end_bytes: bytes, position_bytes: bytes | None, floor_bytes: bytes | None
-) -> tuple[Call, ...]:
-    end = np.frombuffer(end_bytes, np.int32)
-    positions, floor = (
-        None if x is None else np.frombuffer(x, np.int32) for x in (position_bytes, floor_bytes)
-    )
-    depth = num_ancestors(end)
+def _plan(end: np.ndarray, window_start: np.ndarray | None) -> tuple[Call, ...]:
+    depth = find_depths(end)
+    if window_start is not None and not depth[window_start].any():
+        window_start = None  # every query sees all of its path
     roots = np.flatnonzero(depth == 0)
     calls: list[Call] = []
-    for start, stop, is_chain, is_alone in _cut(end, depth, is_floored=floor is not None):
+    for start, stop, is_chain, is_alone in _cut(end, depth, is_windowed=window_start is not None):
         if is_alone:
             calls.append(Call(start, stop, slice(start, stop), Pairs.SELF, True))
             continue
         root = int(roots[np.searchsorted(roots, start, side="right") - 1])
-        ancestors = root + np.flatnonzero(end[root:start] > start)
+        ancestors = find_ancestors(end, start, root)
         is_full, is_seen = end[ancestors] >= stop, np.ones(ancestors.size, bool)
-        if positions is not None and floor is not None:
-            path, low, high = positions[ancestors], floor[start:stop].min(), floor[start:stop].max()
-            is_full &= path >= high
-            is_seen = path >= low
-            is_chain = is_chain and positions[start:stop].min() >= high
+        if window_start is not None:
+            low, high = window_start[start:stop].min(), window_start[start:stop].max()
+            is_full &= ancestors >= high
+            is_seen = ancestors >= low
+            is_chain = is_chain and start >= high
         full, partial = ancestors[is_full], ancestors[is_seen & ~is_full]
         if is_chain and not partial.size:
             calls.extend(_causal(start, stop))
@@ -143,12 +124,6 @@ def _plan(
             calls.append(Call(start, stop, local, Pairs.MASKED, True))
         calls.extend(_rectangle(start, stop, full))
     return tuple(calls)
-
-
-def num_ancestors(end: np.ndarray) -> np.ndarray:
-    """How many tokens each token of a row with subtree ends `end` [L] sees, without itself."""
-    closed = np.cumsum(np.bincount(end, minlength=end.size + 1)[: end.size])
-    return np.arange(end.size) - closed
 
 
 def _causal(start: int, stop: int) -> Iterator[Call]:
@@ -170,7 +145,7 @@ def _rectangle(start: int, stop: int, keys: np.ndarray) -> Iterator[Call]:
 
 
 def _cut(
-    end: np.ndarray, depth: np.ndarray, *, is_floored: bool
+    end: np.ndarray, depth: np.ndarray, *, is_windowed: bool
 ) -> Iterator[tuple[int, int, bool, bool]]:
     """The bundles as (start, stop, is_chain, is_alone).
 
@@ -178,8 +153,8 @@ def _cut(
     are joined as long as that costs less than to keep them apart.
     """
     starts = chain_starts(end)
-    if is_floored:
-        starts = np.union1d(starts, np.arange(0, end.size, _FLOOR_ROWS))
+    if is_windowed:
+        starts = np.union1d(starts, np.arange(0, end.size, _WINDOW_ROWS))
     stops = np.append(starts[1:], end.size)
     heads = depth[starts]
     alone = (heads == 0) & (end[starts] == starts + 1)

@@ -19,11 +19,16 @@ and dsink = -sum_q exp(sink - lse) dout_q . out_q.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from flexmask.backends.cache import per_mask_cache
+from flexmask.backends.calls import plan_rows
 from flexmask.backends.cpu_row import Row, row_backward, row_forward
+from flexmask.tree.intervals import mask_mod
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -33,8 +38,7 @@ def cpu_attention(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None,
-    position_floor: Tensor | None,
+    window_start: Tensor | None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -47,8 +51,7 @@ def cpu_attention(
         k: keys [B, H_kv, L, D]; a group's heads read the same memory.
         v: values [B, H_kv, L, D_v]; where D_v is not D, the narrower are padded with zeros.
         subtree_end: int [B, L] or [1, L].
-        position_ids: int [B, L] or [1, L]; only looked at with a floor.
-        position_floor: like `position_ids`, the lowest position that a query sees; None for all.
+        window_start: like `subtree_end`, the first token that a query sees; None for all.
         scale: factor of the scores.
         softcap: bound of the scores, or None; with one, about half as fast.
         sinks: [H] or None.
@@ -61,7 +64,7 @@ def cpu_attention(
         v = pad(v, (0, D - D_v))
     elif D_v > D:
         q, k = pad(q, (0, D_v - D)), pad(k, (0, D_v - D))
-    out, _ = _forward(q, k, v, subtree_end, position_ids, position_floor, sinks, scale, softcap)
+    out, _ = _forward(q, k, v, subtree_end, window_start, sinks, scale, softcap)
     return out[..., :D_v]
 
 
@@ -71,8 +74,7 @@ def _forward(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None,
-    position_floor: Tensor | None,
+    window_start: Tensor | None,
     sinks: Tensor | None,
     scale: float,
     softcap: float | None,
@@ -80,7 +82,7 @@ def _forward(
     """Attention as out [B, H, L, D] and logsumexp [B, H, L], the latter in fp32 or fp64."""
     out, lse = _empty_results(q)
     for b in range(q.shape[0]):
-        row = _row(b, q, k, v, subtree_end, position_ids, position_floor, sinks, scale, softcap)
+        row = _row(b, q, k, v, subtree_end, window_start, sinks, scale, softcap)
         precise = _precise_like(out[b])
         row_forward(row, _grouped(precise, row), _grouped(lse[b], row))
         if precise.dtype != out.dtype:
@@ -95,8 +97,7 @@ def _backward(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None,
-    position_floor: Tensor | None,
+    window_start: Tensor | None,
     sinks: Tensor | None,
     out: Tensor,
     lse: Tensor,
@@ -107,7 +108,7 @@ def _backward(
     grads = _empty_gradients(q, k, v)
     dout = _unit_stride(dout)
     for b in range(q.shape[0]):
-        row = _row(b, q, k, v, subtree_end, position_ids, position_floor, sinks, scale, softcap)
+        row = _row(b, q, k, v, subtree_end, window_start, sinks, scale, softcap)
         dq, dk, dv = precise = [_precise_like(x[b]) for x in grads]
         dout_b, out_b, lse_b, dq = (_grouped(x, row) for x in (dout[b], out[b], lse[b], dq))
         row_backward(row, dout_b, out_b, lse_b, dq, dk.zero_(), dv.zero_())
@@ -118,12 +119,12 @@ def _backward(
 
 
 @_forward.register_fake
-def _(q, k, v, subtree_end, position_ids, position_floor, sinks, scale, softcap):
+def _(q, k, v, subtree_end, window_start, sinks, scale, softcap):
     return _empty_results(q)
 
 
 @_backward.register_fake
-def _(dout, q, k, v, end, positions, floor, sinks, out, lse, scale, softcap):
+def _(dout, q, k, v, end, start, sinks, out, lse, scale, softcap):
     return _empty_gradients(q, k, v)
 
 
@@ -138,10 +139,10 @@ def _differentiate(ctx, dout: Tensor, _: Tensor | None):
     *_, sinks, out, lse = saved
     dq, dk, dv = _backward(dout, *saved, ctx.scale, ctx.softcap)
     dsinks = None
-    if sinks is not None and ctx.needs_input_grad[6]:
+    if sinks is not None and ctx.needs_input_grad[5]:
         weight = torch.exp(sinks.to(lse.dtype).view(1, -1, 1) - lse)
         dsinks = -(weight * (dout.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
-    return dq, dk, dv, None, None, None, dsinks, None, None
+    return dq, dk, dv, None, None, dsinks, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -153,8 +154,7 @@ def _row(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None,
-    position_floor: Tensor | None,
+    window_start: Tensor | None,
     sinks: Tensor | None,
     scale: float,
     softcap: float | None,
@@ -162,13 +162,13 @@ def _row(
     """Row b, with the heads of q and the sinks as [H_kv, G]."""
     q, k, v = (_unit_stride(x[b]) for x in (q, k, v))
     heads = (k.shape[0], -1)
-    end = subtree_end[b if subtree_end.shape[0] > 1 else 0]
-    positions, floor = (
-        None if x is None else x[b if x.shape[0] > 1 else 0] for x in (position_ids, position_floor)
-    )
+    masks = (subtree_end,) if window_start is None else (subtree_end, window_start)
+    plans = per_mask_cache(plan_rows, *masks)
+    number = b if len(plans) > 1 else 0
+    visible = partial(mask_mod(*masks), torch.tensor(number), torch.tensor(0))
     if sinks is not None:
         sinks = sinks.to(_lse_dtype(q)).unflatten(0, heads).unsqueeze(-1)
-    return Row(q.unflatten(0, heads), k, v, end, positions, floor, sinks, scale, softcap)
+    return Row(q.unflatten(0, heads), k, v, plans[number], visible, sinks, scale, softcap)
 
 
 def _grouped(x: Tensor, row: Row) -> Tensor:

@@ -7,13 +7,13 @@ kernel; with one, the calls are cut into blocks and computed in plain PyTorch (s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flexmask.backends.calls import Call, Keys, Pairs, cut_calls, plan_calls
+from flexmask.backends.calls import Call, Keys, Pairs, cut_calls
 from flexmask.backends.cpu_capped import Block, capped_backward, capped_forward
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -23,16 +23,15 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 class Row(NamedTuple):
     """One packed row: q [H_kv, G, L, D], k and v [H_kv, L, D], its mask and options.
 
-    `subtree_end` is int [L]; so are `position_ids` and `position_floor`, or None where a query sees
-    all its ancestors. `sinks` is [H_kv, G, 1] or None.
+    `calls` cover its visible pairs; `visible` tells of tensors of queries and keys which they are.
+    `sinks` is [H_kv, G, 1] or None.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
-    subtree_end: Tensor
-    position_ids: Tensor | None
-    position_floor: Tensor | None
+    calls: tuple[Call, ...]
+    visible: Callable[[Tensor, Tensor], Tensor]
     sinks: Tensor | None
     scale: float
     softcap: float | None
@@ -87,8 +86,7 @@ def row_backward(
 
 
 def _calls(row: Row) -> Iterable[Call]:
-    calls = plan_calls(row.subtree_end, row.position_ids, row.position_floor)
-    return calls if row.softcap is None else cut_calls(calls)
+    return row.calls if row.softcap is None else cut_calls(row.calls)
 
 
 def _attend(row: Row, call: Call) -> tuple[Tensor, Tensor]:
@@ -172,12 +170,8 @@ def _additive_mask(row: Row, call: Call) -> Tensor | None:
 
 def _seen(row: Row, call: Call) -> Tensor:
     """Which queries of a call see which of its keys, bool [R, K]."""
-    index = torch.arange(row.subtree_end.shape[0])
-    query = index[call.rows].unsqueeze(-1)
-    seen = (index[call.keys] <= query) & (query < row.subtree_end[call.keys])
-    if row.position_ids is not None and row.position_floor is not None:
-        seen &= row.position_ids[call.keys] >= row.position_floor[call.rows].unsqueeze(-1)
-    return seen
+    index = torch.arange(row.q.shape[2])
+    return row.visible(index[call.rows].unsqueeze(-1), index[call.keys])
 
 
 def _operands(row: Row, call: Call) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,8 +20,10 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
-from flexmask.backends.flex_tables import BLOCK, BlockTables, block_tables
+from flexmask.backends.flex_tables import BLOCK, block_tables, split_rows
 from flexmask.errors import UnsupportedModelError
+from flexmask.tree.block_mask import BlockTables
+from flexmask.tree.intervals import mask_mod
 
 MIN_WIDTH = 16  # of a head, for the tensor cores
 MAX_COMPILES = 64  # of one process: combinations of dtypes, head counts, widths and options
@@ -32,8 +34,7 @@ def flex_backend(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None,
-    position_floor: Tensor | None,
+    window_start: Tensor | None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -47,8 +48,7 @@ def flex_backend(
         k: keys [B, H_kv, L, D].
         v: values [B, H_kv, L, D_v].
         subtree_end: int [B, L] or [1, L].
-        position_ids: int [B, L] or [1, L]; only looked at with a floor.
-        position_floor: like `position_ids`, the lowest position that a query sees; None for all.
+        window_start: like `subtree_end`, the first token that a query sees; None for all.
         scale: factor of the scores.
         softcap: bound of the scores, or None.
         sinks: [H] or None; CUDA only.
@@ -68,8 +68,7 @@ def flex_backend(
         k: Tensor,
         v: Tensor,
         end: Tensor,
-        positions: Tensor | None,
-        floor: Tensor | None,
+        start: Tensor | None,
         tables: BlockTables,
     ) -> Tensor:
         return attend(
@@ -77,8 +76,7 @@ def flex_backend(
             k,
             v,
             end.clone(memory_format=torch.contiguous_format),  # not a view: its base is guarded on
-            positions,
-            floor,
+            start,
             tables,
             sinks,
             scale,
@@ -86,18 +84,17 @@ def flex_backend(
             kernel_options,
         )
 
-    tables = block_tables(subtree_end, position_ids, position_floor)
+    tables = block_tables(subtree_end, window_start)
     if q.device.type != "cpu":
-        return run(q, k, v, subtree_end, position_ids, position_floor, tables)
+        return run(q, k, v, subtree_end, window_start, tables)
     # On the CPU row by row: torch 2.13 generates C++ that does not compile for a dynamic batch.
     # Detached, because FlexAttention refuses tensors that require gradients even under no_grad.
     B, L = q.shape[0], q.shape[2]
     tensors = (x.detach().contiguous().split(1) for x in (q, k, v))
     masks = (
-        [None] * B if x is None else x.expand(B, L).split(1)
-        for x in (subtree_end, position_ids, position_floor)
+        [None] * B if x is None else x.expand(B, L).split(1) for x in (subtree_end, window_start)
     )
-    rows = zip(*tensors, *masks, tables.rows(B), strict=True)
+    rows = zip(*tensors, *masks, split_rows(tables, B), strict=True)
     return torch.cat([run(*row) for row in rows])
 
 
@@ -126,8 +123,7 @@ def _attend(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None,
-    position_floor: Tensor | None,
+    window_start: Tensor | None,
     tables: BlockTables,
     sinks: Tensor | None,
     scale: float,
@@ -137,17 +133,13 @@ def _attend(
     """The region that is compiled."""
     B, H, L, _ = q.shape
     subtree_end = subtree_end.expand(B, L)
-    if position_ids is not None and position_floor is not None:
-        position_ids, position_floor = position_ids.expand(B, L), position_floor.expand(B, L)
-
-    def tree_mask(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        seen = (kv_idx <= q_idx) & (q_idx < subtree_end[b, kv_idx])
-        if position_ids is None or position_floor is None:
-            return seen
-        return seen & (position_ids[b, kv_idx] >= position_floor[b, q_idx])
-
+    if window_start is not None:
+        window_start = window_start.expand(B, L)
     block_mask = BlockMask(
-        seq_lengths=(L, L), BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=tree_mask, **tables._asdict()
+        seq_lengths=(L, L),
+        BLOCK_SIZE=(BLOCK, BLOCK),
+        mask_mod=mask_mod(subtree_end, window_start),
+        **tables._asdict(),
     )
     attend = partial(
         flex_attention,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flexmask.errors import UnsupportedModelError
+from flexmask.tree.intervals import dense_mask
 
 MAX_TOKENS = 8192  # a dense row of this length already holds 64 million scores a head
 
@@ -22,8 +23,7 @@ def reference_attention(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None,
-    position_floor: Tensor | None,
+    window_start: Tensor | None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -36,8 +36,7 @@ def reference_attention(
         k: keys [B, H_kv, L, D]; a group of H / H_kv query heads shares one.
         v: values [B, H_kv, L, D_v].
         subtree_end: int [B, L] or [1, L].
-        position_ids: int [B, L] or [1, L]; only looked at with a floor.
-        position_floor: like `position_ids`, the lowest position that a query sees; None for all.
+        window_start: like `subtree_end`, the first token that a query sees; None for all.
         scale: factor of the scores.
         softcap: bound of the scores, or None.
         sinks: one more logit [H] in each softmax's denominator, or None.
@@ -60,21 +59,10 @@ def reference_attention(
     scores = scale * (q.to(precise) @ keys.transpose(-1, -2))  # [B, H, L, L]
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    visible = dense_mask(subtree_end, position_ids, position_floor).unsqueeze(1)
+    visible = dense_mask(subtree_end, window_start).unsqueeze(1)
     scores = scores.masked_fill(~visible, float("-inf"))
     if sinks is not None:
         extra = sinks.to(precise).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, extra], dim=-1)
     weights = torch.softmax(scores, dim=-1)[..., :length]
     return (weights @ values).to(q.dtype)
-
-
-def dense_mask(
-    subtree_end: Tensor, position_ids: Tensor | None, position_floor: Tensor | None
-) -> Tensor:
-    """The mask as bool [B, L, L]: True where the query (second dimension) sees the key (third)."""
-    index = torch.arange(subtree_end.shape[-1], device=subtree_end.device)
-    seen = (index[None, :] <= index[:, None]) & (index[None, :, None] < subtree_end[:, None, :])
-    if position_floor is None or position_ids is None:
-        return seen
-    return seen & (position_ids[:, None, :] >= position_floor[:, :, None])

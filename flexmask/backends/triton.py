@@ -3,20 +3,25 @@
 With TRITON_INTERPRET=1 in the environment before triton is first imported, the same kernels run in
 Triton's interpreter on CPU tensors: slow, for tests.
 
-Two operators, so that `torch.compile(fullgraph=True)`, CUDA graphs and checkpointing see one node
-each way. Gradients are summed by atomic additions in the backward pass, in an order that changes
-from run to run, unless `torch.use_deterministic_algorithms(True)` was in force in the forward pass.
+Operators, so that `torch.compile(fullgraph=True)`, CUDA graphs and checkpointing see one node each
+way. What a kernel visits is planned outside of them, once for all layers that see equally far.
+Gradients are summed by atomic additions in the backward pass, in an order that changes from run to
+run, unless `torch.use_deterministic_algorithms(True)` was in force in the forward pass.
 """
 
 from __future__ import annotations
 
 import torch
-from flexmask_kernels.backward_pass import backward
-from flexmask_kernels.configs import MAX_WIDTH
+from flexmask_kernels.arguments import config_of
+from flexmask_kernels.backward_pass import backward, kernels_of
+from flexmask_kernels.configs import BY_KEY, MAX_WIDTH
 from flexmask_kernels.forward_pass import forward
 from flexmask_kernels.inputs import Inputs, Options, empty_gradient, empty_output
+from flexmask_kernels.planning import Plan, plan_lines
+from flexmask_kernels.tuning import choose_config
 from torch import Tensor
 
+from flexmask.backends.cache import per_mask_cache
 from flexmask.errors import UnsupportedModelError
 
 _DEVICES = ("cuda", "cpu")  # the latter for the interpreter; `choose_backend` is the guard
@@ -27,8 +32,7 @@ def triton_attention(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None,
-    position_floor: Tensor | None,
+    window_start: Tensor | None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -41,8 +45,7 @@ def triton_attention(
         k: keys [B, H_kv, L, D]; a group's heads read the same memory.
         v: values [B, H_kv, L, D_v].
         subtree_end: int [B, L] or [1, L].
-        position_ids: int [B, L] or [1, L]; only looked at with a floor.
-        position_floor: like `position_ids`, the lowest position that a query sees; None for all.
+        window_start: like `subtree_end`, the first token that a query sees; None for all.
         scale: factor of the scores.
         softcap: bound of the scores, or None.
         sinks: [H] or None.
@@ -64,9 +67,47 @@ def triton_attention(
             "use backend='flex' or 'reference'"
         )
     deterministic = torch.are_deterministic_algorithms_enabled()
-    masks = (subtree_end, position_ids, position_floor)
-    out, _ = _forward(q, k, v, *masks, sinks, scale, softcap, deterministic)
+    plan = _plan("forward", q, v, subtree_end, window_start, softcap)
+    masks = (subtree_end, window_start)
+    out, _ = _forward(q, k, v, *masks, sinks, plan, scale, softcap, deterministic)
     return out
+
+
+def _plan(
+    kernel: str,
+    q: Tensor,
+    v: Tensor,
+    subtree_end: Tensor,
+    window_start: Tensor | None,
+    softcap: float | None,
+) -> list[Tensor]:
+    """The `Plan` of a kernel; eager callers get it once for all layers."""
+    masks = (subtree_end,) if window_start is None else (subtree_end, window_start)
+    if torch.compiler.is_compiling():
+        is_plain = softcap is None and window_start is None
+        widths = (q.shape[-1], v.shape[-1])
+        return list(_plan_in_graph(subtree_end, window_start, kernel, *widths, q.dtype, is_plain))
+    config = config_of(kernel, Inputs(q, q, v, *masks), Options(1.0, softcap))
+    return list(per_mask_cache(plan_lines, *masks, config=config, by_key=kernel in BY_KEY))
+
+
+@torch.library.custom_op("flexmask::triton_plan", mutates_args=(), device_types=_DEVICES)
+def _plan_in_graph(
+    subtree_end: Tensor,
+    window_start: Tensor | None,
+    kernel: str,
+    width: int,
+    value_width: int,
+    dtype: torch.dtype,
+    is_plain: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The plan by what it depends on, so that a compiler sees that layers have the same."""
+    q, v = (subtree_end.new_empty(0, size, dtype=dtype) for size in (width, value_width))
+    config = choose_config(kernel, q, v, is_plain=is_plain)
+    return plan_lines(subtree_end, window_start, config=config, by_key=kernel in BY_KEY)
+
+
+_plan_in_graph.register_fake(_plan_in_graph._init_fn)
 
 
 @torch.library.custom_op("flexmask::triton_attention", mutates_args=(), device_types=_DEVICES)
@@ -75,17 +116,17 @@ def _forward(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None,
-    position_floor: Tensor | None,
+    window_start: Tensor | None,
     sinks: Tensor | None,
+    plan: list[Tensor],
     scale: float,
     softcap: float | None,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     """Attention as out [B, H, L, D_v] and base-2 logsumexp, fp32 [B, H, L]."""
-    inputs = Inputs(q, k, v, subtree_end, position_ids, position_floor, sinks)
+    inputs = Inputs(q, k, v, subtree_end, window_start, sinks)
     with torch.cuda.device_of(q):
-        return forward(inputs, Options(scale, softcap))
+        return forward(inputs, Options(scale, softcap), Plan(*plan))
 
 
 @torch.library.custom_op(
@@ -97,47 +138,66 @@ def _backward(
     k: Tensor,
     v: Tensor,
     subtree_end: Tensor,
-    position_ids: Tensor | None,
-    position_floor: Tensor | None,
+    window_start: Tensor | None,
     sinks: Tensor | None,
     out: Tensor,
     lse2: Tensor,
+    plans: list[Tensor],
     scale: float,
     softcap: float | None,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k, v and sinks; the last is fp32, and empty without sinks."""
-    inputs = Inputs(q, k, v, subtree_end, position_ids, position_floor, sinks)
-    options = Options(scale, softcap)
+    """The gradients of q, k, v and sinks; the last is fp32, and empty without sinks.
+
+    `plans` are those of `kernels_of(deterministic)`, one after the other.
+    """
+    inputs = Inputs(q, k, v, subtree_end, window_start, sinks)
+    by_kernel = {
+        kernel: Plan(*plans[3 * number : 3 * number + 3])
+        for number, kernel in enumerate(kernels_of(deterministic))
+    }
     with torch.cuda.device_of(q):
-        dq, dk, dv, dsinks = backward(dout, inputs, out, lse2, options, deterministic=deterministic)
+        dq, dk, dv, dsinks = backward(
+            dout,
+            inputs,
+            out,
+            lse2,
+            Options(scale, softcap),
+            deterministic=deterministic,
+            plans=by_kernel,
+        )
     return dq, dk, dv, lse2.new_empty(0) if dsinks is None else dsinks
 
 
 @_forward.register_fake
-def _(q, k, v, subtree_end, positions, floor, sinks, scale, softcap, deterministic):
+def _(q, k, v, end, start, sinks, plan, scale, softcap, deterministic):
     return empty_output(q, v), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @_backward.register_fake
-def _(dout, q, k, v, end, positions, floor, sinks, out, lse2, scale, softcap, deterministic):
+def _(dout, q, k, v, end, start, sinks, out, lse2, plans, scale, softcap, deterministic):
     dsinks = lse2.new_empty(0 if sinks is None else q.shape[1])
     return *(empty_gradient(x) for x in (q, k, v)), dsinks
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.scale, ctx.softcap, ctx.deterministic = inputs
+    *tensors, _, ctx.scale, ctx.softcap, ctx.deterministic = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx, dout: Tensor, _: Tensor | None):
     saved = ctx.saved_tensors  # once: under checkpointing they can be unpacked no second time
-    sinks = saved[6]
+    q, _, v, end, start, sinks, *_ = saved
+    plans = [
+        part
+        for kernel in kernels_of(ctx.deterministic)
+        for part in _plan(kernel, q, v, end, start, ctx.softcap)
+    ]
     options = (ctx.scale, ctx.softcap, ctx.deterministic)
-    dq, dk, dv, dsinks = _backward(dout, *saved, *options)
+    dq, dk, dv, dsinks = _backward(dout, *saved, plans, *options)
     dsinks = None if sinks is None else dsinks.to(sinks.dtype)
-    return dq, dk, dv, None, None, None, dsinks, None, None, None
+    return dq, dk, dv, None, None, dsinks, [None] * 3, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

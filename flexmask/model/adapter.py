@@ -33,7 +33,7 @@ from flexmask.model.structure import (
 )
 from flexmask.model.temperature import temperature_of
 from flexmask.model.tree_attention import NAME, STATE, AttentionFunction, LayerPatch
-from flexmask.model.windows import Reach, layer_reaches
+from flexmask.model.windows import Window, layer_windows
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -63,8 +63,8 @@ def patch(model: Model, *, backend: str = "auto") -> Model:
     state = ModelPatch(
         layers=[
             *(
-                _patch_layer(layer, backend, reach)
-                for layer, reach in zip(layers, layer_reaches(decoder), strict=True)
+                _patch_layer(layer, backend, window)
+                for layer, window in zip(layers, layer_windows(decoder), strict=True)
             ),
             *(_patch_mixer(mixer, text_config(top)) for mixer in mixers),
         ],
@@ -144,10 +144,10 @@ def _state_of(model: nn.Module) -> ModelPatch | None:
     return find_decoder(find_model(model)).__dict__.get(STATE)
 
 
-def _patch_layer(layer: nn.Module, backend: str, reach: Reach) -> LayerPatch:
+def _patch_layer(layer: nn.Module, backend: str, window: Window) -> LayerPatch:
     """Give an attention module a configuration that names our attention."""
     config: PreTrainedConfig = layer.__dict__["config"]
-    state = LayerPatch(config, _eager_attention(layer), backend, reach, temperature_of(layer))
+    state = LayerPatch(config, _eager_attention(layer), backend, window, temperature_of(layer))
     own: PreTrainedConfig = copy.copy(config)
     own._attn_implementation = {"": NAME}  # of this configuration, not of any inside it
     setattr(layer, "config", own)  # noqa: B010 - mypy takes every attribute for a module

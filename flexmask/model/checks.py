@@ -14,7 +14,7 @@ from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.model.families import check_family
 from flexmask.model.mixers.kinds import MIXERS, find_mixers
 from flexmask.model.structure import active_dropouts, find_decoder, find_head, text_config
-from flexmask.model.windows import layer_reaches
+from flexmask.model.windows import layer_windows
 
 # Rotary embeddings that depend on a token's own position only.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
@@ -37,7 +37,7 @@ def check_model(model: nn.Module, top: PreTrainedModel) -> None:
     check_family(config)
     for reason in (*_config_reasons(config), *_model_reasons(model, top)):
         raise UnsupportedModelError(f"model_type {config.model_type!r} cannot be patched: {reason}")
-    layer_reaches(find_decoder(top))
+    layer_windows(find_decoder(top))
 
 
 def check_vocabulary(size: int, input_ids: Iterable[np.ndarray]) -> None:

@@ -27,7 +27,7 @@ from flexmask.model.structure import (
     find_head,
     text_config,
 )
-from flexmask.model.windows import FULL, Reach, layer_reaches
+from flexmask.model.windows import FULL, Window, layer_windows
 from flexmask.model.work import Work, single_pass_work
 from flexmask.tree.tree import PrefixTree
 
@@ -43,15 +43,15 @@ class CostModel:
         num_parameters: all of them.
         linear: parameters of linear layers that one token meets; of experts, the active share.
         widths: heads times their width, the mean of keys and values, of the attention layers of
-            each reach together.
-        num_layers: attention layers of each reach.
+            each window together.
+        num_layers: attention layers of each window.
         head: parameters of the output head, 0 without one.
     """
 
     num_parameters: int
     linear: float
-    widths: Mapping[Reach, float]
-    num_layers: Mapping[Reach, int]
+    widths: Mapping[Window, float]
+    num_layers: Mapping[Window, int]
     head: int
 
     @classmethod
@@ -66,22 +66,22 @@ class CostModel:
         config, decoder = text_config(model), find_decoder(model)
         head = find_head(model)
         head_weights = () if head is None else head.parameters()
-        widths: dict[Reach, float] = {}
-        reaches = layer_reaches(decoder)
-        for layer, reach in zip(attention_layers(decoder), reaches, strict=True):
-            widths[reach] = widths.get(reach, 0.0) + _width(layer, config)
+        widths: dict[Window, float] = {}
+        windows = layer_windows(decoder)
+        for layer, window in zip(attention_layers(decoder), windows, strict=True):
+            widths[window] = widths.get(window, 0.0) + _width(layer, config)
         return cls(
             num_parameters=model.num_parameters(),
             linear=_linear_parameters(decoder, config),
             widths=widths,
-            num_layers=Counter(reaches),
+            num_layers=Counter(windows),
             head=sum(w.numel() for w in head_weights if w.ndim == 2),
         )
 
     @property
-    def reaches(self) -> tuple[Reach, ...]:
+    def windows(self) -> tuple[Window, ...]:
         """The windows and chunks of the model, which its work has to be counted for."""
-        return tuple(reach for reach in self.widths if reach != FULL)
+        return tuple(window for window in self.widths if window != FULL)
 
     @property
     def attention_width(self) -> float:
@@ -99,12 +99,12 @@ class CostModel:
     def flops(self, work: Work) -> float:
         """Operations of forward and backward."""
         per_token = 6 * (self.linear + self.head)
-        per_pair = (12 * width * work.pairs(reach) for reach, width in self.widths.items())
+        per_pair = (12 * width * work.pairs(window) for window, width in self.widths.items())
         return per_token * work.num_tokens + sum(per_pair)
 
     def tree_cost(self, tree: PrefixTree) -> float:
         """The operations of one pass over a tree, in tokens that see nothing."""
-        return self.flops(single_pass_work(tree, self.reaches)) / (6 * (self.linear + self.head))
+        return self.flops(single_pass_work(tree, self.windows)) / (6 * (self.linear + self.head))
 
     def speed_up(self, before: Work, after: Work) -> float:
         """How many times faster `after` is than `before`, at the same operations a second."""

@@ -2,7 +2,7 @@
 
 A family is listed once its packed logits and gradients have been shown equal to those of separate
 sequences (`tests/test_model_families.py`). Beside it, `checks` looks at the configuration of
-a model, and `reach` knows which families have windows.
+a model, and `windows` knows which families have windows.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from flexmask.backends.api import dispatch
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.temperature import Temperature
-from flexmask.model.windows import Reach
+from flexmask.model.windows import Window
 
 NAME = "flexmask"
 STATE = "_flexmask"  # attribute of the patched modules that holds what a patch knows of them
@@ -43,7 +43,7 @@ class LayerPatch:
         config: the model's own configuration, which names the implementation of ordinary batches.
         eager: the attention that the name "eager" stands for in the module's family.
         backend: the attention backend for trees.
-        reach: how far back its queries see.
+        window: how far back its queries see.
         temperature: the factor by position that is in its queries, or None; see `temperature`.
         was_called: whether a tree mask has come by since the forward pass began.
     """
@@ -51,7 +51,7 @@ class LayerPatch:
     config: PreTrainedConfig
     eager: AttentionFunction
     backend: str
-    reach: Reach
+    window: Window
     temperature: Temperature | None = None
     was_called: bool = False
 
@@ -127,10 +127,10 @@ def _attend(
             raise UnsupportedModelError(f"attention with {name} is not exact on a tree")
     if is_causal is False:
         raise UnsupportedModelError("attention to later tokens is not exact on a tree")
-    if sliding_window is not _NOT_PASSED and sliding_window != layer.reach.window:
+    if sliding_window is not _NOT_PASSED and sliding_window != layer.window.window:
         raise UnsupportedModelError(
             f"a layer calls its attention with sliding_window={sliding_window}, but the window of "
-            f"its configuration is {layer.reach.window}; it cannot be told which one N-pass has"
+            f"its configuration is {layer.window.window}; it cannot be told which one N-pass has"
         )
     if key.shape[2] != mask.shape[-1]:
         raise UnsupportedModelError(
@@ -140,21 +140,18 @@ def _attend(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
     mask = mask.to(query.device)
-    subtree_end, position_ids = mask[:, 0, 0], mask[:, 0, 1]
     if layer.temperature is not None:
-        query = layer.temperature.correct(query, position_ids)
+        query = layer.temperature.correct(query, mask[:, 0, 1])
     output = dispatch(
         query.to(dtype),
         key.to(dtype),
         value.to(dtype),
-        subtree_end,
-        position_ids,
+        mask[:, 0, 0],
         scale=scaling,
         softcap=softcap,
         sinks=s_aux,
-        window=layer.reach.window,
-        chunk=layer.reach.chunk,
         backend=layer.backend,
+        **layer.window._asdict(),
     )
     return output.transpose(1, 2).contiguous()  # some families view it
 

@@ -15,14 +15,14 @@ from flexmask.errors import UnsupportedModelError
 from flexmask.model.structure import attention_kinds, attention_layers
 
 
-class Reach(NamedTuple):
-    """What a query of one layer sees of its ancestors: `window` and `chunk` of `attention`."""
+class Window(NamedTuple):
+    """What a query of one layer sees of its ancestors: `window` and `chunk` of a mask."""
 
     window: int | None = None
     chunk: int | None = None
 
 
-FULL = Reach()
+FULL = Window()
 
 # Families in which `sliding_window`, where it is not None, holds for every layer.
 ONE_WINDOW = (
@@ -49,20 +49,20 @@ _SIZES = {
 }
 
 
-def layer_reaches(decoder: PreTrainedModel) -> list[Reach]:
-    """The reach of each attention layer of a decoder stack, in the order of `attention_layers`.
+def layer_windows(decoder: PreTrainedModel) -> list[Window]:
+    """The window of each attention layer of a decoder stack, in the order of `attention_layers`.
 
     Raises:
         UnsupportedModelError: a window that the family is not known to have, or of no size.
     """
     kinds = attention_kinds(decoder.config)
     return [
-        _reach(decoder.config, kinds[index] if kinds else None)
+        _window_of(decoder.config, kinds[index] if kinds else None)
         for index in range(len(attention_layers(decoder)))
     ]
 
 
-def _reach(config: PreTrainedConfig, kind: str | None) -> Reach:
+def _window_of(config: PreTrainedConfig, kind: str | None) -> Window:
     family, window = config.model_type, getattr(config, "sliding_window", None)
     if family in ONE_WINDOW or not kind:
         is_off = family not in ONE_WINDOW and not getattr(config, "use_sliding_window", True)
@@ -80,4 +80,4 @@ def _reach(config: PreTrainedConfig, kind: str | None) -> Reach:
             f"model_type {family!r} cannot be patched: layers of type {kind!r} need "
             f"{_SIZES[kind]} to be at least 1, got {size}"
         )
-    return Reach(**{"chunk" if kind == "chunked_attention" else "window": size})
+    return Window(**{"chunk" if kind == "chunked_attention" else "window": size})

@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flexmask.backends.reach import position_floor
-from flexmask.model.windows import FULL, Reach
+from flexmask.model.windows import FULL, Window
+from flexmask.tree.intervals import find_window_start
 from flexmask.tree.layout import lay_out
-from flexmask.tree.tiles import tile_ranges
+from flexmask.tree.tiles import tiles_of_rows
 from flexmask.tree.tree import PrefixTree
 
 TILE = 128  # tokens on a side, as FlexAttention has them by default
@@ -31,59 +31,62 @@ class Work(NamedTuple):
     Attributes:
         num_tokens: tokens.
         num_pairs: visible pairs (q, k) in a layer without window and chunk.
-        bounded: visible pairs in layers with one, by their reach.
+        bounded: visible pairs in layers with one, by their window.
     """
 
     num_tokens: int = 0
     num_pairs: int = 0
-    bounded: Mapping[Reach, int] = {}
+    bounded: Mapping[Window, int] = {}
 
-    def pairs(self, reach: Reach) -> int:
-        """Visible pairs in a layer of this reach, which must have been counted."""
-        return self.num_pairs if reach == FULL else self.bounded[reach]
+    def pairs(self, window: Window) -> int:
+        """Visible pairs in a layer of this window, which must have been counted."""
+        return self.num_pairs if window == FULL else self.bounded[window]
 
     def plus(self, other: Work) -> Work:
-        """The work of both; they count the same reaches, or one of them is empty."""
-        reaches = self.bounded or other.bounded
+        """The work of both; they count the same windows, or one of them is empty."""
+        windows = self.bounded or other.bounded
         return Work(
             self.num_tokens + other.num_tokens,
             self.num_pairs + other.num_pairs,
-            {reach: self.bounded.get(reach, 0) + other.bounded.get(reach, 0) for reach in reaches},
+            {
+                window: self.bounded.get(window, 0) + other.bounded.get(window, 0)
+                for window in windows
+            },
         )
 
 
-def single_pass_work(tree: PrefixTree, reaches: Iterable[Reach] = ()) -> Work:
-    """The work of one pass over a tree: every token sees its ancestors and itself, in reach."""
+def single_pass_work(tree: PrefixTree, windows: Iterable[Window] = ()) -> Work:
+    """The work of one pass over a tree: every token sees its ancestors and itself, in window."""
     starts, stops = tree.depths, tree.depths + tree.lengths
     bounded = {
-        reach: int((pairs_before(stops, reach) - pairs_before(starts, reach)).sum())
-        for reach in reaches
+        window: int((pairs_before(stops, window) - pairs_before(starts, window)).sum())
+        for window in windows
     }
     return Work(tree.num_tokens, tree.num_pairs, bounded)
 
 
-def npass_work(lengths: Iterable[int], reaches: Iterable[Reach] = ()) -> Work:
+def npass_work(lengths: Iterable[int], windows: Iterable[Window] = ()) -> Work:
     """The work of N-pass over samples of these lengths, packed end to end or not."""
     sizes = np.fromiter(lengths, np.int64)
-    bounded = {reach: int(pairs_before(sizes, reach).sum()) for reach in reaches}
+    bounded = {window: int(pairs_before(sizes, window).sum()) for window in windows}
     return Work(int(sizes.sum()), int(pairs_before(sizes, FULL).sum()), bounded)
 
 
-def pairs_before(stops: np.ndarray, reach: Reach) -> np.ndarray:
+def pairs_before(stops: np.ndarray, window: Window) -> np.ndarray:
     """Visible pairs of the queries at positions [0, stop) of one path.
 
     Args:
         stops: int64 [n].
-        reach: of the layer.
+        window: of the layer.
 
-    >>> pairs_before(np.array([3, 10]), Reach(window=4))
+    >>> pairs_before(np.array([3, 10]), Window(window=4))
     array([ 6, 34])
     """
-    if reach.chunk is None:
-        return _in_window(stops, reach.window)
-    num_chunks, rest = np.divmod(stops, reach.chunk)
-    whole = _in_window(np.array(reach.chunk), reach.window)
-    return num_chunks * whole + _in_window(rest, reach.window)
+    if window.chunk is None:
+        return _in_window(stops, window.window)
+    num_chunks, rest = np.divmod(stops, window.chunk)
+    whole = _in_window(np.array(window.chunk), window.window)
+    return num_chunks * whole + _in_window(rest, window.window)
 
 
 def _in_window(stops: np.ndarray, window: int | None) -> np.ndarray:
@@ -93,37 +96,24 @@ def _in_window(stops: np.ndarray, window: int | None) -> np.ndarray:
     return within * (within + 1) // 2 + (stops - within) * window
 
 
-def single_pass_tiled(tree: PrefixTree, reaches: Iterable[Reach] = ()) -> Work:
-    """The work of one pass over a tree with all pairs of the tiles that kernels visit.
-
-    With a window or chunk that is every tile whose highest key is not below its lowest floor.
-    """
-    row = lay_out(tree)
-    tiles = tile_ranges(row.subtree_end, TILE, TILE)
-    bounded = {}
-    if reaches := tuple(reaches):
-        query, key, _ = tiles.pairs()
-        starts = np.arange(0, tree.num_tokens, TILE)
-        highest = np.maximum.reduceat(row.position_ids, starts)
-        for reach in reaches:
-            lowest = np.minimum.reduceat(_floors(row.position_ids, reach), starts)
-            bounded[reach] = int((highest[key] >= lowest[query]).sum()) * TILE**2
-    return Work(tree.num_tokens, tiles.num_visited * TILE**2, bounded)
+def single_pass_tiled(tree: PrefixTree, windows: Iterable[Window] = ()) -> Work:
+    """The work of one pass over a tree with all pairs of the tiles that kernels visit."""
+    return _tiled([lay_out(tree).subtree_end], windows)
 
 
-def npass_tiled(lengths: Iterable[int], reaches: Iterable[Reach] = ()) -> Work:
+def npass_tiled(lengths: Iterable[int], windows: Iterable[Window] = ()) -> Work:
     """The same for N-pass, each sample in a row of its own."""
-    sizes = np.fromiter(lengths, np.int64)
-    num_blocks = -(-sizes // TILE)
-    block = np.arange(num_blocks.sum()) - np.repeat(np.cumsum(num_blocks) - num_blocks, num_blocks)
-    bounded = {
-        reach: int((block - _floors(block * TILE, reach).clip(0) // TILE + 1).sum()) * TILE**2
-        for reach in reaches
-    }
-    return Work(int(sizes.sum()), int((block + 1).sum()) * TILE**2, bounded)
+    return _tiled((np.full(length, length, np.int32) for length in lengths), windows)
 
 
-def _floors(positions: np.ndarray, reach: Reach) -> np.ndarray:
-    """The lowest position that the queries at `positions` see, int64 [n]."""
-    floor = position_floor(torch.from_numpy(positions), reach.window, reach.chunk)
-    return np.zeros(positions.size, np.int64) if floor is None else floor.numpy().astype(np.int64)
+def _tiled(ends: Iterable[np.ndarray], windows: Iterable[Window]) -> Work:
+    """The work of rows with these subtree ends."""
+    num_tokens, pairs = 0, dict.fromkeys((FULL, *windows), 0)
+    for end in ends:
+        num_tokens += end.size
+        row = torch.from_numpy(end)[None]
+        for kind in pairs:
+            start = find_window_start(row, **kind._asdict())
+            (tiles,) = tiles_of_rows(row, start, TILE, TILE)
+            pairs[kind] += tiles.num_visited * TILE**2
+    return Work(num_tokens, pairs.pop(FULL), pairs)

@@ -51,7 +51,7 @@ def make_batch_sampler(
 
     cost = CostModel.of(model)
     costs = None  # of trees, where windows and chunks have to be counted for each
-    if cost.reaches:
+    if cost.windows:
         costs = [cost.tree_cost(train_set[index]) for index in range(len(train_set))]
     sampler = TreeBatchSampler(
         train_set,

@@ -35,36 +35,25 @@ def chain_starts(end: np.ndarray) -> np.ndarray:
     return np.concatenate(([0], np.flatnonzero(is_leaf)[:-1] + 1))
 
 
+def find_ancestors(end: np.ndarray, token: int, root: int = 0) -> np.ndarray:
+    """The tokens of [root, token) that `token` sees, ascending."""
+    return root + np.flatnonzero(end[root:token] > token)
+
+
 def mask_slices(end: np.ndarray) -> list[Slice]:
     """The slices that cover each visible pair of `end` [L] exactly once, chain by chain.
 
     Each chain's causal square comes first, then its prefixes from the nearest ancestor outwards.
     """
-    starts = chain_starts(end).tolist()
-    stops = [*starts[1:], end.size]
-    slices: list[Slice] = []
-    open_chains: list[
-        tuple[int, int]
-    ] = []  # (chain start, number of its tokens that are ancestors)
-    previous: tuple[int, int] | None = None
-    for start, stop in zip(starts, stops, strict=True):
-        if previous is not None:
-            open_chains.append(previous)
-        # An ancestor chain counts as long as its subtree ends shrink towards its leaf: its tokens
-        # that see `start` are a prefix, found by bisection on the descending ends.
-        ancestors: list[tuple[int, int]] = []
-        for chain_start, chain_stop in open_chains:
-            seen = num_ends_above(end, chain_start, chain_stop, start)
-            if seen:
-                ancestors.append((chain_start, chain_start + seen))
-        open_chains = ancestors
+    slices = []
+    starts = chain_starts(end)
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), end.size], strict=True):
         slices.append(Slice(start, stop, start, stop, True))
-        slices.extend(Slice(start, stop, k0, k1, False) for k0, k1 in reversed(ancestors))
-        previous = (start, stop)
+        ancestors = find_ancestors(end, start)
+        runs = np.split(ancestors, np.flatnonzero(np.diff(ancestors) > 1) + 1)
+        slices.extend(
+            Slice(start, stop, int(run[0]), int(run[-1]) + 1, False)
+            for run in reversed(runs)
+            if run.size
+        )
     return slices
-
-
-def num_ends_above(end: np.ndarray, start: int, stop: int, position: int) -> int:
-    """How many of the descending values end[start:stop] are greater than `position`."""
-    ascending = end[start:stop][::-1]
-    return ascending.size - int(np.searchsorted(ascending, position, side="right"))

@@ -1,8 +1,13 @@
-"""Which tiles of the mask are empty, partial or full, from two integers per key block.
+"""Which tiles of the mask are empty, partial or full, from a few integers per block.
 
 The keys of block j are consecutive, each sees itself, so the union of their ranges [k, end[k]) is
 one range from the block's first key to max(end), and the intersection one range from its last key
 to min(end). Rounding both to query blocks gives every tile its class without looking at pairs.
+
+With a window, a query q below max(end) has an ancestor in block j, and its visible keys are those
+from start[q] on: it sees one of the block where start[q] lies before the block's end, and all of
+them where it lies not behind the block's begin. The lowest start of a block's queries below each
+place, and the highest of all, say so for the whole tile.
 """
 
 from __future__ import annotations
@@ -10,59 +15,56 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from flexmask.errors import MaskError
 
 
-@dataclass(frozen=True, slots=True)
-class TileRanges:
-    """For each block of keys, the query blocks that see some and all of it; half-open ranges.
+@dataclass(frozen=True, eq=False, slots=True)
+class Tiles:
+    """The tiles of a row that hold a visible pair, sorted by key block, then by query block.
 
     Attributes:
-        first, last: int64 [num_k_blocks]; query blocks in [first, last) see at least one key.
-        full_first, full_last: int64 [num_k_blocks]; query blocks in [full_first, full_last) lie
-            wholly inside the row and see every key. Empty ranges have full_first == full_last.
-        block_q, block_k: tile size in tokens.
-        num_q_blocks: number of query blocks, the ragged last one included.
-
-    A ragged last block of keys or queries is never full, as in `create_block_mask`.
+        query, key: int64 [n]; block of queries and block of keys of each tile.
+        is_full: bool [n]; whether all pairs of the tile are visible. A ragged last block of keys or
+            queries is never full, as in `create_block_mask`.
+        num_q_blocks, num_k_blocks: number of blocks, the ragged last one included.
     """
 
-    first: np.ndarray
-    last: np.ndarray
-    full_first: np.ndarray
-    full_last: np.ndarray
-    block_q: int
-    block_k: int
+    query: np.ndarray
+    key: np.ndarray
+    is_full: np.ndarray
     num_q_blocks: int
+    num_k_blocks: int
 
     @property
     def num_visited(self) -> int:
         """Number of tiles that hold at least one visible pair."""
-        return int((self.last - self.first).sum())
+        return self.is_full.size
 
     @property
     def num_full(self) -> int:
         """Number of tiles that need no mask at all."""
-        return int((self.full_last - self.full_first).sum())
-
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The visited tiles as (query block, key block, is_full), sorted by key block, then query.
-
-        O(visited tiles) time and memory.
-        """
-        counts = self.last - self.first
-        key_block = np.repeat(np.arange(counts.size), counts)
-        offset = np.arange(key_block.size) - np.repeat(np.cumsum(counts) - counts, counts)
-        query_block = offset + self.first[key_block]
-        is_full = (self.full_first[key_block] <= query_block) & (
-            query_block < self.full_last[key_block]
-        )
-        return query_block, key_block, is_full
+        return int(self.is_full.sum())
 
 
-def tile_ranges(end: np.ndarray, block_q: int, block_k: int) -> TileRanges:
-    """The tile ranges of a row with subtree ends `end` [L], in O(L) time.
+def tiles_of_rows(
+    subtree_end: Tensor, window_start: Tensor | None, block_q: int, block_k: int
+) -> tuple[Tiles, ...]:
+    """The tiles of each row of a mask by `find_tiles`; both tensors are int [B, L]."""
+    starts = [None] * len(subtree_end) if window_start is None else window_start.cpu().numpy()
+    rows = zip(subtree_end.cpu().numpy(), starts, strict=True)
+    return tuple(find_tiles(end, start, block_q, block_k) for end, start in rows)
+
+
+def find_tiles(end: np.ndarray, start: np.ndarray | None, block_q: int, block_k: int) -> Tiles:
+    """The tiles of one row, in O(L) time plus O(tiles without the window).
+
+    Args:
+        end: subtree ends [L].
+        start: the first token that each query sees [L], or None for no limit.
+        block_q: queries of a tile.
+        block_k: keys of a tile.
 
     Raises:
         MaskError: a block size below 1.
@@ -73,14 +75,17 @@ def tile_ranges(end: np.ndarray, block_q: int, block_k: int) -> TileRanges:
     last_key = first_key + block_k - 1
     highest = np.maximum.reduceat(end, first_key).astype(np.int64)
     lowest = np.minimum.reduceat(end, first_key).astype(np.int64)
-    full_first = -(-last_key // block_q)
-    full_last = np.where(last_key < end.size, lowest // block_q, 0)
-    return TileRanges(
-        first=first_key // block_q,
-        last=-(-highest // block_q),
-        full_first=full_first,
-        full_last=np.maximum(full_first, full_last),
-        block_q=block_q,
-        block_k=block_k,
-        num_q_blocks=-(-end.size // block_q),
-    )
+    lowest[last_key >= end.size] = 0
+    first, last = first_key // block_q, -(-highest // block_q)
+    counts = last - first
+    key = np.repeat(np.arange(counts.size), counts)
+    query = np.arange(key.size) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    is_full = (last_key[key] <= query * block_q) & ((query + 1) * block_q <= lowest[key])
+    if start is not None:
+        starts = np.pad(start, (0, -end.size % block_q), mode="edge").reshape(-1, block_q)
+        below = np.minimum(highest[key] - query * block_q, block_q)  # queries below max(end)
+        lowest_start = np.minimum.accumulate(starts, axis=1)[query, below - 1]
+        is_visited = lowest_start <= last_key[key]
+        is_full &= starts.max(axis=1)[query] <= first_key[key]
+        query, key, is_full = query[is_visited], key[is_visited], is_full[is_visited]
+    return Tiles(query, key, is_full, -(-end.size // block_q), counts.size)

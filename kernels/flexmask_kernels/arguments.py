@@ -8,24 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexmask_kernels.configs import Config, block_width
+from flexmask_kernels.configs import BY_KEY, Config, block_width
 from flexmask_kernels.inputs import Inputs, Options
-from flexmask_kernels.launches import LaunchQueue
 from flexmask_kernels.planning import Plan, plan_lines
 from flexmask_kernels.tuning import choose_config
 
 LOG2E = math.log2(math.e)
 
 
-def plan_kernel(
-    queue: LaunchQueue, kernel: str, inputs: Inputs, options: Options
-) -> tuple[Config, Plan]:
-    """The tile sizes of `kernel`, and what its programs visit once `queue` has run."""
-    is_plain = options.softcap is None and inputs.floor is None
-    config = choose_config(kernel, inputs.q, inputs.v, is_plain=is_plain)
-    is_by_key = kernel in ("backward_keys", "backward_fused")
-    masks = (inputs.end, inputs.positions, inputs.floor)
-    return config, plan_lines(queue, *masks, config, by_key=is_by_key)
+def plan_kernel(kernel: str, inputs: Inputs, options: Options) -> Plan:
+    """What the programs of `kernel` visit, with the tile sizes of `config_of`."""
+    masks = (inputs.end,) if inputs.start is None else (inputs.end, inputs.start)
+    return plan_lines(*masks, config=config_of(kernel, inputs, options), by_key=kernel in BY_KEY)
+
+
+def config_of(kernel: str, inputs: Inputs, options: Options) -> Config:
+    """The configuration to launch `kernel` with."""
+    is_plain = options.softcap is None and inputs.start is None
+    return choose_config(kernel, inputs.q, inputs.v, is_plain=is_plain)
 
 
 def common_arguments(
@@ -38,10 +38,9 @@ def common_arguments(
     is_tf32 = q.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     return {
         "end_ptr": inputs.end,
-        "position_ptr": inputs.positions,
-        "floor_ptr": inputs.floor,
+        "start_ptr": inputs.start,
         "plan_ptr": plan.lines,
-        "tiles_ptr": plan.tiles,
+        "tiles_ptr": plan.tiles if plan.tiles.numel() else None,
         "order_ptr": plan.order,
         "counter_ptr": counter,
         **strides(q=q, k=k, v=v),
@@ -49,7 +48,7 @@ def common_arguments(
         "H": q.shape[1],
         "H_KV": k.shape[1],
         "num_lines": plan.lines.shape[1],
-        "capacity": plan.capacity,
+        "capacity": plan.tiles.shape[2],
         "num_rows": inputs.end.shape[0],
         "before_tanh": options.scale / (softcap or 1.0),
         "to_log2": (softcap or options.scale) * LOG2E,
@@ -60,7 +59,7 @@ def common_arguments(
         "BLOCK_Q": config.block_q,
         "BLOCK_K": config.block_k,
         "HAS_SOFTCAP": softcap is not None,
-        "HAS_FLOOR": inputs.floor is not None,
+        "HAS_WINDOW": inputs.start is not None,
         "PRECISION": "tf32" if is_tf32 else "ieee",
         "COUNT_TILES": counter is not None,
         "num_warps": config.num_warps,

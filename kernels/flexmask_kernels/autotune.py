@@ -25,7 +25,8 @@ import triton
 from torch import Tensor
 from triton import TritonError
 
-from flexmask_kernels.backward_pass import backward
+from flexmask_kernels.arguments import plan_kernel
+from flexmask_kernels.backward_pass import backward, kernels_of
 from flexmask_kernels.candidates import candidates, typical_row
 from flexmask_kernels.configs import KERNELS, Config
 from flexmask_kernels.forward_pass import forward
@@ -125,15 +126,24 @@ class _Passes(NamedTuple):
         out, lse2 = forward(inputs, options)
         return cls(inputs, options, out, lse2, torch.randn_like(out))
 
-    def once(self, kernel: str) -> tuple[Tensor, ...]:
-        """The results of the pass that holds `kernel`.
+    def planned(self, kernel: str) -> Callable[[], tuple[Tensor, ...]]:
+        """The pass that holds `kernel`, planned for its current configuration; gives its results.
 
         Where a pass runs two kernels, the one that does not change adds a constant to all times.
         """
         if kernel == "forward":
-            return forward(self.inputs, self.options)[:1]
-        saved, is_split = (self.out, self.lse2), kernel != "backward_fused"
-        return backward(self.dout, self.inputs, *saved, self.options, deterministic=is_split)[:3]
+            plan = plan_kernel(kernel, self.inputs, self.options)
+            return lambda: forward(self.inputs, self.options, plan)[:1]
+        is_split = kernel != "backward_fused"
+        plans = {
+            name: plan_kernel(name, self.inputs, self.options) for name in kernels_of(is_split)
+        }
+        saved = (self.dout, self.inputs, self.out, self.lse2, self.options)
+        return lambda: backward(*saved, deterministic=is_split, plans=plans)[:3]
+
+    def once(self, kernel: str) -> tuple[Tensor, ...]:
+        """The results of that pass."""
+        return self.planned(kernel)()
 
     def short(self) -> _Passes:
         """The same on the first few tokens; the compiled code is for no length."""
@@ -156,15 +166,17 @@ def _tune(
     """Try the candidates of one kernel, the current one first."""
     current, *others = configs
     with forced_configs({kernel: current}):
-        expected = run.once(kernel)
-        trials = [Trial(current, clocks[0](partial(run.once, kernel)))]
+        planned = run.planned(kernel)
+        expected = planned()
+        trials = [Trial(current, clocks[0](planned))]
     for config in others:
         if time.perf_counter() > until:
             break
         with forced_configs({kernel: config}):
             try:
-                _check_agreement(run.once(kernel), expected)
-                trials.append(Trial(config, clocks[0](partial(run.once, kernel))))
+                planned = run.planned(kernel)
+                _check_agreement(planned(), expected)
+                trials.append(Trial(config, clocks[0](planned)))
             except (*_FAILURES, DisagreesError) as failure:
                 if expected[0].is_cuda:
                     torch.cuda.synchronize()  # a broken device raises again
@@ -174,7 +186,7 @@ def _tune(
     times = {}
     for config in sorted(quick, key=quick.__getitem__)[:_FINALISTS]:
         with forced_configs({kernel: config}):
-            times[config] = clocks[1](partial(run.once, kernel))
+            times[config] = clocks[1](run.planned(kernel))
     best = min(times, key=times.__getitem__)
     return Tuned(best, times[best], trials, len(configs))
 

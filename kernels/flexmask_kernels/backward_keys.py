@@ -46,7 +46,6 @@ def _add_gradients(
     v,  # [BLOCK_K, BLOCK_D_V]
     key,  # int32 [BLOCK_K], index in the row
     end,  # int32 [BLOCK_K]
-    position_k,  # int32 [BLOCK_K]
     q_ptr,
     dout_ptr,
     b,
@@ -54,7 +53,7 @@ def _add_gradients(
     lse2_ptr,
     delta_ptr,
     dq_ptr,
-    floor_ptr,
+    start_ptr,
     tiles_ptr,
     first_tile,
     num_tiles,
@@ -74,7 +73,7 @@ def _add_gradients(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_FLOOR: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     ADDS_DQ: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
@@ -82,7 +81,7 @@ def _add_gradients(
 ):
     """Add the queries of `num_tiles` blocks of one head."""
     for step in range(num_tiles):
-        if HAS_FLOOR:  # the ranges are in pieces: follow the list, partial tiles from its back
+        if HAS_WINDOW:  # the ranges are in pieces: follow the list, partial tiles from its back
             start = tl.load(tiles_ptr + (-step if IS_PARTIAL else step)) * BLOCK_Q
         elif IS_PARTIAL:
             start = (first_tile + step + tl.where(step >= gap_at, gap, 0)) * BLOCK_Q
@@ -112,16 +111,11 @@ def _add_gradients(
             s = tl.dot(k, tl.trans(q), less, input_precision=PRECISION)
             p = tl.exp2(s * to_log2)
         if IS_PARTIAL:
-            floor = query
-            if HAS_FLOOR:
-                floor = tl.load(floor_ptr + query, mask=query < L, other=0)
+            window_start = query
+            if HAS_WINDOW:
+                window_start = tl.load(start_ptr + query, mask=query < L, other=0)
             visible = sees(
-                query[None, :],
-                key[:, None],
-                end[:, None],
-                position_k[:, None],
-                floor[None, :],
-                HAS_FLOOR,
+                query[None, :], key[:, None], end[:, None], window_start[None, :], HAS_WINDOW
             )
             p = tl.where(visible, p, 0.0)
         ds = p * dp
@@ -167,10 +161,9 @@ def backward_keys_kernel(
     dk_ptr,  # [B, H_KV * num_splits, L, D]
     dv_ptr,  # [B, H_KV * num_splits, L, D_V]
     end_ptr,  # int32 [num_rows, L]
-    position_ptr,  # int32 [num_rows, L], like the next one; None without a floor
-    floor_ptr,
-    plan_ptr,  # as in `ranges`, like the next two; lines are blocks of keys
-    tiles_ptr,  # or None without a floor
+    start_ptr,  # int32 [num_rows, L]; None without a window
+    plan_ptr,  # as in `planning.Plan`, like the next two; lines are blocks of keys
+    tiles_ptr,  # or None without a window
     order_ptr,
     counter_ptr,  # int32 [2], full and partial tiles visited; or None without COUNT_TILES
     stride_qb,
@@ -209,7 +202,7 @@ def backward_keys_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_FLOOR: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     ADDS_DQ: tl.constexpr,
     ADDS_DKV: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -235,15 +228,12 @@ def backward_keys_kernel(
     v = load_rows(v_ptr, start, L, STRIDE_V, BLOCK_K, D_V, BLOCK_D_V, True)
     key = start + tl.arange(0, BLOCK_K)
     end = tl.load(end_ptr + tl.cast(row, tl.int64) * L + key, mask=key < L, other=0)
-    position_k = key
-    if HAS_FLOOR:
-        floor_ptr += tl.cast(row, tl.int64) * L
-        position_ptr += tl.cast(row, tl.int64) * L
-        position_k = tl.load(position_ptr + key, mask=key < L, other=0)
+    if HAS_WINDOW:
+        start_ptr += tl.cast(row, tl.int64) * L
         tiles_ptr += tl.cast(row * num_lines + line, tl.int64) * capacity
     plan_ptr += (row * num_lines + line) * 4
     num_full, num_partial = tl.load(plan_ptr), tl.load(plan_ptr + 1)
-    if HAS_FLOOR:
+    if HAS_WINDOW:
         first, num_front = 0, 0
     else:
         first, num_front = tl.load(plan_ptr + 2), tl.load(plan_ptr + 3)
@@ -261,7 +251,6 @@ def backward_keys_kernel(
                 v,
                 key,
                 end,
-                position_k,
                 q_ptr if USE_TMA else q_ptr + head_offset(b, head, stride_qb, stride_qh),
                 dout_ptr if USE_TMA else dout_ptr + head_offset(b, head, stride_dob, stride_doh),
                 b,
@@ -269,8 +258,8 @@ def backward_keys_kernel(
                 lse2_ptr + statistics,
                 delta_ptr + statistics,
                 dq_ptr + statistics * D if ADDS_DQ else None,
-                floor_ptr,
-                tiles_ptr + (capacity - 1) * IS_PARTIAL if HAS_FLOOR else None,
+                start_ptr,
+                tiles_ptr + (capacity - 1) * IS_PARTIAL if HAS_WINDOW else None,
                 first if IS_PARTIAL else first + num_front,
                 num_partial if IS_PARTIAL else num_full,
                 num_front,
@@ -289,7 +278,7 @@ def backward_keys_kernel(
                 BLOCK_Q=BLOCK_Q,
                 BLOCK_K=BLOCK_K,
                 HAS_SOFTCAP=HAS_SOFTCAP,
-                HAS_FLOOR=HAS_FLOOR,
+                HAS_WINDOW=HAS_WINDOW,
                 ADDS_DQ=ADDS_DQ,
                 PRECISION=PRECISION,
                 COUNT_TILES=COUNT_TILES,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from flexmask_kernels.arguments import (
     LOG2E,
     common_arguments,
+    config_of,
     head_grid,
     plan_kernel,
     strides,
@@ -26,8 +29,14 @@ from flexmask_kernels.inputs import (
     unit_stride,
 )
 from flexmask_kernels.launches import LaunchQueue
+from flexmask_kernels.planning import Plan
 
 _DELTA_BLOCK = 32  # queries
+
+
+def kernels_of(deterministic: bool) -> tuple[str, ...]:
+    """The attention kernels of the pass, by name."""
+    return ("backward_queries", "backward_keys") if deterministic else ("backward_fused",)
 
 
 def backward(
@@ -38,6 +47,7 @@ def backward(
     options: Options,
     *,
     deterministic: bool,
+    plans: Mapping[str, Plan] | None = None,
     counters: Counters | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The gradients of q, k, v and sinks, the last in fp32.
@@ -49,9 +59,14 @@ def backward(
         lse2: its logsumexp.
         options: those of the forward pass.
         deterministic: dq in a kernel of its own, the same bits on every run; else by atomic sums.
+        plans: those of `plan_kernel`, by `kernels_of`; None to make them here.
         counters: where to count tiles.
     """
     inputs = prepare(inputs)
+    if plans is None:
+        plans = {
+            kernel: plan_kernel(kernel, inputs, options) for kernel in kernels_of(deterministic)
+        }
     B, H, L, _ = out.shape
     dout = unit_stride(dout)
     delta = torch.empty(B, H, L, dtype=torch.float32, device=out.device)
@@ -73,10 +88,10 @@ def backward(
     dq, dk, dv = (empty_gradient(x) for x in (inputs.q, inputs.k, inputs.v))
     dq_sum = None
     if deterministic:
-        _queue_queries(queue, dq, inputs, saved, options, counters)
+        _queue_queries(queue, plans, dq, inputs, saved, options, counters)
     else:
         dq_sum = torch.zeros(inputs.q.shape, dtype=torch.float32, device=dq.device)
-    shares = _queue_keys(queue, (dk, dv), dq_sum, inputs, saved, options, counters)
+    shares = _queue_keys(queue, plans, (dk, dv), dq_sum, inputs, saved, options, counters)
     queue.run()
     if dq_sum is not None:
         torch.mul(dq_sum, options.scale, out=dq)
@@ -91,6 +106,7 @@ def backward(
 
 def _queue_queries(
     queue: LaunchQueue,
+    plans: Mapping[str, Plan],
     dq: Tensor,
     inputs: Inputs,
     saved: tuple[Tensor, Tensor, Tensor],
@@ -100,7 +116,7 @@ def _queue_queries(
     """Queue what computes dq; `saved` holds dout, lse2 and delta."""
     dout, lse2, delta = saved
     q, k = inputs.q, inputs.k
-    config, plan = plan_kernel(queue, "backward_queries", inputs, options)
+    config, plan = config_of("backward_queries", inputs, options), plans["backward_queries"]
     counter = None if counters is None else counters.backward_queries
     queue.add(
         backward_queries_kernel,
@@ -120,6 +136,7 @@ def _queue_queries(
 
 def _queue_keys(
     queue: LaunchQueue,
+    plans: Mapping[str, Plan],
     grads: tuple[Tensor, Tensor],
     dq_sum: Tensor | None,
     inputs: Inputs,
@@ -137,7 +154,7 @@ def _queue_keys(
     q, k, v = inputs.q, inputs.k, inputs.v
     B, H_kv, L, D = k.shape
     kernel = "backward_keys" if dq_sum is None else "backward_fused"
-    config, plan = plan_kernel(queue, kernel, inputs, options)
+    config, plan = config_of(kernel, inputs, options), plans[kernel]
     num_lines = plan.lines.shape[1]
     group = q.shape[1] // H_kv
     if dq_sum is not None:

@@ -48,13 +48,12 @@ def _add_gradients(
     lse2,  # [BLOCK_Q]
     delta,  # [BLOCK_Q]
     query,  # int32 [BLOCK_Q], index in the row
-    floor,  # int32 [BLOCK_Q], lowest position seen
+    window_start,  # int32 [BLOCK_Q], first key seen
     k_ptr,
     v_ptr,
     b,
     kv_head,
     end_ptr,
-    position_ptr,
     tiles_ptr,  # first tile to visit
     num_tiles,
     counter_ptr,
@@ -71,7 +70,7 @@ def _add_gradients(
     BLOCK_D_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_FLOOR: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
     USE_TMA: tl.constexpr,
@@ -91,16 +90,8 @@ def _add_gradients(
         if IS_PARTIAL:
             key = start + tl.arange(0, BLOCK_K)
             end = tl.load(end_ptr + key, mask=key < L, other=0)
-            position_k = key
-            if HAS_FLOOR:
-                position_k = tl.load(position_ptr + key, mask=key < L, other=0)
             visible = sees(
-                query[:, None],
-                key[None, :],
-                end[None, :],
-                position_k[None, :],
-                floor[:, None],
-                HAS_FLOOR,
+                query[:, None], key[None, :], end[None, :], window_start[:, None], HAS_WINDOW
             )
             p = tl.where(visible, p, 0.0)
         v = load_tile(
@@ -126,9 +117,8 @@ def backward_queries_kernel(
     delta_ptr,  # fp32 [B, H, L]
     dq_ptr,  # [B, H, L, D]
     end_ptr,  # int32 [num_rows, L]
-    position_ptr,  # int32 [num_rows, L], like the next one; None without a floor
-    floor_ptr,
-    plan_ptr,  # as in `ranges`, like the next two; lines are blocks of queries
+    start_ptr,  # int32 [num_rows, L]; None without a window
+    plan_ptr,  # as in `planning.Plan`, like the next two; lines are blocks of queries
     tiles_ptr,
     order_ptr,
     counter_ptr,  # int32 [2], full and partial tiles visited; or None without COUNT_TILES
@@ -163,7 +153,7 @@ def backward_queries_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_FLOOR: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
     USE_TMA: tl.constexpr,
@@ -187,10 +177,10 @@ def backward_queries_kernel(
     num_full, num_partial = tl.load(plan_ptr), tl.load(plan_ptr + 1)
 
     query = start + tl.arange(0, BLOCK_Q)
-    floor = query
-    if HAS_FLOOR:
-        position_ptr += tl.cast(row, tl.int64) * L
-        floor = tl.load(floor_ptr + tl.cast(row, tl.int64) * L + query, mask=query < L, other=0)
+    window_start = query
+    if HAS_WINDOW:
+        start_ptr += tl.cast(row, tl.int64) * L
+        window_start = tl.load(start_ptr + query, mask=query < L, other=0)
     q = load_rows(q_ptr, start, L, STRIDE_Q, BLOCK_Q, D, BLOCK_D, True)
     dout = load_rows(dout_ptr, start, L, STRIDE_DO, BLOCK_Q, D_V, BLOCK_D_V, True)
     statistics = (tl.cast(b, tl.int64) * H + head) * L
@@ -205,13 +195,12 @@ def backward_queries_kernel(
             lse2,
             delta,
             query,
-            floor,
+            window_start,
             k_ptr,
             v_ptr,
             b,
             kv_head,
             end_ptr,
-            position_ptr,
             tiles_ptr + (capacity - 1) * IS_PARTIAL,
             num_partial if IS_PARTIAL else num_full,
             counter_ptr + IS_PARTIAL if COUNT_TILES else None,
@@ -228,7 +217,7 @@ def backward_queries_kernel(
             BLOCK_D_V=BLOCK_D_V,
             BLOCK_K=BLOCK_K,
             HAS_SOFTCAP=HAS_SOFTCAP,
-            HAS_FLOOR=HAS_FLOOR,
+            HAS_WINDOW=HAS_WINDOW,
             PRECISION=PRECISION,
             COUNT_TILES=COUNT_TILES,
             USE_TMA=USE_TMA,

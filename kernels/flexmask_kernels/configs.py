@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 KERNELS = ("forward", "backward_queries", "backward_keys", "backward_fused")
+BY_KEY = ("backward_keys", "backward_fused")  # whose programs own keys
 MAX_WIDTH = 256
 # lines of a key head that start before it is the turn of the next, in `backward_keys.turn_of`
 NUM_ROUND = 64
@@ -59,7 +60,7 @@ _BLACKWELL = _LARGE | {
     "backward_keys": _LARGE["backward_keys"]
     | {64: Config(32, 64, 8, 2), 128: Config(32, 64, 8, 1)},
 }
-# with a softcap, a floor, or head widths that are padded, which all take registers
+# with a softcap, a window, or head widths that are padded, which all take registers
 _NARROW = {"backward_keys": Config(32, 64, 8, 2), "backward_fused": Config(32, 64, 8, 2)}
 # the same where at least 99 KB are sure: Ampere, Ada, and Blackwell's workstation chips
 _SMALL: dict[str, dict[int, Config]] = {
@@ -108,7 +109,7 @@ def default_config(
         capability: 10 * major + minor of the compute capability; 0 in the interpreter.
         width: the larger of D and D_v.
         element_size: bytes of an element of q.
-        is_plain: no softcap, no floor, and heads that fill their block.
+        is_plain: no softcap, no window, and heads that fill their block.
     """
     if capability == 0:
         return _INTERPRETER

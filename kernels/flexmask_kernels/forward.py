@@ -36,13 +36,12 @@ def _attend(
     total,  # [BLOCK_Q], sum of p so far
     q,  # [BLOCK_Q, BLOCK_D]
     query,  # int32 [BLOCK_Q], index in the row
-    floor,  # int32 [BLOCK_Q], lowest position seen
+    window_start,  # int32 [BLOCK_Q], first key seen
     k_ptr,
     v_ptr,
     b,
     kv_head,
     end_ptr,
-    position_ptr,
     tiles_ptr,  # first tile to visit
     num_tiles,
     counter_ptr,
@@ -59,7 +58,7 @@ def _attend(
     BLOCK_D_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_FLOOR: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
     USE_TMA: tl.constexpr,
@@ -79,16 +78,8 @@ def _attend(
         if IS_PARTIAL:
             key = start + tl.arange(0, BLOCK_K)
             end = tl.load(end_ptr + key, mask=key < L, other=0)
-            position_k = key
-            if HAS_FLOOR:
-                position_k = tl.load(position_ptr + key, mask=key < L, other=0)
             visible = sees(
-                query[:, None],
-                key[None, :],
-                end[None, :],
-                position_k[None, :],
-                floor[:, None],
-                HAS_FLOOR,
+                query[:, None], key[None, :], end[None, :], window_start[:, None], HAS_WINDOW
             )
             s = tl.where(visible, s, float("-inf"))
         p, m, total, shrink = softmax_step(s, m, total, to_log2, IS_PARTIAL)
@@ -109,10 +100,9 @@ def forward_kernel(
     out_ptr,  # [B, H, L, D_V]
     lse2_ptr,  # fp32 [B, H, L]
     end_ptr,  # int32 [num_rows, L]
-    position_ptr,  # int32 [num_rows, L], like the next one; None without a floor
-    floor_ptr,
+    start_ptr,  # int32 [num_rows, L]; None without a window
     sink_ptr,  # fp32 [H], or None without sinks
-    plan_ptr,  # as in `ranges`, like the next two; lines are blocks of queries
+    plan_ptr,  # as in `planning.Plan`, like the next two; lines are blocks of queries
     tiles_ptr,
     order_ptr,
     counter_ptr,  # int32 [2], full and partial tiles visited; or None without COUNT_TILES
@@ -143,7 +133,7 @@ def forward_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
-    HAS_FLOOR: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
@@ -166,10 +156,10 @@ def forward_kernel(
     num_full, num_partial = tl.load(plan_ptr), tl.load(plan_ptr + 1)
 
     query = line * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    floor = query
-    if HAS_FLOOR:
-        position_ptr += tl.cast(row, tl.int64) * L
-        floor = tl.load(floor_ptr + tl.cast(row, tl.int64) * L + query, mask=query < L, other=0)
+    window_start = query
+    if HAS_WINDOW:
+        start_ptr += tl.cast(row, tl.int64) * L
+        window_start = tl.load(start_ptr + query, mask=query < L, other=0)
     q = load_rows(q_ptr, line * BLOCK_Q, L, STRIDE_Q, BLOCK_Q, D, BLOCK_D, True)
     acc = tl.zeros([BLOCK_Q, BLOCK_D_V], tl.float32)
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -181,13 +171,12 @@ def forward_kernel(
             total,
             q,
             query,
-            floor,
+            window_start,
             k_ptr,
             v_ptr,
             b,
             kv_head,
             end_ptr,
-            position_ptr,
             tiles_ptr + (capacity - 1) * IS_PARTIAL,
             num_partial if IS_PARTIAL else num_full,
             counter_ptr + IS_PARTIAL if COUNT_TILES else None,
@@ -204,7 +193,7 @@ def forward_kernel(
             BLOCK_D_V=BLOCK_D_V,
             BLOCK_K=BLOCK_K,
             HAS_SOFTCAP=HAS_SOFTCAP,
-            HAS_FLOOR=HAS_FLOOR,
+            HAS_WINDOW=HAS_WINDOW,
             PRECISION=PRECISION,
             COUNT_TILES=COUNT_TILES,
             USE_TMA=USE_TMA,

@@ -9,17 +9,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flexmask_kernels.arguments import common_arguments, head_grid, plan_kernel, strides
+from flexmask_kernels.arguments import (
+    common_arguments,
+    config_of,
+    head_grid,
+    plan_kernel,
+    strides,
+)
 from flexmask_kernels.descriptors import walked_tensors
 from flexmask_kernels.forward import forward_kernel
 from flexmask_kernels.inputs import Counters, Inputs, Options, empty_output, prepare
 from flexmask_kernels.launches import LaunchQueue
+from flexmask_kernels.planning import Plan
 
 
 def forward(
-    inputs: Inputs, options: Options, counters: Counters | None = None
+    inputs: Inputs,
+    options: Options,
+    plan: Plan | None = None,
+    counters: Counters | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output [B, H, L, D_v] and lse2, the base-2 logsumexp of the scores, fp32 [B, H, L].
+
+    Args:
+        inputs: the tensors.
+        options: what changes the scores.
+        plan: that of `plan_kernel` for "forward"; None to make it here.
+        counters: where to count tiles.
 
     Raises:
         ValueError: heads wider than MAX_WIDTH, or a dtype that the kernels do not have.
@@ -27,8 +43,9 @@ def forward(
     inputs = prepare(inputs)
     q, k, v = inputs.q, inputs.k, inputs.v
     B, H, L, _ = q.shape
+    config = config_of("forward", inputs, options)
+    plan = plan or plan_kernel("forward", inputs, options)
     queue = LaunchQueue()
-    config, plan = plan_kernel(queue, "forward", inputs, options)
     counter = None if counters is None else counters.forward
     out = empty_output(q, v)
     lse2 = torch.empty(B, H, L, dtype=torch.float32, device=q.device)

@@ -30,8 +30,7 @@ class Inputs(NamedTuple):
         k: [B, H_kv, L, D].
         v: [B, H_kv, L, D_v].
         end: int32 [B, L] or [1, L], subtree ends.
-        positions: int32, like `end`; None without a floor.
-        floor: int32, like `end`, the lowest position that a query sees; None for all.
+        start: int32, like `end`, the first token that a query sees; None for all.
         sinks: fp32 [H], or None.
     """
 
@@ -39,8 +38,7 @@ class Inputs(NamedTuple):
     k: Tensor
     v: Tensor
     end: Tensor
-    positions: Tensor | None = None
-    floor: Tensor | None = None
+    start: Tensor | None = None
     sinks: Tensor | None = None
 
 
@@ -54,15 +52,13 @@ class Counters(NamedTuple):
 
 def prepare(inputs: Inputs) -> Inputs:
     """The inputs as the kernels read them; copies only what has no unit stride in a row."""
-    q, k, v, end, positions, floor, sinks = inputs
+    q, k, v, end, start, sinks = inputs
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"q must be fp32, bf16 or fp16, got {q.dtype}")
     widest = max(q.shape[3], v.shape[3])
     if widest > MAX_WIDTH:
         raise ValueError(f"heads must be at most {MAX_WIDTH} wide, got {widest}")
-    masks = [end]
-    if positions is not None and floor is not None:
-        masks = list(torch.broadcast_tensors(end, positions, floor))
+    masks = [end] if start is None else [end, start]
     return Inputs(
         *(unit_stride(x) for x in (q, k, v)),
         *(x.to(torch.int32).contiguous() for x in masks),

@@ -1,128 +1,88 @@
-"""Launches of the kernels in `ranges`: from subtree ends to the work of each program."""
+"""Which tiles a program visits: tensors computed on the device, never read by the host.
+
+A query q sees a key k where start[q] <= k <= q < end[k]; without a window there is no start.
+The keys of block j are consecutive and each sees itself, so the queries that see at least one of
+them are [first key, max end), and those that see all of them are [last key, min end). A query of
+the former sees one of the block, with a window, where start[q] <= last key, and all where
+start[q] <= first key.
+
+A line is the block that a program owns, of queries or of keys; of a key block without a window,
+the query blocks are one range, the full ones a range inside it, and no list is needed. Any other
+program walks a list of blocks: `for` loops over a list are pipelined by the compiler, a `while`
+loop that jumps over dead blocks is not.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
+from torch.nn.functional import pad
 
 from flexmask_kernels.configs import Config
-from flexmask_kernels.launches import LaunchQueue
-from flexmask_kernels.ranges import (
-    block_bounds_kernel,
-    key_ranges_kernel,
-    list_tiles_kernel,
-    order_lines_kernel,
-)
-
-_CHUNK = 128  # blocks that a program of `ranges` looks at in one step
-_RANKED = 16  # lines that a program ranks; more of them take long to compile
 
 
 class Plan(NamedTuple):
-    """What each line, the block of queries or keys that a program owns, has to visit.
+    """What each line has to visit, all int32.
 
     Attributes:
-        lines: int32 [rows, num_lines, 4], see `ranges`.
-        tiles: int32 [rows, num_lines, capacity], or None where two ranges say it all.
-        order: int32 [rows, num_lines], the longest line first.
+        lines: [rows, num_lines, 4]; numbers of full and of partial tiles; without lists also the
+            first block, and the number of partial tiles before the full ones.
+        tiles: [rows, num_lines, capacity], full tiles from the front, partial ones from the back;
+            capacity is 0 where two ranges say it all.
+        order: [rows, num_lines], lines by falling number of tiles.
     """
 
     lines: Tensor
-    tiles: Tensor | None
+    tiles: Tensor
     order: Tensor
 
-    @property
-    def capacity(self) -> int:
-        """The most tiles that a line can have; 0 without lists."""
-        return 0 if self.tiles is None else self.tiles.shape[2]
 
-
-def plan_lines(
-    queue: LaunchQueue,
-    end: Tensor,
-    positions: Tensor | None,
-    floor: Tensor | None,
-    config: Config,
-    *,
-    by_key: bool,
-) -> Plan:
-    """The plan of every row of the mask; launches only, the host reads nothing.
+def plan_lines(end: Tensor, start: Tensor | None = None, *, config: Config, by_key: bool) -> Plan:
+    """The plan of every row of a mask.
 
     Args:
-        queue: where the launches go.
-        end: int32 [rows, L], contiguous.
-        positions: int32 [rows, L], contiguous; None without a floor.
-        floor: like `positions`, the lowest one that a query sees.
+        end: int32 [rows, L], subtree ends.
+        start: int32 [rows, L], the first token that each query sees; None for no limit.
         config: its tile size.
         by_key: lines are blocks of keys, else of queries.
     """
-    rows, length = end.shape
-    num_q, num_k = triton.cdiv(length, config.block_q), triton.cdiv(length, config.block_k)
-    num_lines, capacity = (num_k, num_q) if by_key else (num_q, num_k)
-    lines = torch.empty(rows, num_lines, 4, dtype=torch.int32, device=end.device)
-    order = torch.empty(rows, num_lines, dtype=torch.int32, device=end.device)
-    tiles = None
-    if by_key and floor is None:
-        queue.add(
-            key_ranges_kernel,
-            (num_lines, rows),
-            end_ptr=end,
-            plan_ptr=lines,
-            L=length,
-            num_lines=num_lines,
-            BLOCK_Q=config.block_q,
-            BLOCK_K=config.block_k,
-        )
-    else:
-        key_bounds = _block_bounds(queue, end, positions, config.block_k)
-        query_bounds = None
-        if floor is not None:
-            query_bounds = _block_bounds(queue, end, floor, config.block_q)
-        tiles = torch.empty(rows, num_lines, capacity, dtype=torch.int32, device=end.device)
-        queue.add(
-            list_tiles_kernel,
-            (num_lines, rows),
-            query_bounds_ptr=query_bounds,
-            key_bounds_ptr=key_bounds,
-            plan_ptr=lines,
-            tiles_ptr=tiles,
-            num_q_blocks=num_q,
-            num_k_blocks=num_k,
-            BLOCK_Q=config.block_q,
-            BLOCK_K=config.block_k,
-            BY_KEY=by_key,
-            HAS_FLOOR=floor is not None,
-            CHUNK=_CHUNK,
-        )
-    queue.add(
-        order_lines_kernel,
-        (triton.cdiv(num_lines, _RANKED), rows),
-        plan_ptr=lines,
-        order_ptr=order,
-        num_lines=num_lines,
-        BLOCK=_RANKED,
-        CHUNK=_CHUNK,
-    )
-    return Plan(lines, tiles, order)
+    visited, full = classify_tiles(end, start, config.block_q, config.block_k)
+    if by_key:
+        visited, full = visited.mT, full.mT
+    num_full, num_partial = full.sum(2), (visited & ~full).sum(2)
+    order = (num_full + num_partial).argsort(dim=1, descending=True, stable=True)
+    first = visited.int().argmax(2)
+    num_front = torch.where(num_full > 0, full.int().argmax(2) - first, 0)
+    lines = torch.stack((num_full, num_partial, first, num_front), 2)
+    tiles = visited.new_empty((*visited.shape[:2], 0))
+    if not by_key or start is not None:
+        block = torch.arange(visited.shape[2], dtype=torch.int32, device=end.device)
+        rank = torch.where(full, block - block.numel(), block.numel() - block)
+        tiles = torch.where(visited, rank, 0).argsort(2)
+    return Plan(*(x.to(torch.int32).contiguous() for x in (lines, tiles, order)))
 
 
-def _block_bounds(queue: LaunchQueue, end: Tensor, reach: Tensor | None, block: int) -> Tensor:
-    """Bounds int32 [rows, 4, num_blocks] of blocks of `block` tokens."""
-    rows, length = end.shape
-    num_blocks = triton.cdiv(length, block)
-    bounds = torch.empty(rows, 4, num_blocks, dtype=torch.int32, device=end.device)
-    queue.add(
-        block_bounds_kernel,
-        (num_blocks, rows),
-        end_ptr=end,
-        reach_ptr=reach,
-        bounds_ptr=bounds,
-        L=length,
-        num_blocks=num_blocks,
-        BLOCK=block,
-        HAS_FLOOR=reach is not None,
-    )
-    return bounds
+def classify_tiles(
+    end: Tensor, start: Tensor | None, block_q: int, block_k: int
+) -> tuple[Tensor, Tensor]:
+    """Which tiles hold a visible pair, and which hold no other: bool [rows, num_q, num_k] each.
+
+    A ragged last block of queries or keys is never full.
+    """
+    length = end.shape[1]
+    ends = pad(end, (0, -length % block_k)).unflatten(1, (-1, block_k))
+    highest, lowest = ends.amax(2)[:, None, :], ends.amin(2)[:, None, :]
+    query = torch.arange(0, length, block_q, device=end.device)[:, None]  # the first of each block
+    key = torch.arange(0, length, block_k, device=end.device)
+    visited = (key < query + block_q) & (query < highest)
+    full = (key + block_k <= query + 1) & (query + block_q <= lowest)
+    if start is not None:
+        token = torch.arange(block_q, device=end.device) + query
+        starts = start[:, token.clamp(max=length - 1)]  # [rows, num_q, block_q], the last again
+        # of the queries that see one of the keys without a window, the lowest start
+        last = (highest - 1 - query).clamp(0, block_q - 1)
+        visited &= starts.cummin(2).values.gather(2, last) < key + block_k
+        full &= starts.amax(2, keepdim=True) <= key
+    return visited, full

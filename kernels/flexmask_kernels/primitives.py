@@ -1,6 +1,6 @@
 """What several kernels share: loads and stores of rows, scores, the mask, the online softmax.
 
-A query q sees a key k where k <= q < end[k] and, with a floor, position[k] >= floor[q].
+A query q sees a key k where k <= q < end[k] and, with a window, start[q] <= k.
 Scores live in base 2, because exp2 is one instruction: with t = softcap * tanh(scale q.k / softcap)
 (or t = scale q.k), every kernel computes
 
@@ -135,15 +135,14 @@ def tanh(x):
 def sees(
     query,  # int32 [.., ..], one of the two is a column and the other a line
     key,
-    end,  # of the keys, like the next
-    position_k,
-    floor,  # of the queries
-    HAS_FLOOR: tl.constexpr,
+    end,  # of the keys
+    window_start,  # of the queries
+    HAS_WINDOW: tl.constexpr,
 ):
     """The mask of one tile; the only mask code there is, and only partial tiles run it."""
     visible = (key <= query) & (query < end)
-    if HAS_FLOOR:
-        visible = visible & (position_k >= floor)
+    if HAS_WINDOW:
+        visible = visible & (window_start <= key)
     return visible
 
 

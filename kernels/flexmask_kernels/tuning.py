@@ -33,13 +33,13 @@ def choose_config(kernel: str, q: Tensor, v: Tensor, *, is_plain: bool = True) -
         kernel: a name in `configs.KERNELS`.
         q: tensor of the device, dtype and head width [..., D].
         v: tensor of the head width [..., D_v].
-        is_plain: without softcap and floor; only such launches are measured.
+        is_plain: without softcap and window; only such launches are measured.
     """
     forced = _forced.get()
     if kernel in forced:
         return forced[kernel]
-    width = max(q.shape[3], v.shape[3])
-    is_plain = is_plain and all(x.shape[3] == block_width(x.shape[3]) for x in (q, v))
+    width = max(q.shape[-1], v.shape[-1])
+    is_plain = is_plain and all(x.shape[-1] == block_width(x.shape[-1]) for x in (q, v))
     if is_plain:
         measured = _measured(cache_path()).get(config_key(kernel, q, v))
         if measured is not None:
@@ -70,7 +70,7 @@ def config_key(kernel: str, q: Tensor, v: Tensor) -> str:
     if q.device.type == "cuda":
         chip = torch.cuda.get_device_name(q.device)
     dtype = str(q.dtype).removeprefix("torch.")
-    widths = f"D{q.shape[3]}, D_v{v.shape[3]}"
+    widths = f"D{q.shape[-1]}, D_v{v.shape[-1]}"
     return f"{kernel}, {chip} triton {triton.__version__}, {dtype}, {widths}"
 
 

@@ -11,11 +11,12 @@ Tokens are counted through all rows of a batch, row after row: the batch is one 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
+import torch
 
-from flexmask.tree.chains import chain_starts, num_ends_above
+from flexmask.tree.chains import chain_starts
+from flexmask.tree.intervals import find_window_start
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,27 +91,15 @@ def find_forest(subtree_end: np.ndarray) -> Forest:
     offsets = np.arange(num_rows, dtype=np.int64)[:, None] * length
     end = (subtree_end.astype(np.int64) + offsets).ravel()
     chains = chain_starts(end)
-    attached = _chain_parents(end, chains)
-    parents = np.arange(-1, end.size - 1)
-    parents[chains] = attached
+    # the first token of a window of two: the one before on the path, or a root itself
+    start = find_window_start(torch.from_numpy(subtree_end), window=2)
+    assert start is not None
+    parents = (start.numpy() + offsets).ravel()
+    parents[parents == np.arange(end.size)] = -1
+    attached = parents[chains]
     cuts = attached[attached >= 0] + 1  # a fork; its chain may end there
     starts = np.unique(np.concatenate((chains, cuts[cuts < end.size])))
     lengths = np.diff(starts, append=end.size)
     above = parents[starts]
     piece_parents = np.where(above >= 0, np.searchsorted(starts, above, side="right") - 1, -1)
     return Forest(parents, chains, starts, lengths, piece_parents)
-
-
-def _chain_parents(end: np.ndarray, chains: np.ndarray) -> np.ndarray:
-    """The token that each chain hangs from, -1 at a root: the nearest that sees its head."""
-    parents = np.full(chains.size, -1, np.int64)
-    open_chains: list[tuple[int, int]] = []
-    bounds = [*chains.tolist(), end.size]
-    for index, (start, stop) in enumerate(pairwise(bounds)):
-        while open_chains and end[open_chains[-1][0]] <= start:
-            open_chains.pop()
-        if open_chains:
-            head, tail = open_chains[-1]
-            parents[index] = head + num_ends_above(end, head, tail, start) - 1
-        open_chains.append((start, stop))
-    return parents

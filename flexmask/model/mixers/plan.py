@@ -1,7 +1,7 @@
 """The plan of a tree batch: which tokens go through a layer together, on the layer's device.
 
-It depends on the tree alone, so it is made once and kept beside the mask tensor, for all layers
-and for a recomputation during the backward pass.
+It depends on the tree alone, so it is made once for all layers and for a recomputation during the
+backward pass.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from flexmask.backends.cache import per_mask_cache
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.mixers.forest import Forest, find_forest
 
@@ -123,11 +123,8 @@ class Plan:
 
 
 def plan_of(mask: Tensor) -> Plan:
-    """The plan of a tree batch by its mask [B, 1, 2, L]; the same object for the same tensor."""
-    plan: Plan | None = _PLANS.get(mask)
-    if plan is None:
-        plan = _PLANS[mask] = Plan(mask[:, 0, 0])
-    return plan
+    """The plan of a tree batch by its mask [B, 1, 2, L]; the same object for the same mask."""
+    return per_mask_cache(Plan, mask[:, 0, 0])
 
 
 def take(tensor: Tensor, tokens: Tensor) -> Tensor:
@@ -166,6 +163,3 @@ def _pad(runs: list[np.ndarray], at_least: int) -> tuple[np.ndarray, np.ndarray]
     lines = [np.pad(run, (0, longest - run.size), constant_values=run[0]) for run in runs]
     sizes = np.array([run.size for run in runs])
     return np.stack(lines), np.arange(longest) < sizes[:, None]
-
-
-_PLANS = WeakTensorKeyDictionary()  # mask -> plan

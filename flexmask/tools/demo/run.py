@@ -147,7 +147,7 @@ def _worker(settings: WorkerConfig) -> Iterator[Connection]:
 def _draw(folder: Path, results: Results, tree: PrefixTree) -> None:
     """Write `loss.png`, and `mask.png` with the empty, partial and full tiles of a tree's mask."""
     from flexmask.plots import draw_losses, new_figure, save_figure
-    from flexmask.tree.compiler import compile_mask
+    from flexmask.tree.mask import compile_mask
 
     steps = range(1, len(results[N_PASS]) + 1)
     curves = {mode: (steps, [step.loss for step in results[mode]]) for mode in _MODES}
@@ -156,9 +156,8 @@ def _draw(folder: Path, results: Results, tree: PrefixTree) -> None:
     length = tree.num_tokens
     block = -(-length // _MASK_BLOCKS)
     (tiles,) = compile_mask(tree).tiles(block, block)
-    grid = np.zeros((tiles.num_q_blocks, tiles.first.size))
-    query, key, is_full = tiles.pairs()
-    grid[query, key] = np.where(is_full, 1.0, 0.55)
+    grid = np.zeros((tiles.num_q_blocks, tiles.num_k_blocks))
+    grid[tiles.query, tiles.key] = np.where(tiles.is_full, 1.0, 0.55)
     figure = new_figure(6, 6)
     axes = figure.add_subplot(xlabel="key, packed position", ylabel="query, packed position")
     axes.imshow(grid, cmap="Blues", vmin=0, vmax=1.3, extent=(0, length, length, 0))

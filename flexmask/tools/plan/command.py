@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-    from flexmask.model.windows import Reach
+    from flexmask.model.windows import Window
     from flexmask.tree.sample import Sample
 
 
@@ -65,7 +65,7 @@ def run_plan(options: argparse.Namespace) -> int:
     from flexmask.model.load import load_tokenizer
     from flexmask.tools.plan.survey import make_plan
 
-    config, reaches = (None, ()) if options.model is None else _load_config(options)
+    config, windows = (None, ()) if options.model is None else _load_config(options)
     kept: list[Sequence[Sample]] = []
 
     def keep(samples: Sequence[Sample]) -> None:
@@ -81,7 +81,7 @@ def run_plan(options: argparse.Namespace) -> int:
         max_tokens=options.max_tokens,
         chat_template_kwargs=options.chat_template_kwargs,
         on_bad_line=options.on_bad_line,
-        reaches=reaches,
+        windows=windows,
         progress=_progress(files),
         watch=keep,
     )
@@ -143,7 +143,7 @@ def _count_lines(path: Path) -> int | None:
         return None
 
 
-def _load_config(options: argparse.Namespace) -> tuple[PreTrainedConfig, tuple[Reach, ...]]:
+def _load_config(options: argparse.Namespace) -> tuple[PreTrainedConfig, tuple[Window, ...]]:
     """The config of a model and its windows and chunks.
 
     A model that cannot be patched is refused here, before the data is read.
@@ -157,7 +157,7 @@ def _load_config(options: argparse.Namespace) -> tuple[PreTrainedConfig, tuple[R
 
     config = load_pretrained(AutoConfig.from_pretrained, options.model, "model config")
     cost = CostModel.of(meta_model(copy.deepcopy(config), _dtype(options.dtype, config)))
-    return config, cost.reaches
+    return config, cost.windows
 
 
 def _add_model(

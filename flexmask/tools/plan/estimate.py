@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from flexmask.model.cost import CostModel
 from flexmask.model.load import meta_model
-from flexmask.model.windows import Reach
+from flexmask.model.windows import Window
 from flexmask.model.work import TILE
 from flexmask.tools.plan.memory import logits_bytes_per_token, saved_bytes_per_token, state_bytes
 from flexmask.tools.plan.survey import Plan
@@ -73,7 +73,7 @@ def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estima
     """The predictions for `plan` with the model that `config` describes.
 
     Rows are single conversations, cut to the budget where the plan has one. The plan has counted
-    the pairs of the model's own `CostModel.reaches`.
+    the pairs of the model's own `CostModel.windows`.
 
     Raises:
         UnsupportedModelError: the model cannot be patched.
@@ -97,20 +97,20 @@ def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estima
         single_pass_flops=cost.flops(plan.single_pass),
         speed_up=cost.speed_up(plan.npass, plan.single_pass),
         speed_up_by_tiles=cost.speed_up(plan.npass_tiled, plan.single_pass_tiled),
-        bounded_layers=[_bounded(plan, reach, cost.num_layers[reach]) for reach in cost.reaches],
+        bounded_layers=[_bounded(plan, window, cost.num_layers[window]) for window in cost.windows],
         state_bytes=state_bytes(model),
         saved_bytes_per_token=saved,
         activation_bytes=activations,
     )
 
 
-def _bounded(plan: Plan, reach: Reach, num_layers: int) -> BoundedLayers:
+def _bounded(plan: Plan, window: Window, num_layers: int) -> BoundedLayers:
     return BoundedLayers(
-        window=reach.window,
-        chunk=reach.chunk,
+        window=window.window,
+        chunk=window.chunk,
         layers=num_layers,
-        npass_visible_pairs=plan.npass.bounded[reach],
-        single_pass_visible_pairs=plan.single_pass.bounded[reach],
-        npass_tiles=plan.npass_tiled.bounded[reach] // TILE**2,
-        single_pass_tiles=plan.single_pass_tiled.bounded[reach] // TILE**2,
+        npass_visible_pairs=plan.npass.bounded[window],
+        single_pass_visible_pairs=plan.single_pass.bounded[window],
+        npass_tiles=plan.npass_tiled.bounded[window] // TILE**2,
+        single_pass_tiles=plan.single_pass_tiled.bounded[window] // TILE**2,
     )

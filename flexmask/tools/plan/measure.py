@@ -101,8 +101,8 @@ def measure_steps(
     unpatch(model)
     others = WAYS[:-1]
     lengths = [len(sample) for samples in conversations for sample in samples]
-    before = npass_work(lengths, cost.reaches)
-    trees = (single_pass_work(build_tree(samples), cost.reaches) for samples in conversations)
+    before = npass_work(lengths, cost.windows)
+    trees = (single_pass_work(build_tree(samples), cost.windows) for samples in conversations)
     after = reduce(Work.plus, trees)
     ratios = {
         way: [a / b for a, b in zip(took[way], took["single_pass"], strict=True)] for way in others

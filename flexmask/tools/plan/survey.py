@@ -19,7 +19,7 @@ from flexmask.data.files import BadLine, OnBadLine, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.trees import Renderer
 from flexmask.errors import DataError
-from flexmask.model.windows import Reach
+from flexmask.model.windows import Window
 from flexmask.model.work import (
     TILE,
     Work,
@@ -70,7 +70,7 @@ class Plan:
 
     Attributes:
         overflow: what a row budget would do, None without one.
-        reaches: windows and chunks of a model, for which pairs and tiles are counted too.
+        windows: windows and chunks of a model, for which pairs and tiles are counted too.
         conversations, samples, trained_tokens: how many; a sample is a trained assistant message.
         npass, single_pass: tokens and visible pairs; packed N-pass has those of N-pass.
         npass_tiled, single_pass_tiled: the same with all pairs of the visited tiles of 128 x 128,
@@ -85,7 +85,7 @@ class Plan:
     """
 
     overflow: RowBudget | None = None
-    reaches: tuple[Reach, ...] = ()
+    windows: tuple[Window, ...] = ()
     conversations: int = 0
     samples: int = 0
     trained_tokens: int = 0
@@ -108,10 +108,10 @@ class Plan:
         self.samples += len(samples)
         self.trained_tokens += sum(sample.num_trained for sample in samples)
         lengths = list(map(len, samples))
-        self.npass = self.npass.plus(npass_work(lengths, self.reaches))
-        self.npass_tiled = self.npass_tiled.plus(npass_tiled(lengths, self.reaches))
-        self.single_pass = self.single_pass.plus(single_pass_work(tree, self.reaches))
-        tiled = single_pass_tiled(tree, self.reaches)
+        self.npass = self.npass.plus(npass_work(lengths, self.windows))
+        self.npass_tiled = self.npass_tiled.plus(npass_tiled(lengths, self.windows))
+        self.single_pass = self.single_pass.plus(single_pass_work(tree, self.windows))
+        tiled = single_pass_tiled(tree, self.windows)
         self.single_pass_tiled = self.single_pass_tiled.plus(tiled)
         self.turns.append(len(samples))
         self.conversation_tokens.append(tree.num_tokens)
@@ -192,7 +192,7 @@ def make_plan(
     max_tokens: int | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     on_bad_line: OnBadLine = "error",
-    reaches: Iterable[Reach] = (),
+    windows: Iterable[Window] = (),
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     watch: Callable[[Sequence[Sample]], None] | None = None,
 ) -> Plan:
@@ -204,7 +204,7 @@ def make_plan(
         max_tokens: budget of a row, or None.
         chat_template_kwargs: settings for the template.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" counts it.
-        reaches: windows and chunks of a model, to count their pairs.
+        windows: windows and chunks of a model, to count their pairs.
         progress: wraps the iteration over lines, such as `tqdm.tqdm`.
         watch: given the samples of each conversation as it goes by.
 
@@ -214,7 +214,7 @@ def make_plan(
     if max_tokens is not None and max_tokens < 1:
         raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
     paths = [data] if isinstance(data, (str, os.PathLike)) else data
-    plan = Plan(None if max_tokens is None else RowBudget(max_tokens), tuple(reaches))
+    plan = Plan(None if max_tokens is None else RowBudget(max_tokens), tuple(windows))
     renderer = Renderer(tokenizer, chat_template_kwargs=chat_template_kwargs)
 
     def use(conversation: Conversation) -> tuple[Conversation, list[Sample]]:
