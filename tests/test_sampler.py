@@ -16,7 +16,7 @@ from strategies import random_samples
 from torch.utils.data import DataLoader
 
 from flexmask import FittedTrees, FlexmaskError, TreeBatchSampler, TreeCollator, build_tree, patch
-from flexmask.packing.fill import fewer_rows, fewest_rows, fill_rows, spread_out
+from flexmask.packing.fill import fewest_rows, fill_rows, spread_out
 
 REASON_TOOL_USE = Path(__file__).parent.parent.parent / "shared/data/reason_tool_use.jsonl"
 
@@ -73,7 +73,7 @@ def test_rows_are_filled_where_the_least_cost_has_no_room():
     sizes = np.array([5, 4, 3, 3, 3])
     assert spread_out(sizes, sizes.astype(float), 9, 2, np.arange(5)) is None
     assert fill_rows(sizes, 9).tolist() == [0, 0, 1, 1, 1]
-    assert fewer_rows(np.array([4, 6, 2, 4, 4]), 10).max() == 1
+    assert fill_rows(np.array([4, 6, 2, 4, 4]), 10).max() == 1
 
 
 @given(
@@ -100,7 +100,7 @@ def test_every_tree_is_in_one_batch_and_batches_fit_their_rows(
     plan = sampler.plan(epoch)
     for batch, rows in zip(batches, plan.rows.ravel().tolist(), strict=True):
         tokens = np.array([sizes[index] for index in batch], np.int64)
-        assert fewer_rows(tokens, max_tokens).max(initial=-1) < rows <= rows_per_batch or not batch
+        assert fill_rows(tokens, max_tokens).max(initial=-1) < rows <= rows_per_batch or not batch
     assert plan.num_empty == sum(not batch for batch in batches) < num_processes
     assert plan.tokens.sum() == sum(sizes)
     assert plan.num_rows == sampler.num_rows - (sampler.num_rows > len(sizes)) * plan.num_empty

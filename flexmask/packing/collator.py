@@ -9,8 +9,8 @@ from flexmask.data.samples import Weighting, check_weighting, weigh_samples
 from flexmask.data.template import check_template
 from flexmask.data.trees import Renderer
 from flexmask.errors import DataError
-from flexmask.packing.overflow import Overflow, check_budget
-from flexmask.packing.rows import PackedRow, check_multiple, pack, stack_rows
+from flexmask.packing.fitting import Overflow, check_budget
+from flexmask.packing.rows import PackedRow, PackedRows, check_multiple, pack, stack_rows
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
 
@@ -65,24 +65,16 @@ class TreeCollator:
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Tensor]:
         """The batch of `items`: tensors [B, L] as `stack_rows` describes them."""
-        pad_token_id = getattr(self.tokenizer, "pad_token_id", None) or 0
+        rows = PackedRows([PackedRow.empty()])
+        if items:
+            trees = [self.tree(item) for item in items]
+            rows = pack(trees, self.max_tokens, on_overflow=self.on_overflow)
+        self.num_dropped += len(rows.dropped)
         return stack_rows(
-            self._rows([self.tree(item) for item in items]),
-            pad_token_id=pad_token_id,
+            rows,
+            pad_token_id=getattr(self.tokenizer, "pad_token_id", None) or 0,
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
-
-    def _rows(self, trees: Sequence[PrefixTree]) -> Sequence[PackedRow]:
-        if not trees:
-            return [PackedRow.empty()]
-        rows = pack(trees, self.max_tokens, on_overflow=self.on_overflow)
-        self.num_dropped += len(rows.dropped)
-        if not rows:
-            raise DataError(
-                f"every sample of this batch is longer than max_tokens = {self.max_tokens}; "
-                "raise max_tokens"
-            )
-        return rows
 
     def tree(self, item: Any) -> PrefixTree:
         """The prefix tree of one item."""

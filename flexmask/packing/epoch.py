@@ -1,9 +1,4 @@
-"""One epoch as rows, and rows as the steps of data-parallel processes.
-
-All processes of a step wait for the slowest. So rows are sorted by predicted cost, neighbours go
-into the same step, and what is in one is spread over its rows once more. Steps then come in random
-order.
-"""
+"""One epoch as the steps of data-parallel processes, and how full and how equal they are."""
 
 from __future__ import annotations
 
@@ -12,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from flexmask.errors import pluralize
-from flexmask.packing.fill import from_large, spread_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,76 +81,6 @@ class EpochPlan:
             empty = pluralize(self.num_empty, "batch", "batches")
             line += f"; {empty} of padding alone, as there are too few trees"
         return line
-
-
-def plan_steps(
-    rows: np.ndarray,
-    num_rows: int,
-    sizes: np.ndarray,
-    costs: np.ndarray,
-    max_tokens: int,
-    *,
-    num_processes: int,
-    rows_per_batch: int,
-    fewest_rows: int,
-    generator: np.random.Generator,
-) -> EpochPlan:
-    """The plan that takes rows as they are filled to steps.
-
-    Args:
-        rows: the row of each tree, int64 [n].
-        num_rows: how many there are, a multiple of `num_processes`.
-        sizes: tokens of each tree, int64 [n].
-        costs: predicted cost of each, float64 [n].
-        max_tokens: budget of a row.
-        num_processes: P.
-        rows_per_batch: rows of one process in a step; the last step may have fewer.
-        fewest_rows: passed on.
-        generator: what the order of the steps is drawn from.
-    """
-    ends = np.cumsum(np.bincount(rows, minlength=num_rows))[:-1]
-    held = np.split(np.argsort(rows, kind="stable"), ends)
-    by_cost = from_large(np.bincount(rows, costs, num_rows))
-    chunks = by_cost.reshape(-1, num_processes)[generator.permutation(num_rows // num_processes)]
-    num_steps = -(-len(chunks) // rows_per_batch)
-    batches: list[list[int]] = [[] for _ in range(num_steps * num_processes)]
-    totals = np.zeros((3, num_steps, num_processes))
-    run_costs = np.zeros(num_processes)
-    for number, chunk in enumerate(chunks):
-        step = number // rows_per_batch
-        taken = _spread_evenly([held[row] for row in chunk], sizes, costs, max_tokens)
-        row_costs = np.array([costs[trees].sum() for trees in taken])
-        heaviest = from_large(row_costs)
-        lightest = np.lexsort((run_costs, totals[2, step]))
-        for row, process in zip(heaviest.tolist(), lightest.tolist(), strict=True):
-            trees = taken[row]
-            batches[step * num_processes + process].extend(trees.tolist())
-            totals[:, step, process] += (trees.size > 0, sizes[trees].sum(), row_costs[row])
-            run_costs[process] += row_costs[row]
-    return EpochPlan(
-        batches,
-        totals[0].astype(np.int64),
-        totals[1].astype(np.int64),
-        totals[2],
-        max_tokens,
-        fewest_rows,
-    )
-
-
-def _spread_evenly(
-    held: list[np.ndarray], sizes: np.ndarray, costs: np.ndarray, max_tokens: int
-) -> list[np.ndarray]:
-    """The trees of some rows spread over them once more, where that evens out their costs."""
-    trees = np.concatenate(held)
-    if len(held) == 1 or not trees.size:
-        return held
-    order = from_large(costs[trees])
-    rows = spread_out(sizes[trees], costs[trees], max_tokens, len(held), order)
-    if rows is None:
-        return held
-    after = [np.sort(trees[rows == row]) for row in range(len(held))]
-    before = [costs[row].sum() for row in held]
-    return after if np.ptp([costs[row].sum() for row in after]) < np.ptp(before) else held
 
 
 def _spread(costs: np.ndarray) -> np.ndarray:

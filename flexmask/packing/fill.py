@@ -91,9 +91,15 @@ def spread_out(
 
 
 def fill_rows(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
-    """Few rows, of about the same size where that takes no more."""
+    """Few rows, of about the same size where that takes no more.
+
+    Never more than the trees need in the order given, each row filled before the next.
+    """
     order = from_large(sizes)
     rows = best_fit(sizes, max_tokens, order)
+    in_order = _next_fit(sizes, max_tokens)
+    if in_order.max(initial=-1) < rows.max(initial=-1):
+        rows = in_order
     for num_rows in (fewest_rows(sizes, max_tokens), int(rows.max(initial=-1)) + 1):
         even = spread_out(sizes, sizes.astype(np.float64), max_tokens, num_rows, order)
         if even is not None:
@@ -101,17 +107,16 @@ def fill_rows(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
     return rows
 
 
-def fewer_rows(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
-    """The rows of `fill_rows`, or those of the trees in the order given where these are fewer."""
-    rows = fill_rows(sizes, max_tokens)
-    in_order = np.empty_like(rows)
+def _next_fit(sizes: np.ndarray, max_tokens: int) -> np.ndarray:
+    """Rows of the trees in the order given: the last one where it has room, else a new one."""
+    rows = np.empty(sizes.size, np.int64)
     row, filled = 0, 0
     for tree, size in enumerate(sizes.tolist()):
         if filled + size > max_tokens:
             row, filled = row + 1, 0
-        in_order[tree] = row
+        rows[tree] = row
         filled += size
-    return in_order if in_order.max(initial=-1) < rows.max(initial=-1) else rows
+    return rows
 
 
 def use_all_rows(rows: np.ndarray, sizes: np.ndarray, num_rows: int) -> np.ndarray:
@@ -128,3 +133,19 @@ def use_all_rows(rows: np.ndarray, sizes: np.ndarray, num_rows: int) -> np.ndarr
         held = np.flatnonzero(rows == counts.argmax())
         rows[held[from_large(sizes[held])][1::2]] = new_row
     return rows
+
+
+def spread_evenly(
+    held: list[np.ndarray], sizes: np.ndarray, costs: np.ndarray, max_tokens: int
+) -> list[np.ndarray]:
+    """The trees of some rows spread over them once more, where that evens out their costs."""
+    trees = np.concatenate(held)
+    if len(held) == 1 or not trees.size:
+        return held
+    order = from_large(costs[trees])
+    rows = spread_out(sizes[trees], costs[trees], max_tokens, len(held), order)
+    if rows is None:
+        return held
+    after = [np.sort(trees[rows == row]) for row in range(len(held))]
+    before = [costs[row].sum() for row in held]
+    return after if np.ptp([costs[row].sum() for row in after]) < np.ptp(before) else held

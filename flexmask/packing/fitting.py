@@ -7,15 +7,65 @@ trees that fit. Sizes are known without tokens: a tree is read here only if it i
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from flexmask.errors import DataError
-from flexmask.packing.overflow import Overflow, SplitCount, check_budget, split_overflow
-from flexmask.packing.split import Split
+from flexmask.errors import DataError, pluralize
+from flexmask.packing.split import Split, split_tree
 from flexmask.tree.tree import PrefixTree
+
+Overflow = Literal["split", "drop", "error"]
+
+
+@dataclass(slots=True)
+class SplitCount:
+    """What cutting came to.
+
+    Attributes:
+        trees: how many were larger than the budget.
+        pieces: into how many they were cut.
+        repeated_tokens: history that pieces compute again.
+        dropped_samples: samples longer than the budget by themselves.
+        lost_trees: trees of which no sample is left.
+    """
+
+    trees: int = 0
+    pieces: int = 0
+    repeated_tokens: int = 0
+    dropped_samples: int = 0
+    lost_trees: int = 0
+
+    def add(self, split: Split) -> None:
+        """Count one tree."""
+        self.trees += 1
+        self.pieces += len(split)
+        self.repeated_tokens += split.repeated_tokens
+        self.dropped_samples += len(split.too_long)
+        self.lost_trees += not len(split)
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.trees:,} larger, cut into {pluralize(self.pieces, 'piece')}, with "
+            f"{pluralize(self.repeated_tokens, 'token')} of history computed again"
+        )
+        if self.dropped_samples:
+            line += f"; {pluralize(self.dropped_samples, 'sample')} dropped, longer than the budget"
+        if self.lost_trees:
+            line += (
+                f", and with {'it' if self.dropped_samples == 1 else 'them'} "
+                f"{pluralize(self.lost_trees, 'whole conversation')}"
+            )
+        return line
+
+
+def check_budget(max_tokens: int | None, on_overflow: Overflow) -> None:
+    """Raise DataError for a budget below 1 or an unknown policy."""
+    if on_overflow not in get_args(Overflow):
+        raise DataError(f"on_overflow must be one of {get_args(Overflow)}, got {on_overflow!r}")
+    if max_tokens is not None and max_tokens < 1:
+        raise DataError(f"max_tokens must be at least 1, got {max_tokens}")
 
 
 def sizes_of(trees: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +126,9 @@ class FittedTrees:
         items = [np.stack((np.arange(len(tokens)), np.zeros_like(tokens), tokens, pairs))]
         items[0] = items[0][:, tokens <= max_tokens]
         for index in np.flatnonzero(tokens > max_tokens).tolist():
-            items.append(self._cut(index, on_overflow))
+            split = self._cut(index, on_overflow)
+            pieces = (np.full(len(split), index), np.arange(len(split)))
+            items.append(np.stack((*pieces, split.num_tokens, split.num_pairs)))
         table = np.concatenate(items, axis=1)
         table = table[:, np.lexsort((table[1], table[0]))]
         self._owner, self._piece, self.num_tokens, self.num_pairs = table
@@ -98,20 +150,28 @@ class FittedTrees:
         """Where item `index` comes from, for messages."""
         return _place(self.trees, int(self._owner[index]))
 
-    def _cut(self, index: int, on_overflow: Overflow) -> np.ndarray:
-        """Cut tree `index`; returns its pieces as int64 [4, pieces], see `__init__`."""
-        tree = self.trees[index]
-        place = _place(self.trees, index)
-        split = split_overflow(tree, self.max_tokens, on_overflow, place)
-        if split is None:
+    def _cut(self, index: int, on_overflow: Overflow) -> Split:
+        """How tree `index`, larger than the budget, is cut."""
+        tree, place = self.trees[index], _place(self.trees, index)
+        if tree.num_tokens <= self.max_tokens:
             raise AssertionError(f"{place} is smaller than its num_tokens says")
+        if on_overflow == "error":
+            raise DataError(
+                f"{place}: must have at most max_tokens = {self.max_tokens} tokens, got "
+                f"{tree.num_tokens}; raise max_tokens or use on_overflow='split'"
+            )
+        split = split_tree(tree, self.max_tokens)
+        too_long = [tree.leaves[leaf] for leaf in split.too_long]
+        if too_long and on_overflow == "split":
+            raise DataError(
+                f"{place}, sample {too_long[0].key!r}: must have at most max_tokens = "
+                f"{self.max_tokens} tokens, got {tree.sample_length(too_long[0])}; raise it or use "
+                "on_overflow='drop' (--on_overflow drop)"
+            )
         self.split.add(split)
-        self.dropped.extend((place, tree.leaves[leaf].key) for leaf in split.too_long)
+        self.dropped.extend((place, leaf.key) for leaf in too_long)
         self._splits[index] = replace(split, tree=PrefixTree(tree.segments, tree.leaves))
-        numbers = range(len(split))
-        return np.array(
-            [[index] * len(split), numbers, split.num_tokens, split.num_pairs], np.int64
-        )
+        return split
 
 
 def _place(trees: Any, index: int) -> str:

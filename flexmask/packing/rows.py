@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmask.errors import DataError
-from flexmask.packing.fill import fewer_rows
-from flexmask.packing.overflow import Overflow, SplitCount, check_budget, split_overflow
+from flexmask.packing.fill import fill_rows
+from flexmask.packing.fitting import FittedTrees, Overflow, SplitCount, check_budget
 from flexmask.tree.layout import (
     IGNORE_INDEX,
     Layout,
@@ -197,8 +197,8 @@ def pack(
 
     Raises:
         MaskError: something else than trees.
-        DataError: no trees, a budget below 1, an unknown policy, or a tree or sample that does not
-            fit and may be neither split nor dropped.
+        DataError: no trees, a budget below 1, an unknown policy, a tree or sample that does not
+            fit and may be neither split nor dropped, or nothing left.
     """
     listed = check_trees(trees, "pack")
     if not listed:
@@ -206,22 +206,12 @@ def pack(
     check_budget(max_tokens, on_overflow)
     if max_tokens is None:
         return PackedRows([PackedRow.from_trees(listed)])
-    pieces: list[PrefixTree] = []
-    dropped: list[Hashable] = []
-    count = SplitCount()
-    for index, tree in enumerate(listed):
-        split = split_overflow(tree, max_tokens, on_overflow, f"tree {index}")
-        if split is None:
-            pieces.append(tree)
-            continue
-        count.add(split)
-        pieces.extend(split.pieces())
-        dropped.extend(tree.leaves[leaf].key for leaf in split.too_long)
-    sizes = np.array([tree.num_tokens for tree in pieces], np.int64)
+    fitted = FittedTrees(listed, max_tokens, on_overflow=on_overflow)
     rows: dict[int, list[PrefixTree]] = {}  # in the order of their first trees
-    for tree, row in zip(pieces, fewer_rows(sizes, max_tokens).tolist(), strict=True):
-        rows.setdefault(row, []).append(tree)
-    return PackedRows(map(PackedRow.from_trees, rows.values()), tuple(dropped), count)
+    for index, row in enumerate(fill_rows(fitted.num_tokens, max_tokens).tolist()):
+        rows.setdefault(row, []).append(fitted[index])
+    dropped = tuple(key for _, key in fitted.dropped)
+    return PackedRows(map(PackedRow.from_trees, rows.values()), dropped, fitted.split)
 
 
 def stack_rows(

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from flexmask.errors import DataError, FlexmaskError
-from flexmask.packing.epoch import EpochPlan, plan_steps
+from flexmask.packing.epoch import EpochPlan
 from flexmask.packing.fill import (
     best_fit,
     fewest_rows,
     fill_rows,
+    from_large,
     shuffled_by_octave,
+    spread_evenly,
     spread_out,
     use_all_rows,
 )
@@ -126,19 +128,7 @@ class TreeBatchSampler:
     def plan(self, epoch: int = 0) -> EpochPlan:
         """The batches of an epoch, and how full and how equal they are."""
         if self._plan is None or self._plan[0] != epoch:
-            generator = np.random.default_rng([self.seed, epoch])
-            plan = plan_steps(
-                self._epoch_rows(generator),
-                self.num_rows,
-                self._sizes,
-                self._costs,
-                self.max_tokens,
-                num_processes=self.num_processes,
-                rows_per_batch=self.rows_per_batch,
-                fewest_rows=self.fewest_rows,
-                generator=generator,
-            )
-            self._plan = (epoch, plan)
+            self._plan = (epoch, self._make_plan(np.random.default_rng([self.seed, epoch])))
         return self._plan[1]
 
     def prepare(self, loader: Any, accelerator: Any) -> Any:
@@ -215,3 +205,34 @@ class TreeBatchSampler:
         if rows.max() >= self.num_rows:
             rows = self._rows
         return use_all_rows(rows, self._sizes, self.num_rows)
+
+    def _make_plan(self, generator: np.random.Generator) -> EpochPlan:
+        """The rows of one epoch as steps.
+
+        All processes of a step wait for the slowest. So rows are sorted by predicted cost,
+        neighbours go into the same step, and what is in one is spread over its rows once more.
+        Steps then come in random order.
+        """
+        sizes, costs, num_processes = self._sizes, self._costs, self.num_processes
+        rows = self._epoch_rows(generator)
+        ends = np.cumsum(np.bincount(rows, minlength=self.num_rows))[:-1]
+        held = np.split(np.argsort(rows, kind="stable"), ends)
+        by_cost = from_large(np.bincount(rows, costs, self.num_rows)).reshape(-1, num_processes)
+        chunks = generator.permutation(by_cost)
+        num_steps = -(-len(chunks) // self.rows_per_batch)
+        batches: list[list[int]] = [[] for _ in range(num_steps * num_processes)]
+        totals = np.zeros((3, num_steps, num_processes))
+        run_costs = np.zeros(num_processes)
+        for number, chunk in enumerate(chunks):
+            step = number // self.rows_per_batch
+            taken = spread_evenly([held[row] for row in chunk], sizes, costs, self.max_tokens)
+            row_costs = np.array([costs[trees].sum() for trees in taken])
+            heaviest = from_large(row_costs)
+            lightest = np.lexsort((run_costs, totals[2, step]))
+            for row, process in zip(heaviest.tolist(), lightest.tolist(), strict=True):
+                trees = taken[row]
+                batches[step * num_processes + process].extend(trees.tolist())
+                totals[:, step, process] += (trees.size > 0, sizes[trees].sum(), row_costs[row])
+                run_costs[process] += row_costs[row]
+        num_rows, tokens = totals[:2].astype(np.int64)
+        return EpochPlan(batches, num_rows, tokens, totals[2], self.max_tokens, self.fewest_rows)

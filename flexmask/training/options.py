@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flexmask.data.samples import Weighting
-from flexmask.packing.overflow import Overflow
+from flexmask.packing.fitting import Overflow
 
 Backend = Literal["auto", "reference", "cpu", "flex", "triton"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]

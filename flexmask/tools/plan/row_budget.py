@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flexmask.packing.fill import fewest_rows
-from flexmask.packing.overflow import SplitCount
+from flexmask.packing.fitting import SplitCount
 from flexmask.packing.split import split_tree
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree
