@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ import numpy as np
 
 from flexmask.data.files import BadLine, find_data_files, read_files
 from flexmask.data.trees import Renderer
-from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
+from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import write_json
-from flexmask.tools.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerConfig, serve
+from flexmask.tools.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerProcess
 from flexmask.tools.table import table
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
 
-LEARNING_RATE = 1e-3
 _MASK_BLOCKS = 160  # tiles on a side of the mask's picture, at most
 _MODES = (N_PASS, SINGLE_PASS)
 _COLUMN = {  # what report.json says of a mode: its name and format in the table
@@ -104,44 +102,22 @@ def _train_side_by_side(
     from tqdm import tqdm
 
     results: Results = {mode: [] for mode in _MODES}
+    workers: dict[str, Any] = {}
+    mode = ""
     with ExitStack() as stack:
-        workers = {}
-        for mode in _MODES:
-            config = WorkerConfig(mode, str(CONFIG_PATH), vocab_size, LEARNING_RATE, seed)
-            workers[mode] = stack.enter_context(_worker(config))
-        for number, batch in enumerate(tqdm(batches, desc="training both ways", unit="step")):
-            for mode, worker in workers.items():
-                results[mode].append(_ask(worker, mode, (batch, number == 0)))
-        return results, {mode: _ask(worker, mode, None) for mode, worker in workers.items()}
-
-
-def _ask(connection: Connection, mode: str, request: Any) -> Any:
-    """The worker's answer to `request`."""
-    try:
-        connection.send(request)
-        return connection.recv()
-    except (EOFError, OSError):
-        raise FlexmaskError(
-            f"the {mode} worker ended before it answered; is there enough memory? "
-            "try a smaller --batch_size or shorter conversations"
-        ) from None
-
-
-@contextmanager
-def _worker(settings: WorkerConfig) -> Iterator[Connection]:
-    """A connection to a worker process, which ends with the block."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, settings), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        ours.recv()
-        yield ours
-    finally:
-        ours.close()
-        process.join(timeout=10)
-        process.terminate()
+        try:
+            for mode in _MODES:
+                process = stack.enter_context(WorkerProcess(ctx=get_context("spawn")))
+                workers[mode] = process.worker(mode, vocab_size, seed)
+            for number, batch in enumerate(tqdm(batches, desc="training both ways", unit="step")):
+                for mode, worker in workers.items():
+                    results[mode].append(worker.step(batch, number == 0))
+            return results, {mode: worker.peak_bytes() for mode, worker in workers.items()}
+        except (EOFError, ConnectionError):
+            raise FlexmaskError(
+                f"the {mode} worker ended before it answered; is there enough memory? "
+                "try a smaller --batch_size or shorter conversations"
+            ) from None
 
 
 def _draw(folder: Path, results: Results, tree: PrefixTree) -> None:

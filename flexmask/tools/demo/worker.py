@@ -8,28 +8,20 @@ their samples.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.managers import BaseManager
 from typing import Any
 
 import numpy as np
 
+from flexmask.demo import CONFIG_PATH
 from flexmask.tools.demo.peak import peak_bytes, reset_peak
 from flexmask.tree.sample import Sample
 
 SINGLE_PASS = "single-pass"
 N_PASS = "N-pass"
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """How a worker trains: `mode` is SINGLE_PASS or N_PASS, `config` a model config's path."""
-
-    mode: str
-    config: str
-    vocab_size: int
-    learning_rate: float
-    seed: int
+LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +41,32 @@ class StepResult:
     gradients: dict[str, np.ndarray] | None
 
 
-def serve(connection: Connection, settings: WorkerConfig) -> None:
-    """Answer each (conversations, wants_gradients) with a StepResult, and None with peak memory."""
-    worker = _Worker(settings)
-    connection.send("ready")
-    before = reset_peak()
-    while (request := connection.recv()) is not None:
-        connection.send(worker.step(*request))
-    connection.send(peak_bytes() - before)
+class Worker:
+    """A model with random weights in one mode, SINGLE_PASS or N_PASS, and its optimizer."""
 
-
-class _Worker:
-    def __init__(self, settings: WorkerConfig) -> None:
+    def __init__(self, mode: str, vocab_size: int, seed: int) -> None:
         import torch
         from transformers import AutoConfig, set_seed
 
         from flexmask.model import patch
         from flexmask.model.load import random_model
 
-        set_seed(settings.seed)
-        config = AutoConfig.from_pretrained(settings.config)
-        config.vocab_size = max(config.vocab_size, settings.vocab_size)
-        self.mode = settings.mode
+        set_seed(seed)
+        config = AutoConfig.from_pretrained(CONFIG_PATH)
+        config.vocab_size = max(config.vocab_size, vocab_size)
+        self.mode = mode
         self.model = random_model(config, torch.float32)
-        if settings.mode == SINGLE_PASS:
+        if mode == SINGLE_PASS:
             patch(self.model)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
+        self.bytes_before = reset_peak()
+
+    def peak_bytes(self) -> int:
+        """The most bytes that the steps so far have held."""
+        return peak_bytes() - self.bytes_before
 
     def step(self, conversations: list[list[Sample]], wants_gradients: bool) -> StepResult:
+        """Train on some conversations; the result has gradients where they are wanted."""
         started = time.perf_counter()
         batches = self._batches(conversations)
         num_trained = sum(int((batch["labels"] != -100).sum()) for batch in batches)
@@ -106,3 +96,12 @@ class _Worker:
             for name, parameter in self.model.named_parameters()
             if parameter.grad is not None
         }
+
+
+class WorkerProcess(BaseManager):
+    """A process of its own, with the `Worker` in it that `worker` makes."""
+
+    worker: Callable[..., Any]
+
+
+WorkerProcess.register("worker", Worker)
