@@ -36,48 +36,11 @@ def run_show(options: argparse.Namespace) -> int:
     Raises:
         FlexmaskError: an input that cannot be used.
     """
-    _check(options)
     from flexmask.demo import DATA_PATH, TOKENIZER_PATH
     from flexmask.model.load import load_tokenizer
-    from flexmask.tools.show.conversation import check_drawable, draw_shown, read_shown, shown_text
-    from flexmask.tools.show.row_figures import COLORS
-
-    data = options.data or [DATA_PATH]
-    tokenizer = load_tokenizer(options.tokenizer or str(TOKENIZER_PATH), options.chat_template)
-    shown = read_shown(
-        data,
-        options.index,
-        tokenizer,
-        max_tokens=options.max_tokens,
-        chat_template_kwargs=options.chat_template_kwargs,
-    )
-    compare = options.compare is not None
-    if options.output is not None or compare:
-        check_drawable(shown, compare=compare)
-    if options.output is not None:
-        draw_shown(shown, options.output, compare=compare)
-
-    def paint(dot: str, kind: str | None) -> str:
-        red, green, blue = bytes.fromhex(COLORS[kind or "context"][1:])
-        return f"\x1b[38;2;{red};{green};{blue}m{dot}\x1b[0m"
-
-    in_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    text = shown_text(
-        shown,
-        tokenizer,
-        width=shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns,
-        paint=paint if in_color else None,
-        compare=compare,
-    )
-    _print(text)
-    if options.output is not None:
-        _print(f"\nwritten: {options.output}")
-    return 0
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Raise DataError, before anything runs, for options that cannot be used."""
     from flexmask.plots import check_picture
+    from flexmask.tools.show.conversation import draw_shown, read_shown, shown_text
+    from flexmask.tools.show.row_figures import COLORS
 
     if options.data and options.tokenizer is None:
         raise DataError(
@@ -86,6 +49,22 @@ def _check(options: argparse.Namespace) -> None:
         )
     if options.output is not None:
         check_picture(options.output, "--output")
+    tokenizer = load_tokenizer(options.tokenizer or str(TOKENIZER_PATH), options.chat_template)
+    options.data = options.data or [DATA_PATH]
+    shown = read_shown(options, tokenizer)
+    if options.output is not None:
+        draw_shown(shown, options.output)
+
+    def paint(dot: str, kind: str | None) -> str:
+        red, green, blue = bytes.fromhex(COLORS[kind or "context"][1:])
+        return f"\x1b[38;2;{red};{green};{blue}m{dot}\x1b[0m"
+
+    in_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    width = shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns
+    _print(shown_text(shown, tokenizer, width=width, paint=paint if in_color else None))
+    if options.output is not None:
+        _print(f"\nwritten: {options.output}")
+    return 0
 
 
 def _print(text: str) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from flexmask.data.messages import Conversation
 from flexmask.data.template import THINKING_TAGS, ChatTemplate, Message
 from flexmask.errors import TemplateError
+from flexmask.tools.show.orders import token_index
 from flexmask.tree.sample import common_prefix_length
 from flexmask.tree.tree import Leaf, PrefixTree, Segment
 
@@ -54,7 +55,7 @@ def label_tree(
     template = ChatTemplate(tokenizer, conversation.tools, settings)
     codes = np.full(tree.num_tokens, _UNKNOWN, np.int8)
     turns = [_read_turn(template, conversation.messages, i) for i in conversation.trained]
-    places = [_tokens_of(tree, leaf) for leaf in tree.leaves]
+    places = [token_index(tree, tree.path(leaf.segment)) for leaf in tree.leaves]
     for turn, place in zip(turns, places, strict=True):
         _paint(codes, place[-turn.completion.size :], turn.completion)
     stops = tuple({turn.stop for turn in turns} - {""})
@@ -201,13 +202,6 @@ def _token_codes(tokenizer: Any, text: str, codes: np.ndarray) -> np.ndarray:
     first = codes[np.minimum(places[:, 0], len(text) - 1)]
     last = codes[np.maximum(places[:, 1] - 1, 0)]
     return np.where(last == _CONTEXT, first, last)
-
-
-def _tokens_of(tree: PrefixTree, leaf: Leaf) -> np.ndarray:
-    """The places of a sample's tokens in the tree's own token order, int64."""
-    starts, lengths = tree.token_starts, tree.lengths
-    runs = [np.arange(starts[s], starts[s] + lengths[s]) for s in tree.path(leaf.segment)]
-    return np.concatenate(runs)
 
 
 def _paint(codes: np.ndarray, places: np.ndarray, values: np.ndarray) -> None:

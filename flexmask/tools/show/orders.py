@@ -76,10 +76,16 @@ def tile_counts(
 
 def packed_starts(tree: PrefixTree, order: Sequence[int]) -> np.ndarray:
     """Packed position of each segment's first token in a row laid out in `order`, by segment."""
-    lengths = tree.lengths[list(order)]
+    lengths = tree.lengths[order]
     starts = np.empty_like(lengths)
-    starts[list(order)] = np.cumsum(lengths) - lengths
+    starts[order] = np.cumsum(lengths) - lengths
     return starts
+
+
+def token_index(tree: PrefixTree, segments: Sequence[int]) -> np.ndarray:
+    """The places of the tokens of `segments` in the tree's own token order, int64."""
+    stops = tree.token_starts + tree.lengths
+    return np.concatenate([np.arange(tree.token_starts[s], stops[s]) for s in segments])
 
 
 def density(tree: PrefixTree, order: Sequence[int], block: int = 128) -> float:

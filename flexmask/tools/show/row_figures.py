@@ -15,7 +15,7 @@ import numpy as np
 
 from flexmask.plots import new_figure, save_figure
 from flexmask.tools.show.kinds import KINDS
-from flexmask.tools.show.orders import packed_starts, tile_counts
+from flexmask.tools.show.orders import density, packed_starts, tile_counts, token_index
 from flexmask.tree.tree import PrefixTree
 
 if TYPE_CHECKING:
@@ -37,24 +37,33 @@ class RowPicture:
     Attributes:
         tree: segments with kinds; trained tokens are marked where it has tokens.
         order: all its segments, in the order of the row.
-        title: what stands above.
+        name: what stands above, before the density.
     """
 
     tree: PrefixTree
     order: Sequence[int]
-    title: str
+    name: str
 
     @cached_property
-    def segment_kinds(self) -> list[int]:
+    def density(self) -> float:
+        """Visible pairs per pair in a visited tile of 128 x 128."""
+        return density(self.tree, self.order)
+
+    @property
+    def title(self) -> str:
+        """What stands above."""
+        return f"{self.name} density {self.density:.3f}"
+
+    @cached_property
+    def segment_kinds(self) -> np.ndarray:
         """Index into KINDS of each segment, in the order of the tree."""
         named = [segment.kind or "context" for segment in self.tree.segments]
-        return [KINDS.index(_SAME.get(kind, kind)) for kind in named]
+        return np.array([KINDS.index(_SAME.get(kind, kind)) for kind in named])
 
     @cached_property
     def kinds(self) -> np.ndarray:
         """Index into KINDS of each packed token, int64 [L]."""
-        codes = [self.segment_kinds[s] for s in self.order]
-        return np.repeat(codes, self.tree.lengths[list(self.order)])
+        return np.repeat(self.segment_kinds[self.order], self.tree.lengths[self.order])
 
     @cached_property
     def trained(self) -> np.ndarray:
@@ -62,8 +71,7 @@ class RowPicture:
         weights = self.tree.loss_weights
         if weights is None:
             return np.zeros(self.tree.num_tokens, bool)
-        parts = np.split(weights, self.tree.token_starts[1:])
-        return np.concatenate([parts[s] for s in self.order]) > 0
+        return weights[token_index(self.tree, self.order)] > 0
 
 
 def draw_rows(
@@ -119,7 +127,7 @@ def _tile_colors(picture: RowPicture, block: int) -> np.ndarray:
     """The picture of the tiles, RGB [query blocks, key blocks, 3]."""
     by_kind = []  # visible pairs of each tile whose key is of a kind
     for kind in range(len(KINDS)):
-        keys = {s for s, code in enumerate(picture.segment_kinds) if code == kind}
+        keys = set(np.flatnonzero(picture.segment_kinds == kind).tolist())
         by_kind.append(tile_counts(picture.tree, picture.order, block, keys=keys))
     counts = np.sum(by_kind, axis=0)
     classes = np.select([counts == block * block, counts > 0], [2, 1])
@@ -186,14 +194,11 @@ def _label_answers(axes: Axes, picture: RowPicture) -> None:
 
 def _answer_places(picture: RowPicture) -> Iterator[tuple[float, str]]:
     """Yield the middle row of each sample's last segment, where it is trained, and its name."""
-    tree = picture.tree
-    if tree.loss_weights is None:
-        return
-    weights = np.split(tree.loss_weights, tree.token_starts[1:])
-    middles = packed_starts(tree, picture.order) + tree.lengths / 2
-    for leaf in tree.leaves:
-        if weights[leaf.segment].any():
-            yield float(middles[leaf.segment]), f"message {leaf.key}"
+    starts = packed_starts(picture.tree, picture.order)
+    for leaf in picture.tree.leaves:
+        start, length = int(starts[leaf.segment]), picture.tree.segments[leaf.segment].length
+        if picture.trained[start : start + length].any():
+            yield start + length / 2, f"message {leaf.key}"
 
 
 def _add_legend(figure: Figure, pictures: Sequence[RowPicture], block: int) -> None:

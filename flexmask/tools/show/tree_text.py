@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,13 +23,7 @@ from flexmask.tree.tree import PrefixTree
 Decode = Callable[[list[int]], str]
 Paint = Callable[[str, str | None], str]
 
-_HEADINGS: tuple[str, ...] = ("packed", "position", "trained")
 _TOKENS_PER_COLUMN = 4  # a character takes at most so many tokens of bytes
-
-
-class _Line(NamedTuple):
-    segment: int
-    branches: str
 
 
 def tree_lines(
@@ -49,11 +42,17 @@ def tree_lines(
     """
     if tree.input_ids is None or tree.loss_weights is None:
         raise AssertionError("a tree without tokens has no text")
+    starts, depths = lay_out(tree).starts, tree.depths
+    trained = np.add.reduceat(tree.loss_weights > 0, tree.token_starts, dtype=np.int64)
     lines = list(_walk(tree))
-    columns = [_HEADINGS, *_numbers_of(tree, [line.segment for line in lines])]
-    widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
-    numbers = ["  ".join(f"{x:>{n}}" for x, n in zip(r, widths, strict=True)) for r in columns]
-    num_branches = max(len(line.branches) for line in lines)
+    rows = [("packed", "position", "trained")]
+    for index, _ in lines:
+        length = tree.segments[index].length
+        places, positions = (f"{a[index]}:{a[index] + length}" for a in (starts, depths))
+        rows.append((places, positions, f"{trained[index]} of {length}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = ["  ".join(f"{x:>{n}}" for x, n in zip(r, widths, strict=True)) for r in rows]
+    num_branches = max(len(branches) for _, branches in lines)
     num_kinds = max(len(segment.kind or "") for segment in tree.segments)
     room = width - len(numbers[0]) - num_branches - num_kinds - 5
     texts = [numbers[0]]
@@ -70,21 +69,6 @@ def tree_lines(
         begin = shorten(decode(ids.tolist()), room)
         texts.append(f"{number}  {branches[:-1]}{dot}{filling} {kind}  {begin}".rstrip())
     return texts
-
-
-def _numbers_of(tree: PrefixTree, segments: list[int]) -> Iterator[tuple[str, ...]]:
-    """Yield for each of `segments` its packed places, positions, and trained tokens."""
-    starts, depths = lay_out(tree).starts, tree.depths
-    assert tree.loss_weights is not None
-    weights = np.split(tree.loss_weights, tree.token_starts[1:])
-    for index in segments:
-        length = tree.segments[index].length
-        trained = np.count_nonzero(weights[index])
-        yield (
-            f"{starts[index]}:{starts[index] + length}",
-            f"{depths[index]}:{depths[index] + length}",
-            f"{trained} of {length}",
-        )
 
 
 def shorten(text: str, width: int) -> str:
@@ -114,16 +98,16 @@ def _width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def _walk(tree: PrefixTree) -> Iterator[_Line]:
+def _walk(tree: PrefixTree) -> Iterator[tuple[int, str]]:
     """Yield the segments in drawing order, each with the branches to its left."""
     children: dict[int | None, list[int]] = {}
     for segment in lay_out(tree).order.tolist():  # heaviest child first
         children.setdefault(tree.segments[segment].parent, []).append(segment)
-    stack = [_Line(root, "●") for root in reversed(children[None])]
+    stack = [(root, "●") for root in reversed(children[None])]
     while stack:
-        line = stack.pop()
-        yield line
-        heavy, light = children.get(line.segment, [])[:1], children.get(line.segment, [])[1:]
-        rail = line.branches[:-1].replace("├", "│").replace("─", " ")
-        stack.extend(_Line(segment, rail + "●") for segment in heavy)
-        stack.extend(_Line(segment, rail + "├─●") for segment in sorted(light, reverse=True))
+        segment, branches = stack.pop()
+        yield segment, branches
+        rail = branches[:-1].replace("├", "│").replace("─", " ")
+        below = children.get(segment, [])
+        stack.extend((child, rail + "●") for child in below[:1])
+        stack.extend((child, rail + "├─●") for child in sorted(below[1:], reverse=True))
