@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError, TemplateError, pluralize
@@ -61,6 +61,8 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> VerifyReport:
+    from tqdm import tqdm
+
     from flexmask.backends.choice import choose_backend
     from flexmask.model.checks import check_vocabulary
     from flexmask.model.load import load_tokenizer
@@ -84,7 +86,12 @@ def _verify(options: argparse.Namespace) -> VerifyReport:
     model = _load_model(options, device)
     size = text_config(model).vocab_size
     check_vocabulary(size, (sample.input_ids for chat in chats for sample in chat.samples))
-    report = verify_model(model, chats, backend=options.backend, progress=_progress)
+    report = verify_model(
+        model,
+        chats,
+        backend=options.backend,
+        progress=partial(tqdm, desc="verifying", unit="turn", file=sys.stderr),
+    )
     report.findings.insert(0, finding)
     backend = {"backend": f"{choice.name}: {choice.reason}"}
     report.checked = _model_text(options, model) | backend | checked
@@ -178,9 +185,3 @@ def _data_text(options: argparse.Namespace, chats: list[Chat]) -> str:
         f"{', '.join(options.data)}: {pluralize(len(chats), 'conversation')}, "
         f"{pluralize(turns, 'turn')}, {npass:,} tokens in N-pass, {single:,} in a single pass"
     )
-
-
-def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, desc="verifying", unit="turn", total=total, file=sys.stderr)

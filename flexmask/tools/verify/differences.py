@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flexmask.tools.verify.gradients import Gradients, TurnResult
+from flexmask.tools.verify.gradients import PassResult
 from flexmask.tools.verify.parameter_groups import ParameterGroup
 
 
@@ -108,58 +108,41 @@ class Comparison:
                 worst[group.kind] = (group, difference)
         return worst
 
-    def to_json(self, loss_difference: Difference) -> dict[str, Any]:
-        """The figures as plain data."""
-        return {
-            "loss": finite(self.loss),
-            "loss_difference": loss_difference.to_json(),
-            "gradients": {
-                kind: {"layer": group.layer, **difference.to_json()}
-                for kind, (group, difference) in self.worst_gradients.items()
-            },
-        }
 
-
-def compare_turns(
-    place: Place,
-    single: TurnResult,
-    npass: TurnResult,
-    wider: TurnResult,
+def compare(
+    single: PassResult,
+    npass: PassResult,
+    wider: PassResult,
     groups: Mapping[str, ParameterGroup],
     dtype: torch.dtype,
+    *,
+    num_trained: int,
+    place: Place | None = None,
 ) -> Comparison:
-    """A turn in a single pass, in N-pass and in N-pass of a wider type."""
-    loss = float(npass.losses.mean())
-    return Comparison(
-        loss=loss,
-        loss_difference=abs(float(single.losses.mean()) - loss),
-        token_error=float((npass.losses - wider.losses).abs().mean()),
-        num_trained=npass.losses.numel(),
-        gradients=compare_gradients(
-            single.gradients, npass.gradients, wider.gradients, groups, dtype
-        ),
-        place=place,
-    )
+    """The single pass beside N-pass; squares of gradients are summed up in fp64.
 
-
-def compare_gradients(
-    single: Gradients,
-    npass: Gradients,
-    wider: Gradients,
-    groups: Mapping[str, ParameterGroup],
-    dtype: torch.dtype,
-) -> dict[ParameterGroup, Difference]:
-    """The difference of each group's gradient; squares are summed up in fp64."""
+    Args:
+        single: the result of one turn or of one step in a single pass.
+        npass: in N-pass.
+        wider: in N-pass of a wider type.
+        groups: of the parameters, by name.
+        dtype: of the model.
+        num_trained: how many tokens are trained.
+        place: of a turn; None of a step.
+    """
     squares: dict[ParameterGroup, torch.Tensor] = {}
     for name, group in groups.items():
-        ours, theirs, exact = (x[name].double().flatten() for x in (single, npass, wider))
+        ours, theirs, exact = (x.gradients[name].double().flatten() for x in (single, npass, wider))
         parts = torch.stack([x @ x for x in (ours - theirs, theirs - exact, theirs)]).cpu()
         squares[group] = squares.get(group, 0) + parts
-    found = {}
+    gradients = {}
     for group, total in squares.items():
         difference, error, size = total.sqrt().tolist()
-        found[group] = Difference.relative(difference, error, size, dtype)
-    return found
+        gradients[group] = Difference.relative(difference, error, size, dtype)
+    token_error = 0.0 if place is None else float((npass.losses - wider.losses).abs().mean())
+    loss = float(npass.losses.mean())
+    loss_difference = abs(float(single.losses.mean()) - loss)
+    return Comparison(loss, loss_difference, token_error, num_trained, gradients, place)
 
 
 def summing_error(num_terms: int) -> float:

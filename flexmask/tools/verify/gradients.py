@@ -22,16 +22,14 @@ from flexmask.tree.sample import Sample
 Gradients = dict[str, Tensor]
 
 
-class TurnResult(NamedTuple):
-    """Losses of a turn's trained tokens, fp64 [n] on the CPU, and the gradients of their mean."""
+class PassResult(NamedTuple):
+    """What a pass gives: losses, fp64 [n] on the CPU, and the gradients of their mean.
+
+    The losses are those of a turn's trained tokens, or the one of a step.
+    """
 
     losses: Tensor
     gradients: Gradients
-
-
-def npass_turn(model: PreTrainedModel, sample: Sample) -> TurnResult:
-    """One sample alone through an unpatched model."""
-    return _turn_result(model, npass_losses(model, sample), retain_graph=False)
 
 
 def npass_losses(model: PreTrainedModel, sample: Sample) -> Tensor:
@@ -43,24 +41,13 @@ def npass_losses(model: PreTrainedModel, sample: Sample) -> Tensor:
     return -logprobs[0, (labels[0] != IGNORE_INDEX).to(logprobs.device)]
 
 
-def single_pass_turn(
-    model: PreTrainedModel, row: PackedRow, logprobs: Tensor, number: int, sample: Sample
-) -> TurnResult:
-    """One sample of a packed row; its graph is kept for the others.
-
-    Args:
-        model: whose parameters the gradients are of.
-        row: the row.
-        logprobs: of the row, from `row_logprobs`.
-        number: of the sample in the row.
-        sample: the sample itself.
-    """
+def single_pass_losses(row: PackedRow, logprobs: Tensor, number: int, sample: Sample) -> Tensor:
+    """The loss of each trained token of sample `number` of a row, [n]; `logprobs` of the row."""
     trained = np.flatnonzero(sample.loss_weights[1:]) + 1
     predicting = row.sample_indices[number][trained - 1]
     if not np.array_equal(row.shift_labels[predicting], sample.input_ids[trained]):
         raise AssertionError("a packed position predicts another token than its sample's")
-    losses = -logprobs[torch.from_numpy(predicting).to(logprobs.device)]
-    return _turn_result(model, losses, retain_graph=True)
+    return -logprobs[torch.from_numpy(predicting).to(logprobs.device)]
 
 
 def row_logprobs(
@@ -82,10 +69,27 @@ def row_logprobs(
     return target_logprobs(logits, batch["shift_labels"])[0]
 
 
+def turn_result(
+    model: PreTrainedModel, losses: Tensor, *, retain_graph: bool = False
+) -> PassResult:
+    """The result of a turn with these losses; parameters that play no part have gradients of 0."""
+    trainable = _trainable(model)
+    with kept_graphs():
+        found = torch.autograd.grad(
+            losses.mean(),
+            list(trainable.values()),
+            retain_graph=retain_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    gradients = dict(zip(trainable, found, strict=True))
+    return PassResult(losses.detach().double().cpu(), gradients)
+
+
 def step_result(
     model: PreTrainedModel, batches: Sequence[dict[str, Tensor]], num_trained: int
-) -> tuple[float, Gradients]:
-    """Loss and gradients of an optimizer step, as the model itself computes its loss."""
+) -> PassResult:
+    """The result of an optimizer step, as the model itself computes its loss."""
     model.zero_grad(set_to_none=True)
     total = 0.0
     for batch in batches:
@@ -93,28 +97,13 @@ def step_result(
         loss = model(**moved, num_items_in_batch=num_trained).loss
         loss.backward()
         total += float(loss.detach())
-    gradients = {name: _or_zeros(p.grad, p) for name, p in _trainable(model).items()}
-    model.zero_grad(set_to_none=True)
-    return total, gradients
-
-
-def _turn_result(model: PreTrainedModel, losses: Tensor, *, retain_graph: bool) -> TurnResult:
-    named = _trainable(model)
-    with kept_graphs():
-        found = torch.autograd.grad(
-            losses.mean(), list(named.values()), retain_graph=retain_graph, allow_unused=True
-        )
     gradients = {
-        name: _or_zeros(gradient, p)
-        for (name, p), gradient in zip(named.items(), found, strict=True)
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in _trainable(model).items()
     }
-    return TurnResult(losses.detach().double().cpu(), gradients)
+    model.zero_grad(set_to_none=True)
+    return PassResult(torch.tensor([total], dtype=torch.float64), gradients)
 
 
 def _trainable(model: PreTrainedModel) -> Gradients:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _or_zeros(gradient: Tensor | None, parameter: Tensor) -> Tensor:
-    """The gradient, zeros for a parameter that plays no part."""
-    return torch.zeros_like(parameter) if gradient is None else gradient

@@ -23,19 +23,13 @@ from flexmask.model.experts import without_auxiliary_loss
 from flexmask.model.npass import npass_batches
 from flexmask.model.structure import active_dropouts, text_config
 from flexmask.packing.rows import PackedRow
-from flexmask.tools.verify.differences import (
-    Comparison,
-    Difference,
-    Place,
-    compare_gradients,
-    compare_turns,
-)
+from flexmask.tools.verify.differences import Difference, Place, compare
 from flexmask.tools.verify.gradients import (
     npass_losses,
-    npass_turn,
     row_logprobs,
-    single_pass_turn,
+    single_pass_losses,
     step_result,
+    turn_result,
 )
 from flexmask.tools.verify.parameter_groups import parameter_groups
 from flexmask.tools.verify.report import Control, VerifyReport
@@ -43,7 +37,7 @@ from flexmask.tree.sample import Sample
 from flexmask.tree.tree import build_tree
 
 WIDER = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
 # What a model raises that cannot take a batch; out of memory is among them.
 _RUN_ERRORS = (FlexmaskError, RuntimeError, IndexError)
 
@@ -67,7 +61,7 @@ def verify_model(
     chats: Sequence[Chat],
     *,
     backend: str = "auto",
-    progress: Progress = lambda items, total: items,
+    progress: Progress = iter,
 ) -> VerifyReport:
     """The findings and figures for an unpatched model; it is left unpatched, in training mode.
 
@@ -75,7 +69,7 @@ def verify_model(
         model: in float32, bfloat16 or float16.
         chats: the conversations, at least one.
         backend: as in `patch`.
-        progress: wraps the turns and their number, such as `tqdm.tqdm`.
+        progress: wraps the list of turns, such as `tqdm.tqdm`.
     """
     report = VerifyReport(dtype=model.dtype)
     with without_auxiliary_loss(text_config(model)) as had_one:
@@ -97,6 +91,7 @@ class _Verification:
         self.wider = _widened(model)
         self.chats = chats
         self.backend = backend
+        self.groups = parameter_groups(model)
 
     def run(self, progress: Progress) -> None:
         """Make all checks, up to one that makes the next ones useless."""
@@ -153,14 +148,13 @@ class _Verification:
     def compare_turns(self, progress: Progress) -> None:
         """Compare every turn; exchange the end of a branch; make the negative control."""
         model, report = self.model, self.report
-        groups = parameter_groups(model)
         turns = [
             Place(index, chat.where, sample.key, number)
             for index, chat in enumerate(self.chats)
             for number, sample in enumerate(chat.samples)
         ]
         chosen = max(range(len(self.chats)), key=lambda index: len(self.chats[index].samples))
-        for place in progress(turns, len(turns)):
+        for place in progress(turns):
             chat, number = self.chats[place.conversation], place.turn
             is_control = place.conversation == chosen
             if number == 0:
@@ -172,13 +166,15 @@ class _Verification:
                         wrong = row_logprobs(model, chat.row, subtree_end=wrong_end)
                         report.control = Control(name, [])
             sample = chat.samples[number]
-            npass, exact = npass_turn(model, sample), npass_turn(self.wider, sample)
+            npass, exact = (turn_result(m, npass_losses(m, sample)) for m in (model, self.wider))
             passes = [(report.turns, right)]
             if is_control and changed[number] and report.control is not None:
                 passes.append((report.control.turns, wrong))
             for compared, logprobs in passes:
-                ours = single_pass_turn(model, chat.row, logprobs, number, sample)
-                compared.append(compare_turns(place, ours, npass, exact, groups, model.dtype))
+                losses = single_pass_losses(chat.row, logprobs, number, sample)
+                ours = turn_result(model, losses, retain_graph=True)
+                found = (ours, npass, exact, self.groups, model.dtype)
+                compared.append(compare(*found, num_trained=sample.num_trained, place=place))
 
     def compare_step(self) -> None:
         """Compare one training step: all conversations in one row, the model's own loss."""
@@ -187,13 +183,11 @@ class _Verification:
         samples = [sample for chat in self.chats for sample in chat.samples]
         num_trained = sum(sample.num_trained for sample in samples)
         with self.patched():
-            loss, ours = step_result(model, [row.to_batch()], num_trained)
+            ours = step_result(model, [row.to_batch()], num_trained)
         batches = list(npass_batches(samples))
-        expected, theirs = step_result(model, batches, num_trained)
-        _, exact = step_result(self.wider, batches, num_trained)
-        gradients = compare_gradients(ours, theirs, exact, parameter_groups(model), model.dtype)
-        step = Comparison(expected, abs(loss - expected), 0.0, num_trained, gradients)
-        self.report.step = (step, len(row))
+        npass, exact = (step_result(m, batches, num_trained) for m in (model, self.wider))
+        found = (ours, npass, exact, self.groups, model.dtype)
+        self.report.step = (compare(*found, num_trained=num_trained), len(row))
 
     @contextmanager
     def patched(self) -> Iterator[None]:

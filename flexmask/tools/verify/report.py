@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,8 +10,10 @@ import torch
 
 from flexmask.errors import pluralize
 from flexmask.tools.table import table
-from flexmask.tools.verify.differences import Comparison, Difference, summing_error
-from flexmask.tools.verify.parameter_groups import GROUPS
+from flexmask.tools.verify.differences import Comparison, Difference, finite, summing_error
+from flexmask.tools.verify.parameter_groups import GROUPS, ParameterGroup
+
+_LOSS = ParameterGroup("loss", None)
 
 
 class Finding(NamedTuple):
@@ -92,20 +94,25 @@ class VerifyReport:
         """Turn the figures of turns, step and control into findings."""
         if self.step is None or self.control is None:
             raise AssertionError("turns are judged together with a step and a control")
+        step, num_tokens = self.step
         self._judge_mask()
         turns = pluralize(len(self.turns), "turn")
-        worst, at = _worst([(self.loss_of(turn), str(turn.place)) for turn in self.turns])
-        self.add("loss", worst.is_within, f"{turns}, largest by its bound at {at}", worst)
-        worst, at = _worst(
-            [
-                (difference, f"{group} at {turn.place}")
-                for turn in self.turns
-                for group, difference in turn.gradients.items()
-            ]
-        )
-        self.add("gradients", worst.is_within, f"{turns}, largest by its bound in {at}", worst)
-        self._judge_step(*self.step)
+        losses = [(self.loss_of(turn), f"at {turn.place}") for turn in self.turns]
+        self._add_worst("loss", f"{turns},", losses)
+        gradients = [
+            (difference, f"in {group} at {turn.place}")
+            for turn in self.turns
+            for group, difference in turn.gradients.items()
+        ]
+        self._add_worst("gradients", f"{turns},", gradients)
+        whole = [(difference, f"in {group}") for group, difference in self._differences(step)]
+        row = f"all in one row of {num_tokens:,} tokens, the model's own loss;"
+        self._add_worst("step", row, whole)
         self._judge_control(self.control)
+
+    def _add_worst(self, name: str, text: str, found: list[tuple[Difference, str]]) -> None:
+        worst, at = max(found, key=lambda pair: pair[0].by_bound)
+        self.add(name, worst.is_within, f"{text} largest by its bound {at}", worst)
 
     def _judge_mask(self) -> None:
         if not self.branch_changes:
@@ -116,7 +123,7 @@ class VerifyReport:
             Difference.relative(change, self.typical_error, size, self.dtype)
             for change, size in self.branch_changes
         ]
-        worst = max(found, key=lambda difference: difference.by_bound)
+        worst = _worst(found)
         text = "a change in one branch leaves the losses of the others alone"
         if not worst.is_within:
             text = (
@@ -126,18 +133,10 @@ class VerifyReport:
         rows = pluralize(len(found), "row")
         self.add("mask", worst.is_within, f"{text} ({rows})", worst)
 
-    def _judge_step(self, step: Comparison, num_tokens: int) -> None:
-        worst, name = _worst(self._differences(step))
-        text = (
-            f"all in one row of {num_tokens:,} tokens, the model's own loss; largest by its bound "
-            f"in {name}"
-        )
-        self.add("step", worst.is_within, text, worst)
-
     def _judge_control(self, control: Control) -> None:
-        worst = [_worst(self._differences(turn)) for turn in control.turns]
-        largest, _ = _worst(worst)
-        num_failing = sum(not difference.is_within for difference, _ in worst)
+        worst = [_worst(d for _, d in self._differences(turn)) for turn in control.turns]
+        largest = _worst(worst)
+        num_failing = sum(not difference.is_within for difference in worst)
         text = (
             f"a wrong mask ({control.mask}) passes this check, so it proves nothing; check more "
             "conversations, or in --dtype float32"
@@ -150,10 +149,9 @@ class VerifyReport:
             )
         self.add("control", num_failing > 0, text, largest)
 
-    def _differences(self, compared: Comparison) -> list[tuple[Difference, str]]:
-        """All differences of a turn or step, each with its name."""
-        gradients = [(difference, str(group)) for group, difference in compared.gradients.items()]
-        return [*gradients, (self.loss_of(compared), "loss")]
+    def _differences(self, compared: Comparison) -> list[tuple[ParameterGroup, Difference]]:
+        """All differences of a turn or step; that of the loss is a group of its own."""
+        return [*compared.gradients.items(), (_LOSS, self.loss_of(compared))]
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data; numbers that are not finite become null."""
@@ -161,22 +159,31 @@ class VerifyReport:
             "proved": self.is_proved,
             "checked": self.checked,
             "findings": [finding.to_json() for finding in self.findings],
-            "turns": list(map(self._turn_json, self.turns)),
+            "turns": list(map(self._figures, self.turns)),
             "step": None,
             "control": None,
         }
         if self.step is not None:
             step, num_tokens = self.step
-            data["step"] = {"tokens": num_tokens} | step.to_json(self.loss_of(step))
+            data["step"] = {"tokens": num_tokens} | self._figures(step)
         if self.control is not None:
-            turns = list(map(self._turn_json, self.control.turns))
+            turns = list(map(self._figures, self.control.turns))
             data["control"] = {"mask": self.control.mask, "turns": turns}
         return data
 
-    def _turn_json(self, turn: Comparison) -> dict[str, Any]:
-        assert turn.place is not None
-        figures = turn.to_json(self.loss_of(turn))
-        return turn.place._asdict() | {"trained_tokens": turn.num_trained} | figures
+    def _figures(self, compared: Comparison) -> dict[str, Any]:
+        """The figures of a turn or step as plain data."""
+        data: dict[str, Any] = {}
+        if compared.place is not None:
+            data = compared.place._asdict() | {"trained_tokens": compared.num_trained}
+        return data | {
+            "loss": finite(compared.loss),
+            "loss_difference": self.loss_of(compared).to_json(),
+            "gradients": {
+                kind: {"layer": group.layer, **difference.to_json()}
+                for kind, (group, difference) in compared.worst_gradients.items()
+            },
+        }
 
     def __str__(self) -> str:
         """The report for the terminal."""
@@ -196,24 +203,22 @@ class VerifyReport:
     def _table(self, step: Comparison) -> Iterator[str]:
         """One line for each turn number, with the worst of all conversations, and the step."""
         yield "largest difference of single-pass from N-pass, relative (share of its bound)"
-        rows: dict[str, dict[str, Difference]] = {}
-        turns = sorted(
-            (turn.place.turn, index) for index, turn in enumerate(self.turns) if turn.place
-        )
-        labelled = [(f"turn {number + 1}", self.turns[index]) for number, index in turns]
+        turns = [(turn.place.turn, turn) for turn in self.turns if turn.place]
+        turns.sort(key=lambda pair: pair[0])
+        labelled = [(f"turn {number + 1}", turn) for number, turn in turns]
+        rows: dict[str, dict[str, list[Difference]]] = {}
         for label, compared in [*labelled, ("whole step", step)]:
             row = rows.setdefault(label, {})
-            found = {kind: worst for kind, (_, worst) in compared.worst_gradients.items()}
-            for name, difference in (found | {"loss": self.loss_of(compared)}).items():
-                if name not in row or difference.by_bound > row[name].by_bound:
-                    row[name] = difference
+            for group, difference in self._differences(compared):
+                row.setdefault(group.kind, []).append(difference)
         names = [name for name in ("loss", *GROUPS) if name in rows["whole step"]]
         lines = [["", *names]]
         for label, row in rows.items():
-            lines.append([label, *(f"{row[n].value:.1e} ({row[n].by_bound:.2f})" for n in names)])
+            worst = [_worst(row[name]) for name in names]
+            lines.append([label, *(f"{d.value:.1e} ({d.by_bound:.2f})" for d in worst)])
         yield table(lines)
 
 
-def _worst(found: list[tuple[Difference, str]]) -> tuple[Difference, str]:
-    """The difference that is largest by its bound, with its name."""
-    return max(found, key=lambda pair: pair[0].by_bound)
+def _worst(found: Iterable[Difference]) -> Difference:
+    """The difference that is largest by its bound."""
+    return max(found, key=lambda difference: difference.by_bound)
