@@ -53,5 +53,11 @@ def hand_rendered(
 ) -> tuple[str, str]:
     """The prompt before message `index`, and the text up to that message, straight from Jinja."""
     common = {"tools": tools, "tokenize": False, **settings}
+    messages = [  # with gpt-oss's name for the thinking, which older transformers do not fill in
+        message | {"thinking": message["reasoning_content"]}
+        if "reasoning_content" in message
+        else message
+        for message in messages
+    ]
     prompt = tokenizer.apply_chat_template(messages[:index], add_generation_prompt=True, **common)
     return prompt, tokenizer.apply_chat_template(messages[: index + 1], **common)
