@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.attention_runs import Inputs, Results, owned_tokens
 from benchmarks.kernel_rows import KernelRow
 from flexmask.backends.api import dispatch
-from flexmask.backends.kept_graphs import kept_graphs
+from flexmask.backends.flex import kept_graphs
 from flexmask.tree.intervals import MaskMod
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

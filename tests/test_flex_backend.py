@@ -24,7 +24,7 @@ from torch._dynamo.utils import counters
 from flexmask import PrefixTree, attention, compile_mask, patch
 from flexmask.backends import api, flex, flex_tables
 from flexmask.backends.api import dispatch
-from flexmask.backends.kept_graphs import kept_graphs
+from flexmask.backends.flex import kept_graphs
 from flexmask.errors import UnsupportedModelError
 
 MASKS = [

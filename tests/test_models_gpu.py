@@ -9,7 +9,7 @@ from sample_cases import random_samples
 from torch.utils.checkpoint import checkpoint
 
 from flexmask import attention, build_tree, compile_mask, pack, patch
-from flexmask.backends.kept_graphs import kept_graphs
+from flexmask.backends.flex import kept_graphs
 from flexmask.model.npass import npass_batches
 
 pytestmark = [

@@ -7,7 +7,8 @@ graph, so a new mask does not compile again; head counts, head widths, dtypes an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 
 import torch
@@ -96,6 +97,21 @@ def flex_backend(
     )
     rows = zip(*tensors, *masks, split_rows(tables, B), strict=True)
     return torch.cat([run(*row) for row in rows])
+
+
+@contextmanager
+def kept_graphs() -> Iterator[None]:
+    """Where `retain_graph=True` works for what backend `flex` has computed, as for everything else.
+
+    The backward pass of a compiled function refuses it, unless a setting of torch tells that no
+    memory was given away (`flex` gives none away). Settings hold for a thread, so that the backward
+    pass has to run in this one.
+    """
+    with (
+        torch.autograd.set_multithreading_enabled(False),
+        functorch_config.patch(donated_buffer=False),
+    ):
+        yield
 
 
 @cache

@@ -15,12 +15,12 @@ import numpy as np
 from flexmask.errors import DataError
 from flexmask.packing.fill import fill_rows
 from flexmask.packing.fitting import FittedTrees, Overflow, SplitCount, check_budget
+from flexmask.tree.intervals import find_parents
 from flexmask.tree.layout import (
     IGNORE_INDEX,
     Layout,
     lay_out,
     packed_index,
-    predicted_from,
     shifted_targets,
 )
 from flexmask.tree.tree import PrefixTree, check_trees
@@ -92,7 +92,7 @@ class PackedRow:
 
         That is the token before it in its samples. Several tokens may come after one position.
         """
-        return predicted_from(self.position_ids)
+        return find_parents(self.subtree_end)
 
     @cached_property
     def sample_counts(self) -> np.ndarray:

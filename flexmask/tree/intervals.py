@@ -99,6 +99,16 @@ def find_depths(end: np.ndarray) -> np.ndarray:
     return np.arange(end.size) - closed
 
 
+def find_parents(end: np.ndarray) -> np.ndarray:
+    """The token before each token of a row on its path, int64 [L]; -1 at a root.
+
+    Args:
+        end: subtree ends [L].
+    """
+    start = _window_start(torch.tensor(end)[None], 2, None)[0].numpy()
+    return np.where(start == np.arange(end.size), -1, start)  # a root sees itself alone
+
+
 def check_window(window: int | None, chunk: int | None) -> None:
     """Raise MaskError unless both are at least 1 or None."""
     for name, size in (("window", window), ("chunk", chunk)):

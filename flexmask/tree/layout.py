@@ -105,25 +105,6 @@ def shifted_targets(tree: PrefixTree, layout: Layout) -> tuple[np.ndarray, np.nd
     return labels, weights
 
 
-def predicted_from(position_ids: np.ndarray) -> np.ndarray:
-    """The position that predicts each token of a row, int64 [L]; -1 for the first of a tree.
-
-    In preorder that is the nearest one to the left whose depth is one less.
-
-    Args:
-        position_ids: int64 [L], depth of each packed token.
-    """
-    before = np.arange(-1, position_ids.size - 1)
-    starts = np.flatnonzero(np.diff(position_ids, prepend=-2) != 1)  # where a run of tokens begins
-    path: list[tuple[int, int]] = []  # the runs down to here, as (start, depth of the first token)
-    for start, depth in zip(starts.tolist(), position_ids[starts].tolist(), strict=True):
-        while path and path[-1][1] >= depth:
-            path.pop()
-        before[start] = path[-1][0] + depth - 1 - path[-1][1] if path else -1
-        path.append((start, depth))
-    return before
-
-
 def _subtree_sizes(tree: PrefixTree) -> np.ndarray:
     """Tokens in the subtree of each segment, itself included."""
     sizes = tree.lengths.tolist()

@@ -13,10 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from flexmask.tree.chains import chain_starts
-from flexmask.tree.intervals import find_window_start
+from flexmask.tree.intervals import find_parents
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +90,7 @@ def find_forest(subtree_end: np.ndarray) -> Forest:
     offsets = np.arange(num_rows, dtype=np.int64)[:, None] * length
     end = (subtree_end.astype(np.int64) + offsets).ravel()
     chains = chain_starts(end)
-    # the first token of a window of two: the one before on the path, or a root itself
-    start = find_window_start(torch.from_numpy(subtree_end), window=2)
-    assert start is not None
-    parents = (start.numpy() + offsets).ravel()
-    parents[parents == np.arange(end.size)] = -1
+    parents = find_parents(end)
     attached = parents[chains]
     cuts = attached[attached >= 0] + 1  # a fork; its chain may end there
     starts = np.unique(np.concatenate((chains, cuts[cuts < end.size])))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexmask.backends.kept_graphs import kept_graphs
+from flexmask.backends.flex import kept_graphs
 from flexmask.model.adapter import wrong_masks
 from flexmask.model.loss import target_logprobs
 from flexmask.model.npass import npass_batches
