@@ -10,6 +10,7 @@ from benchmarks.plots import draw_bars
 from benchmarks.record import Measurement, Record, Target
 from benchmarks.tables import Table
 from flexmask import PrefixTree, compile_mask
+from flexmask.tools.show.orders import papers_order, tile_counts, token_index
 from flexmask.tree.layout import lay_out, packed_index
 from flexmask.tree.oracle import ancestry
 
@@ -38,7 +39,7 @@ def measure(*, quick: bool) -> Measurement:
         tree = PrefixTree.from_turns([turn] * num_turns)
         orders = segment_orders(tree)
         mask = compile_mask(tree)
-        visited = {name: visited_tiles(tree, order, _BLOCK) for name, order in orders.items()}
+        visited = {name: _num_visited(tree, order) for name, order in orders.items()}
         difference = abs(visited["heavy first"] - mask.tiles(_BLOCK, _BLOCK)[0].num_visited)
         name = f"{num_turns} turns of {'/'.join(map(str, turn))}"
         measurement.check(f"visited tiles, {name}, against the mask's own", difference, 0)
@@ -65,33 +66,15 @@ def measure(*, quick: bool) -> Measurement:
 def segment_orders(tree: PrefixTree) -> dict[str, list[int]]:
     """The segments of `tree`, made by `from_turns`, in each of the compared orders."""
     return {
-        "paper's order": _papers_order(tree),
+        "paper's order": papers_order(tree),
         "light first": _light_first(tree),
         "heavy first": lay_out(tree).order.tolist(),
     }
 
 
-def visited_tiles(tree: PrefixTree, order: list[int], block: int) -> int:
-    """How many tiles of block x block hold a visible pair when segments are laid out in `order`."""
-    starts = _starts(tree, order)
-    num_blocks = -(-tree.num_tokens // block)
-    is_visited = np.zeros((num_blocks, num_blocks), bool)
-    for segment in order:
-        queries = _blocks(starts[segment], tree.segments[segment].length, block)
-        for ancestor in tree.path(segment)[:-1]:
-            keys = _blocks(starts[ancestor], tree.segments[ancestor].length, block)
-            is_visited[queries, keys] = True
-        num = queries.stop - queries.start
-        is_visited[queries, queries] |= np.tri(num, dtype=bool)
-    return int(is_visited.sum())
-
-
-def _papers_order(tree: PrefixTree) -> list[int]:
-    order = list(range(len(tree.segments)))
-    for index, segment in enumerate(tree.segments):
-        if segment.kind == "history":  # it stands after the trained response in the tree
-            order[index - 1], order[index] = index, index - 1
-    return order
+def _num_visited(tree: PrefixTree, order: list[int]) -> int:
+    """How many tiles hold a visible pair when the segments are laid out in `order`."""
+    return int(np.count_nonzero(tile_counts(tree, order, _BLOCK)))
 
 
 def _light_first(tree: PrefixTree) -> list[int]:
@@ -109,28 +92,15 @@ def _light_first(tree: PrefixTree) -> list[int]:
     return order
 
 
-def _starts(tree: PrefixTree, order: list[int]) -> np.ndarray:
-    lengths = tree.lengths[order]
-    starts = np.empty_like(lengths)
-    starts[order] = np.cumsum(lengths) - lengths
-    return starts
-
-
-def _blocks(start: int, length: int, block: int) -> slice:
-    return slice(start // block, -(-(start + length) // block))
-
-
 def _check_against_ancestry(measurement: Measurement) -> None:
     """Count the tiles of one conversation in its dense mask, up the parent links."""
     tree = PrefixTree.from_turns([(30, 90, 40)] * 6)
     dense = ancestry(tree)[np.ix_(*[packed_index(tree, lay_out(tree))] * 2)]  # in tree order
-    heads = np.cumsum(tree.lengths) - tree.lengths
     for name, order in segment_orders(tree).items():
-        tokens = [np.arange(heads[s], heads[s] + tree.segments[s].length) for s in order]
-        row = dense[np.ix_(*[np.concatenate(tokens)] * 2)]
+        row = dense[np.ix_(*[token_index(tree, order)] * 2)]
         edges = np.arange(0, tree.num_tokens, _BLOCK)
         tiles = np.logical_or.reduceat(np.logical_or.reduceat(row, edges, 0), edges, 1)
-        difference = abs(visited_tiles(tree, order, _BLOCK) - int(tiles.sum()))
+        difference = abs(_num_visited(tree, order) - int(tiles.sum()))
         measurement.check(f"visited tiles, {name}, against the dense mask", difference, 0)
 
 

@@ -263,12 +263,6 @@ def test_orders_hold_every_segment_once(name):
     assert sorted(order) == list(range(len(tree.segments)))
 
 
-def test_the_papers_order_puts_history_before_the_trained_response():
-    tree = flexmask.PrefixTree.from_turns([(3, 4, 2)] * 2)
-    kinds = [tree.segments[i].kind for i in layout.segment_orders(tree)["paper's order"]]
-    assert " ".join(kinds) == "context reasoning history response context reasoning response"
-
-
 def test_precise_attention_equals_autograd():
     generator = torch.Generator().manual_seed(0)
     dense = flexmask.compile_mask(flexmask.PrefixTree.from_turns([(3, 5, 4)] * 2)).to_dense()[0]
