@@ -21,6 +21,7 @@ from transformers import LlamaConfig
 from flexmask import Sample, build_tree, compile_mask, pack, patch, render_samples
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import Conversation, parse_conversation
+from flexmask.data.trees import Renderer
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.cost import CostModel
@@ -53,7 +54,7 @@ def rendered(data, tokenizer):
 
 @pytest.fixture(scope="module")
 def plan(data, tokenizer):
-    return make_plan(data, tokenizer)
+    return make_plan([data], Renderer(tokenizer))
 
 
 def trie_depths(samples):
@@ -74,11 +75,11 @@ def test_counts_equal_brute_force(plan, rendered):
     depths = [depth for conversation in rendered for depth in trie_depths(conversation)]
     assert (plan.conversations, plan.samples) == (NUM_CONVERSATIONS, len(samples))
     assert plan.trained_tokens == sum(int(sample.loss_weights.sum()) for sample in samples)
-    assert plan.npass.num_tokens == sum(len(sample.input_ids) for sample in samples)
-    assert plan.npass.num_pairs == sum(i + 1 for s in samples for i in range(len(s)))
-    assert plan.single_pass.num_tokens == len(depths)
-    assert plan.single_pass.num_pairs == sum(depth + 1 for depth in depths)
-    assert plan.token_ratio == plan.npass.num_tokens / len(depths)
+    assert plan.npass.work.num_tokens == sum(len(sample.input_ids) for sample in samples)
+    assert plan.npass.work.num_pairs == sum(i + 1 for s in samples for i in range(len(s)))
+    assert plan.single_pass.work.num_tokens == len(depths)
+    assert plan.single_pass.work.num_pairs == sum(depth + 1 for depth in depths)
+    assert plan.token_ratio == plan.npass.work.num_tokens / len(depths)
 
 
 def test_lengths_equal_brute_force(plan, rendered):
@@ -94,7 +95,7 @@ def test_lengths_equal_brute_force(plan, rendered):
 def test_tiles_equal_brute_force(rendered, tokenizer, data, tmp_path):
     path = tmp_path / "few.jsonl"
     path.write_text("".join(data.read_text().splitlines(keepends=True)[:3]))
-    few = make_plan(path, tokenizer)
+    few = make_plan([path], Renderer(tokenizer))
     visited, npass = 0, 0
     for conversation in rendered[:3]:
         dense = ancestry(build_tree(conversation))
@@ -103,16 +104,16 @@ def test_tiles_equal_brute_force(rendered, tokenizer, data, tmp_path):
         for sample in conversation:
             blocks = math.ceil(len(sample) / 128)
             npass += sum(1 for i in range(blocks) for j in range(i + 1))
-    assert few.single_pass_tiles == visited
-    assert few.npass_tiles == npass
-    assert few.tile_density == few.single_pass.num_pairs / (visited * 128**2)
+    assert few.single_pass.num_tiles() == visited
+    assert few.npass.num_tiles() == npass
+    assert few.single_pass.tile_density == few.single_pass.work.num_pairs / (visited * 128**2)
 
 
 def test_tile_density_is_that_of_the_mask(rendered, tokenizer, data, tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text(data.read_text().splitlines(keepends=True)[1])
     mask = compile_mask(build_tree(rendered[1]))
-    assert make_plan(path, tokenizer).tile_density == mask.density(128)
+    assert make_plan([path], Renderer(tokenizer)).single_pass.tile_density == mask.density(128)
 
 
 def turns_of(*turns, tools=False):
@@ -212,7 +213,7 @@ def test_mistrained_tokens_are_never_more_than_are_trained(plan):
 
 @pytest.mark.parametrize("max_tokens", [60, 300, 700, 10_000])
 def test_overflow_equals_what_pack_does(data, tokenizer, rendered, max_tokens):
-    overflow = make_plan(data, tokenizer, max_tokens=max_tokens).overflow
+    overflow = make_plan([data], Renderer(tokenizer), max_tokens=max_tokens).overflow
     trees = [build_tree(samples) for samples in rendered]
     rows, dropped = [], 0
     for tree in trees:
@@ -246,22 +247,22 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
 
     monkeypatch.setattr("flexmask.data.trees.render_samples", render)
     kinds = (Sample, Conversation, PrefixTree)
-    memory, alive, seen = [], [], 0
+    memory, alive = [], []
 
     def num_alive():
         gc.collect()
         return sum(type(thing) in kinds for thing in gc.get_objects())
 
-    def watch(samples):
-        nonlocal seen
-        seen += 1
-        if seen in (1000, 4000):
-            alive.append(num_alive())
-            memory.append(tracemalloc.get_traced_memory()[0])
+    def watch(items):
+        for seen, item in enumerate(items, start=1):
+            yield item
+            if seen in (2000, 8000):
+                alive.append(num_alive())
+                memory.append(tracemalloc.get_traced_memory()[0])
 
     before = num_alive()
     tracemalloc.start()
-    plan = make_plan(path, tokenizer, on_bad_line="skip", watch=watch)
+    plan = make_plan([path], Renderer(tokenizer), on_bad_line="skip", progress=watch)
     tracemalloc.stop()
     assert plan.conversations == plan.num_bad_lines == 4000
     assert len(plan.bad_lines) == 20
@@ -370,10 +371,10 @@ def test_the_table_and_the_json_hold_the_same_numbers(data, plan, tmp_path, caps
     report = json.loads(file.read_text())
     assert report["conversations"] == NUM_CONVERSATIONS
     assert report["samples"] == plan.samples
-    assert report["npass_tokens"] == plan.npass.num_tokens
-    assert report["single_pass_tokens"] == plan.single_pass.num_tokens
+    assert report["npass_tokens"] == plan.npass.work.num_tokens
+    assert report["single_pass_tokens"] == plan.single_pass.work.num_tokens
     assert report["token_ratio"] == plan.token_ratio
-    for number in (plan.npass.num_tokens, plan.single_pass.num_tokens, plan.trained_tokens):
+    for number in (report["npass_tokens"], report["single_pass_tokens"], plan.trained_tokens):
         assert f"{number:,}" in out
     assert "what other pipelines would train wrongly" in out
     assert "with rows of at most 700 tokens" in out

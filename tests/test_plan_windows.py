@@ -16,9 +16,11 @@ from strategies import segment_trees
 from transformers import AutoTokenizer
 
 from flexmask import PrefixTree, Segment, compile_mask, render_samples
+from flexmask.data.trees import Renderer
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.model import work
 from flexmask.model.cost import CostModel
+from flexmask.model.load import meta_model
 from flexmask.model.windows import FULL, Window
 from flexmask.model.work import npass_tiled, npass_work, single_pass_tiled, single_pass_work
 from flexmask.tools.cli import main
@@ -112,16 +114,17 @@ def test_the_estimate_says_what_layers_with_a_window_see(tmp_path):
     data.write_text("".join(DATA_PATH.read_text().splitlines(keepends=True)[:3]))
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
     cost = CostModel.of(model := tiny_model("gemma2"))
-    plan = make_plan(data, tokenizer, windows=cost.windows)
-    guess = estimate(plan, model.config, torch.float32)
+    plan = make_plan([data], Renderer(tokenizer), windows=cost.windows)
+    guess = estimate(plan, meta_model(model.config, torch.float32))
     (kind,) = guess.bounded_layers
     assert (kind.window, kind.chunk, kind.layers) == (WINDOW, None, 1)
-    assert kind.npass_visible_pairs == plan.npass.bounded[Window(WINDOW)] < plan.npass.num_pairs
-    assert kind.single_pass_tiles < plan.single_pass_tiles
+    assert kind.npass_visible_pairs == plan.npass.work.bounded[Window(WINDOW)]
+    assert kind.npass_visible_pairs < plan.npass.work.num_pairs
+    assert kind.single_pass_tiles < plan.single_pass.num_tiles()
     assert (
         f"window of 4 in 1 layer           {kind.npass_visible_pairs:,} visible pairs N-pass"
     ) in estimate_text(guess)
-    assert guess.speed_up == cost.speed_up(plan.npass, plan.single_pass)
+    assert guess.speed_up == cost.speed_up(plan.npass.work, plan.single_pass.work)
 
 
 def test_the_command_counts_the_windows_of_its_model(tmp_path, capsys):

@@ -9,12 +9,12 @@ from typing import NoReturn
 
 from flexmask import __version__
 from flexmask.errors import FlexmaskError
-from flexmask.tools.demo.command import add_demo
-from flexmask.tools.plan.command import add_plan
-from flexmask.tools.prepare.command import add_prepare
-from flexmask.tools.show.command import add_show
-from flexmask.tools.train.command import add_train, run_train
-from flexmask.tools.verify.command import add_verify
+from flexmask.tools.demo import command as demo
+from flexmask.tools.plan import command as plan
+from flexmask.tools.prepare import command as prepare
+from flexmask.tools.show import command as show
+from flexmask.tools.train import command as train
+from flexmask.tools.verify import command as verify
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = [_with_underscores(word) for word in given]
     try:
         if words[:1] == ["train"] and not {"-h", "--help"} & set(words):
-            sys.exit(run_train(words[1:]))  # whose options are also the Trainer's
+            sys.exit(train.run(words[1:]))  # whose options are also the Trainer's
         options = _parser().parse_args(words)
         sys.exit(options.run(options))
     except FlexmaskError as error:
@@ -52,7 +52,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"flexmask {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_plan, add_show, add_verify, add_prepare, add_train, add_demo):
-        add(commands)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (plan, show, verify, prepare, train, demo):
+        name, usage = command.USAGE.split()[0], f"flexmask {command.USAGE} [options]"
+        added = commands.add_parser(name, usage=usage, help=command.HELP, allow_abbrev=False)
+        added.set_defaults(run=command.run)
+        command.add_arguments(added)
     return parser

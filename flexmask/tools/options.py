@@ -1,4 +1,4 @@
-"""The shape of all commands, and the options that they share: the fields of `TrainConfig`."""
+"""The options that commands share: fields of `TrainConfig`, and `--json`; what is checked early."""
 
 from __future__ import annotations
 
@@ -10,34 +10,12 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from flexmask.errors import DataError
+from flexmask.files import check_target, write_json
 from flexmask.training.options import TrainConfig
 
 _FIELDS = {field.name: field for field in fields(TrainConfig)}
 _TYPES = get_type_hints(TrainConfig)
 OPTIONS = tuple(_FIELDS)
-
-Commands = argparse._SubParsersAction
-
-
-def add_command(
-    commands: Commands[argparse.ArgumentParser],
-    usage: str,
-    run: Callable[[argparse.Namespace], int] | None,
-    **settings: Any,
-) -> argparse.ArgumentParser:
-    """Add a subcommand, and return its parser.
-
-    Args:
-        commands: those of `flexmask`.
-        usage: the command with what it requires, such as "plan DATA... --tokenizer PATH_OR_ID".
-        run: runs it, and returns the exit code; None where `main` does that by itself.
-        settings: its help and what else an `ArgumentParser` takes.
-    """
-    parser = commands.add_parser(
-        usage.split()[0], usage=f"flexmask {usage} [options]", allow_abbrev=False, **settings
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
@@ -78,7 +56,54 @@ def _settings(name: str) -> dict[str, Any]:
         return settings | {"nargs": "+"}
     if get_origin(kind) is Mapping:
         return settings | {"action": _JsonObject}
+    if kind is int:
+        settings["action"] = at_least(1)
     return settings | {"type": kind}
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`, which `print_report` heeds."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        action=checked(_check_json),
+        metavar="FILE",
+        help="as JSON; without FILE, print it",
+    )
+
+
+def _check_json(path: str, option: str) -> None:
+    if path != "-":
+        check_target(path, option)
+
+
+def print_report(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+    """Print a report as text, or as JSON where `--json` names no file; else write it there."""
+    print(json.dumps(data, indent=2) if options.json == "-" else text)
+    if options.json not in (None, "-"):
+        write_json(data, options.json)
+
+
+def checked(check: Callable[[Any, str], object]) -> type[argparse.Action]:
+    """An action that stores a value unless `check(value, option)` raises a FlexmaskError."""
+
+    class Checked(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+            check(values, f"--{self.dest}")
+            setattr(namespace, self.dest, values)
+
+    return Checked
+
+
+def at_least(lowest: int) -> type[argparse.Action]:
+    """An action that stores a number from `lowest` on, and refuses others by a DataError."""
+
+    def check(number: int, option: str) -> None:
+        if number < lowest:
+            raise DataError(f"{option} must be at least {lowest}, got {number}")
+
+    return checked(check)
 
 
 class _JsonObject(argparse.Action):

@@ -44,17 +44,13 @@ def train_both_ways(
     Args:
         output: a folder, made where it does not exist; files of an earlier demo are replaced.
         data: files, folders or patterns of conversations; the shipped ones where empty.
-        num_steps: optimizer steps.
-        batch_size: conversations a step.
+        num_steps: optimizer steps, at least 1.
+        batch_size: conversations a step, at least 1.
         seed: draws the weights and the order of the data.
 
     Raises:
-        FlexmaskError: the data cannot be used, or a number is below 1.
+        FlexmaskError: the data cannot be used.
     """
-    if num_steps < 1 or batch_size < 1:
-        raise DataError(
-            f"--steps and --batch_size must be at least 1, got {num_steps}, {batch_size}"
-        )
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name a folder for --output")

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedModel
 
 from flexmask.model.cost import CostModel
-from flexmask.model.load import meta_model
-from flexmask.model.windows import Window
-from flexmask.model.work import TILE
 from flexmask.tools.plan.memory import logits_bytes_per_token, saved_bytes_per_token, state_bytes
 from flexmask.tools.plan.survey import Plan
 
@@ -69,8 +65,8 @@ class Estimate:
     activation_bytes: Mapping[str, int] | None
 
 
-def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estimate:
-    """The predictions for `plan` with the model that `config` describes.
+def estimate(plan: Plan, model: PreTrainedModel) -> Estimate:
+    """The predictions for `plan` with a model on the meta device, whose attention is exchanged.
 
     Rows are single conversations, cut to the budget where the plan has one. The plan has counted
     the pairs of the model's own `CostModel.windows`.
@@ -78,7 +74,6 @@ def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estima
     Raises:
         UnsupportedModelError: the model cannot be patched.
     """
-    model = meta_model(config, dtype)
     cost = CostModel.of(model)
     saved = saved_bytes_per_token(model)
     activations = None
@@ -90,27 +85,25 @@ def estimate(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype) -> Estima
             for way, size in plan.largest.items()
         }
     return Estimate(
-        model_type=config.model_type,
-        dtype=str(dtype).removeprefix("torch."),
+        model_type=model.config.model_type,
+        dtype=str(model.dtype).removeprefix("torch."),
         num_parameters=cost.num_parameters,
-        npass_flops=cost.flops(plan.npass),
-        single_pass_flops=cost.flops(plan.single_pass),
-        speed_up=cost.speed_up(plan.npass, plan.single_pass),
-        speed_up_by_tiles=cost.speed_up(plan.npass_tiled, plan.single_pass_tiled),
-        bounded_layers=[_bounded(plan, window, cost.num_layers[window]) for window in cost.windows],
+        npass_flops=cost.flops(plan.npass.work),
+        single_pass_flops=cost.flops(plan.single_pass.work),
+        speed_up=cost.speed_up(plan.npass.work, plan.single_pass.work),
+        speed_up_by_tiles=cost.speed_up(plan.npass.tiled, plan.single_pass.tiled),
+        bounded_layers=[
+            BoundedLayers(
+                *window,
+                layers=cost.num_layers[window],
+                npass_visible_pairs=plan.npass.work.bounded[window],
+                single_pass_visible_pairs=plan.single_pass.work.bounded[window],
+                npass_tiles=plan.npass.num_tiles(window),
+                single_pass_tiles=plan.single_pass.num_tiles(window),
+            )
+            for window in cost.windows
+        ],
         state_bytes=state_bytes(model),
         saved_bytes_per_token=saved,
         activation_bytes=activations,
-    )
-
-
-def _bounded(plan: Plan, window: Window, num_layers: int) -> BoundedLayers:
-    return BoundedLayers(
-        window=window.window,
-        chunk=window.chunk,
-        layers=num_layers,
-        npass_visible_pairs=plan.npass.bounded[window],
-        single_pass_visible_pairs=plan.single_pass.bounded[window],
-        npass_tiles=plan.npass_tiled.bounded[window] // TILE**2,
-        single_pass_tiles=plan.single_pass_tiled.bounded[window] // TILE**2,
     )

@@ -5,19 +5,17 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from flexmask.errors import pluralize
 from flexmask.model import patch, unpatch
 from flexmask.model.cost import CostModel
-from flexmask.model.load import random_model
 from flexmask.model.npass import npass_batches
 from flexmask.model.work import Work, npass_work, single_pass_work
 from flexmask.packing.rows import PackedRow
@@ -59,43 +57,37 @@ class Measured:
 
 
 def measure_steps(
-    config: PreTrainedConfig,
+    model: PreTrainedModel,
     conversations: Sequence[Sequence[Sample]],
     *,
-    dtype: torch.dtype,
-    device: torch.device,
     saved_per_token: float | None,
     progress: Callable[[Any], Any] = iter,
 ) -> Measured:
-    """Time N-pass, packed N-pass and single-pass in turns, with random weights.
+    """Time N-pass, packed N-pass and single-pass in turns.
 
     Args:
-        config: of the model.
+        model: on the device where to run; it is left unpatched.
         conversations: samples of each, with tokens of the model's vocabulary; a step trains on all
             of them, one conversation a row.
-        dtype: of the weights.
-        device: where to run.
         saved_per_token: predicted bytes that autograd keeps for a token, or None.
         progress: wraps the rounds, such as `tqdm.tqdm`.
 
     Raises:
         UnsupportedModelError: the model cannot be patched.
     """
-    model = random_model(config, dtype)
-    nn.Module.to(model, device)
     model.train()
     cost = CostModel.of(model)
-    batches = {way: [_to(b, device) for b in _batches(conversations, way)] for way in WAYS}
+    batches = {way: list(_batches(conversations, way, model.device)) for way in WAYS}
     largest = {way: max(batches[way], key=_num_tokens) for way in WAYS}
     kept: dict[str, int] = {}
     for way in WAYS:
         _prepare(model, way)
-        kept[way] = saved_bytes(model, partial(_loss, model, largest[way]))
+        kept[way] = saved_bytes(model, partial(model, **largest[way]))
     took: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in progress(range(_ROUNDS + 1)):
         for way in WAYS:
             _prepare(model, way)
-            seconds = _time(model, batches[way], device)
+            seconds = _time(model, batches[way])
             if number:  # the first round warms up
                 took[way].append(seconds)
     unpatch(model)
@@ -108,7 +100,7 @@ def measure_steps(
         way: [a / b for a, b in zip(took[way], took["single_pass"], strict=True)] for way in others
     }
     return Measured(
-        device=_name(device),
+        device=_name(model.device),
         conversations=len(conversations),
         npass_tokens=before.num_tokens,
         single_pass_tokens=after.num_tokens,
@@ -124,14 +116,18 @@ def measure_steps(
     )
 
 
-def _batches(conversations: Sequence[Sequence[Sample]], way: str) -> list[Batch]:
-    if way == "npass":
-        return [batch for samples in conversations for batch in npass_batches(samples)]
-    if way == "packed_npass":
-        rows = [[build_tree([sample]) for sample in samples] for samples in conversations]
-    else:
-        rows = [[build_tree(samples)] for samples in conversations]
-    return [PackedRow.from_trees(trees).to_batch() for trees in rows]
+def _batches(
+    conversations: Sequence[Sequence[Sample]], way: str, device: torch.device
+) -> Iterator[Batch]:
+    """Yield the batches of a step, on a device."""
+    for samples in conversations:
+        if way == "npass":
+            batches = list(npass_batches(samples))
+        else:
+            merged = [[sample] for sample in samples] if way == "packed_npass" else [samples]
+            batches = [PackedRow.from_trees(list(map(build_tree, merged))).to_batch()]
+        for batch in batches:
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def _prepare(model: PreTrainedModel, way: str) -> None:
@@ -141,22 +137,18 @@ def _prepare(model: PreTrainedModel, way: str) -> None:
         patch(model)
 
 
-def _loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    return model(**batch).loss
-
-
 def _num_tokens(batch: Batch) -> int:
     return batch["input_ids"].numel()
 
 
-def _time(model: PreTrainedModel, batches: list[Batch], device: torch.device) -> float:
+def _time(model: PreTrainedModel, batches: list[Batch]) -> float:
     gc.collect()
     num_trained = sum(int((batch["shift_labels"] != IGNORE_INDEX).sum()) for batch in batches)
-    _wait(device)
+    _wait(model.device)
     started = time.perf_counter()
     for batch in batches:
         model(**batch, num_items_in_batch=num_trained).loss.backward()
-    _wait(device)
+    _wait(model.device)
     elapsed_s = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
     return elapsed_s
@@ -171,7 +163,3 @@ def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {pluralize(torch.get_num_threads(), 'thread')}"
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {name: tensor.to(device) for name, tensor in batch.items()}

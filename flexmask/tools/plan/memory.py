@@ -63,7 +63,7 @@ def saved_bytes_per_token(model: PreTrainedModel) -> float | None:
     return (kept[1] - kept[0]) / (_LENGTHS[1] - _LENGTHS[0])
 
 
-def saved_bytes(model: torch.nn.Module, forward: Callable[[], Tensor]) -> int:
+def saved_bytes(model: torch.nn.Module, forward: Callable[[], object]) -> int:
     """Bytes that `forward` leaves with autograd, each storage once, without the parameters."""
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -75,9 +75,9 @@ def saved_bytes(model: torch.nn.Module, forward: Callable[[], Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = forward()
+        output = forward()
     total = sum(storage.nbytes() for storage in storages.values())
-    del loss
+    del output  # held until all was counted
     return total
 
 

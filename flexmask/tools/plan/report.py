@@ -89,16 +89,16 @@ def _bounded(kind: BoundedLayers) -> str:
 
 
 def _overview(plan: Plan) -> str:
-    npass, single = plan.npass, plan.single_pass
+    npass, single = plan.npass.work, plan.single_pass.work
     rows: list[Sequence[str]] = [("", "N-pass", "single-pass", "ratio")]
     for name, before, after in (
         ("tokens", npass.num_tokens, single.num_tokens),
         ("visible pairs", npass.num_pairs, single.num_pairs),
-        (f"visited {TILE}x{TILE} tiles", plan.npass_tiles, plan.single_pass_tiles),
+        (f"visited {TILE}x{TILE} tiles", plan.npass.num_tiles(), plan.single_pass.num_tiles()),
         ("largest row, tokens", plan.largest["npass"], plan.largest["single_pass"]),
     ):
         rows.append((name, f"{before:,}", f"{after:,}", f"{before / after:.2f}"))
-    density = (f"{plan.npass_tile_density:.3f}", f"{plan.tile_density:.3f}")
+    density = (f"{plan.npass.tile_density:.3f}", f"{plan.single_pass.tile_density:.3f}")
     rows.append(("tile density", *density, ""))
     return (
         f"{pluralize(plan.conversations, 'conversation')}, {pluralize(plan.samples, 'sample')}, "
@@ -170,7 +170,7 @@ def _over_budget(plan: RowBudget) -> str:
 
 def _bad_lines(plan: Plan) -> str:
     lines = [f"{pluralize(plan.num_bad_lines, 'bad line')} skipped"]
-    lines.extend(f"  {reason}" for _, reason in plan.bad_lines)
+    lines.extend(f"  {bad.reason}" for bad in plan.bad_lines)
     if plan.num_bad_lines > len(plan.bad_lines):
         lines.append(f"  and {plan.num_bad_lines - len(plan.bad_lines):,} more")
     return "\n".join(lines)

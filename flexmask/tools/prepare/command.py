@@ -7,32 +7,25 @@ import sys
 from pathlib import Path
 
 from flexmask.errors import pluralize
-from flexmask.tools.options import Commands, add_command, add_options
+from flexmask.tools.options import add_options
+
+USAGE = "prepare DATA... --tokenizer PATH_OR_ID --output DIR"
+HELP = "render conversations once, into a folder that `flexmask train` reads"
 
 
-def add_prepare(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add the subcommand and its options."""
-    prepare = add_command(
-        commands,
-        "prepare DATA... --tokenizer PATH_OR_ID --output DIR",
-        run_prepare,
-        help="render conversations once, into a folder that `flexmask train` reads",
-    )
-    add_options(prepare, "data")
-    add_options(prepare, "tokenizer", required=True, help="folder or hub id")
-    add_options(prepare, "output", help="a new folder, or one to go on with")
-    add_options(prepare, "chat_template", "chat_template_kwargs", "weighting", "on_bad_line")
-    add = prepare.add_argument
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    add_options(parser, "data")
+    add_options(parser, "tokenizer", required=True, help="folder or hub id")
+    add_options(parser, "output", help="a new folder, or one to go on with")
+    add_options(parser, "chat_template", "chat_template_kwargs", "weighting", "on_bad_line")
+    add = parser.add_argument
     add("--num_proc", type=int, default=1, metavar="N", help="processes; default: 1")
     add("--shard_lines", type=int, default=1000, metavar="N", help="of a shard; default: 1000")
 
 
-def run_prepare(options: argparse.Namespace) -> int:
-    """Prepare the data and say what the folder holds; returns the exit code.
-
-    Raises:
-        FlexmaskError: an input that cannot be used.
-    """
+def run(options: argparse.Namespace) -> int:
+    """Prepare the data and say what the folder holds; returns the exit code."""
     from tqdm import tqdm
 
     from flexmask.data.prepare import prepare

@@ -8,37 +8,42 @@ import shutil
 import sys
 
 from flexmask.errors import DataError
-from flexmask.tools.options import Commands, add_command, add_options
+from flexmask.plots import check_picture
+from flexmask.tools.options import add_options, at_least, checked
+
+USAGE = "show [DATA...]"
+HELP = "print and draw the packed row of one conversation"
 
 _PIPE_COLUMNS = 120  # where the output is not a terminal
 
 
-def add_show(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add the subcommand and its options."""
-    show = add_command(
-        commands,
-        "show [DATA...]",
-        run_show,
-        help="print and draw the packed row of one conversation",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    add_options(parser, "data", nargs="*", help="default: the tutoring conversations that ship")
+    add_options(parser, "tokenizer", help="default, without DATA: the one that ships")
+    add_options(parser, "chat_template", "chat_template_kwargs", "max_tokens")
+    add = parser.add_argument
+    add(
+        "--index",
+        type=int,
+        action=at_least(0),
+        default=0,
+        metavar="I",
+        help="which one, from 0; default: 0",
     )
-    add_options(show, "data", nargs="*", help="default: the tutoring conversations that ship")
-    add_options(show, "tokenizer", help="default, without DATA: the one that ships")
-    add_options(show, "chat_template", "chat_template_kwargs", "max_tokens")
-    add = show.add_argument
-    add("--index", type=int, default=0, metavar="I", help="which one, from 0; default: 0")
-    add("--output", metavar="FILE", help="draw the row as PNG or SVG, by the ending of FILE")
+    add(
+        "--output",
+        action=checked(check_picture),
+        metavar="FILE",
+        help="draw the row as PNG or SVG, by the ending of FILE",
+    )
     add("--compare", choices=("paper",), help="the paper's order of the same tokens beside it")
 
 
-def run_show(options: argparse.Namespace) -> int:
-    """Print the conversation, and draw it if asked to; returns the exit code.
-
-    Raises:
-        FlexmaskError: an input that cannot be used.
-    """
+def run(options: argparse.Namespace) -> int:
+    """Print the conversation, and draw it if asked to; returns the exit code."""
     from flexmask.demo import DATA_PATH, TOKENIZER_PATH
     from flexmask.model.load import load_tokenizer
-    from flexmask.plots import check_picture
     from flexmask.tools.show.conversation import draw_shown, read_shown, shown_text
     from flexmask.tools.show.row_figures import COLORS
 
@@ -47,8 +52,6 @@ def run_show(options: argparse.Namespace) -> int:
             f"{', '.join(options.data)}: needs the tokenizer that it is to be rendered with; "
             "name one with --tokenizer"
         )
-    if options.output is not None:
-        check_picture(options.output, "--output")
     tokenizer = load_tokenizer(options.tokenizer or str(TOKENIZER_PATH), options.chat_template)
     options.data = options.data or [DATA_PATH]
     shown = read_shown(options, tokenizer)

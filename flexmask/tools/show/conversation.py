@@ -56,10 +56,6 @@ def read_shown(options: argparse.Namespace, tokenizer: Any) -> ShownConversation
         DataError, TemplateError: the file, the conversation or a number cannot be used.
     """
     max_tokens, settings = options.max_tokens, options.chat_template_kwargs
-    if options.index < 0:
-        raise DataError(f"--index must be at least 0, got {options.index}")
-    if max_tokens is not None and max_tokens < 1:
-        raise DataError(f"--max_tokens must be at least 1, got {max_tokens}")
     conversation = _read(options.data, options.index)
     tree = Renderer(tokenizer, chat_template_kwargs=settings).tree(conversation)
     tree = label_tree(tree, conversation, tokenizer, chat_template_kwargs=settings)

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import FlexmaskError
-from flexmask.tools.options import OPTIONS, Commands, add_command, add_options
+from flexmask.tools.options import OPTIONS, add_options
 from flexmask.training.options import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-_USAGE = "train DATA... --model PATH_OR_ID --output DIR"
+USAGE = "train DATA... --model PATH_OR_ID --output DIR"
+HELP = "fine-tune a model on conversations"
 
 _EPILOG = """\
 DATA is also one folder that `flexmask prepare` made.
@@ -31,25 +32,15 @@ on several GPUs:
 _OTHER_NAMES = {"output_dir": "output", "resume_from_checkpoint": "resume"}
 
 
-def add_train(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add the subcommand for its help; `run_train` parses its options with the Trainer's."""
-    train = add_command(
-        commands,
-        _USAGE,
-        None,
-        help="fine-tune a model on conversations",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_options(train, *OPTIONS)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the help lists; `run` parses it together with the Trainer's options."""
+    parser.epilog = _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_options(parser, *OPTIONS)
 
 
-def run_train(words: Sequence[str]) -> int:
-    """Train as the words of a command line say; returns the exit code.
-
-    Raises:
-        FlexmaskError: an input that cannot be used.
-    """
+def run(words: Sequence[str]) -> int:
+    """Train as the words of a command line say; returns the exit code."""
     from flexmask.training.run import train
 
     train(*_parse(words))
@@ -62,7 +53,7 @@ def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
 
     kind: Any = TrainingArguments
     parser = HfArgumentParser(
-        kind, prog="flexmask train", usage=f"flexmask {_USAGE} [options]", allow_abbrev=False
+        kind, prog="flexmask train", usage=f"flexmask {USAGE} [options]", allow_abbrev=False
     )
     add_options(parser, *OPTIONS)
     batch_size = parser.get_default("per_device_train_batch_size")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError, TemplateError, pluralize
-from flexmask.tools.options import Commands, add_command, add_options
+from flexmask.tools.options import add_json, add_options, at_least, print_report
 
 if TYPE_CHECKING:
     import torch
@@ -19,44 +18,35 @@ if TYPE_CHECKING:
     from flexmask.tools.verify.proof import Chat
     from flexmask.tools.verify.report import VerifyReport
 
+USAGE = "verify DATA... --model PATH_OR_ID"
+HELP = "prove on your model, data and backend that the single pass equals N-pass"
+
 _SHOWN = 3  # messages that a template cannot write
 
 
-def add_verify(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add the subcommand and its options."""
-    verify = add_command(
-        commands,
-        "verify DATA... --model PATH_OR_ID",
-        run_verify,
-        help="prove on your model, data and backend that the single pass equals N-pass",
-        description="Exit code 0: proved; 1: not, the report says why; 2: unusable input.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.description = "Exit code 0: proved; 1: not, the report says why; 2: unusable input."
+    add_options(parser, "data", "model", "tokenizer", "chat_template", "chat_template_kwargs")
+    add_options(parser, "on_bad_line", "backend", "from_config", "dtype")
+    add = parser.add_argument
+    add(
+        "--conversations",
+        type=int,
+        action=at_least(1),
+        default=3,
+        metavar="N",
+        help="check the first N; default: 3",
     )
-    add_options(verify, "data", "model", "tokenizer", "chat_template", "chat_template_kwargs")
-    add_options(verify, "on_bad_line", "backend", "from_config", "dtype")
-    add = verify.add_argument
-    add("--conversations", type=int, default=3, metavar="N", help="check the first N; default: 3")
     add("--device", metavar="DEVICE", help="such as cpu or cuda:0; default: cuda if there is one")
     add("--seed", type=int, default=0, help="of random weights")
-    add("--json", nargs="?", const="-", metavar="FILE", help="as JSON; without FILE, print it")
+    add_json(parser)
 
 
-def run_verify(options: argparse.Namespace) -> int:
-    """Verify, print the report and write what was asked for; returns the exit code.
-
-    Raises:
-        FlexmaskError: an input that cannot be used.
-    """
-    from flexmask.files import check_target, write_json
-
-    if options.conversations < 1:
-        raise DataError(f"--conversations must be at least 1, got {options.conversations}")
-    if options.json not in (None, "-"):
-        check_target(options.json, "--json")
+def run(options: argparse.Namespace) -> int:
+    """Verify, print the report and write what was asked for; returns the exit code."""
     report = _verify(options)
-    data = report.to_json()
-    print(json.dumps(data, indent=2) if options.json == "-" else report)
-    if options.json not in (None, "-"):
-        write_json(data, options.json)
+    print_report(options, report.to_json(), str(report))
     return 0 if report.is_proved else 1
 
 
