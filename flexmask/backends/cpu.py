@@ -44,20 +44,10 @@ def cpu_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention on CPU tensors in O(L) memory, with a backward pass.
+    """`reference_attention` on CPU tensors in O(L) memory, with a backward pass.
 
-    Args:
-        q: queries [B, H, L, D], fp64, fp32, bf16 or fp16.
-        k: keys [B, H_kv, L, D]; a group's heads read the same memory.
-        v: values [B, H_kv, L, D_v]; where D_v is not D, the narrower are padded with zeros.
-        subtree_end: int [B, L] or [1, L].
-        window_start: like `subtree_end`, the first token that a query sees; None for all.
-        scale: factor of the scores.
-        softcap: bound of the scores, or None; with one, about half as fast.
-        sinks: [H] or None.
-
-    Returns:
-        [B, H, L, D_v] in the dtype of q.
+    A group's heads read the same keys and values in memory. Where D_v is not D, the narrower are
+    padded with zeros. With a softcap it is about half as fast.
     """
     D, D_v = q.shape[-1], v.shape[-1]
     if D_v < D:

@@ -42,21 +42,9 @@ def flex_backend(
     sinks: Tensor | None = None,
     kernel_options: FlexKernelOptions | None = None,
 ) -> Tensor:
-    """Attention by FlexAttention; differentiable on CUDA only.
+    """`reference_attention` by FlexAttention; differentiable, and with sinks, on CUDA only.
 
-    Args:
-        q: queries [B, H, L, D], fp32, bf16 or fp16.
-        k: keys [B, H_kv, L, D].
-        v: values [B, H_kv, L, D_v].
-        subtree_end: int [B, L] or [1, L].
-        window_start: like `subtree_end`, the first token that a query sees; None for all.
-        scale: factor of the scores.
-        softcap: bound of the scores, or None.
-        sinks: [H] or None; CUDA only.
-        kernel_options: FlexAttention's own, such as block sizes.
-
-    Returns:
-        [B, H, L, D_v] in the dtype of q.
+    `kernel_options` are FlexAttention's own, such as block sizes.
 
     Raises:
         UnsupportedModelError: fp64, narrow heads on CUDA; gradients or sinks on the CPU.

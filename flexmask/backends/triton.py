@@ -38,20 +38,9 @@ def triton_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention by Triton kernels, forward and backward, in O(L) memory.
+    """`reference_attention` by Triton kernels, forward and backward, in O(L) memory.
 
-    Args:
-        q: queries [B, H, L, D], fp32, bf16 or fp16.
-        k: keys [B, H_kv, L, D]; a group's heads read the same memory.
-        v: values [B, H_kv, L, D_v].
-        subtree_end: int [B, L] or [1, L].
-        window_start: like `subtree_end`, the first token that a query sees; None for all.
-        scale: factor of the scores.
-        softcap: bound of the scores, or None.
-        sinks: [H] or None.
-
-    Returns:
-        [B, H, L, D_v] in the dtype of q.
+    A group's heads read the same keys and values in memory.
 
     Raises:
         UnsupportedModelError: fp64, or heads wider than 256.
