@@ -30,11 +30,5 @@ def run(options: argparse.Namespace) -> int:
     """Run the demo; returns the exit code."""
     from flexmask.tools.demo.run import train_both_ways
 
-    train_both_ways(
-        output=options.output,
-        data=options.data,
-        num_steps=options.steps,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
+    train_both_ways(options)
     return 0

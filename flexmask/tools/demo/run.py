@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
 from multiprocessing import get_context
@@ -15,7 +16,7 @@ from flexmask.data.trees import Renderer
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import write_json
-from flexmask.tools.demo.worker import N_PASS, SINGLE_PASS, StepResult, WorkerProcess
+from flexmask.tools.demo.worker import N_PASS, SINGLE_PASS, ModeResult, WorkerProcess
 from flexmask.tools.table import table
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
@@ -31,38 +32,31 @@ _COLUMN = {  # what report.json says of a mode: its name and format in the table
     "last_loss": ("loss, last step", ".6f"),
 }
 
-Results = dict[str, list[StepResult]]  # of each mode, step by step
 
-
-def train_both_ways(
-    *, output: str, data: Sequence[str], num_steps: int, batch_size: int, seed: int
-) -> None:
+def train_both_ways(options: argparse.Namespace) -> None:
     """Train both ways from the same weights on the same batches, and report the differences.
 
-    Writes `loss.png`, `mask.png` and `report.json` to the folder `output`, and prints a table.
+    Writes `loss.png`, `mask.png` and `report.json` to a folder, which is made where it does not
+    exist, in place of those of an earlier demo, and prints a table.
 
     Args:
-        output: a folder, made where it does not exist; files of an earlier demo are replaced.
-        data: files, folders or patterns of conversations; the shipped ones where empty.
-        num_steps: optimizer steps, at least 1.
-        batch_size: conversations a step, at least 1.
-        seed: draws the weights and the order of the data.
+        options: of `flexmask demo`.
 
     Raises:
         FlexmaskError: the data cannot be used.
     """
-    folder = Path(output)
+    folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name a folder for --output")
-    conversations, vocab_size = _load(data)
-    batches = _batches(conversations, num_steps, batch_size, seed)
-    results, memory = _train_side_by_side(batches, vocab_size, seed)
-    columns = {mode: _column(results[mode], memory[mode]) for mode in _MODES}
+    conversations, vocab_size = _load(options.data)
+    batches = _batches(conversations, options.steps, options.batch_size, options.seed)
+    results = _train_side_by_side(batches, vocab_size, options.seed)
     differences = _differences(results)
-    print(_table(columns, differences))
+    print(_table(results, differences))
     folder.mkdir(parents=True, exist_ok=True)
     _draw(folder, results, build_tree(max(conversations, key=len)))
-    write_json(columns | differences, folder / "report.json")
+    figures = {mode: result.figures for mode, result in results.items()}
+    write_json(figures | differences, folder / "report.json")
     print(f"written: {folder}/loss.png, {folder}/mask.png, {folder}/report.json")
 
 
@@ -93,11 +87,10 @@ def _batches(
 
 def _train_side_by_side(
     batches: list[list[list[Sample]]], vocab_size: int, seed: int
-) -> tuple[Results, dict[str, int]]:
-    """Step results and peak bytes of both modes; they take turns, so neither disturbs the other."""
+) -> dict[str, ModeResult]:
+    """What both modes came to; they take turns, so neither disturbs the other."""
     from tqdm import tqdm
 
-    results: Results = {mode: [] for mode in _MODES}
     workers: dict[str, Any] = {}
     mode = ""
     with ExitStack() as stack:
@@ -105,10 +98,10 @@ def _train_side_by_side(
             for mode in _MODES:
                 process = stack.enter_context(WorkerProcess(ctx=get_context("spawn")))
                 workers[mode] = process.worker(mode, vocab_size, seed)
-            for number, batch in enumerate(tqdm(batches, desc="training both ways", unit="step")):
-                for mode, worker in workers.items():
-                    results[mode].append(worker.step(batch, number == 0))
-            return results, {mode: worker.peak_bytes() for mode, worker in workers.items()}
+            for batch in tqdm(batches, desc="training both ways", unit="step"):
+                for mode in _MODES:
+                    workers[mode].step(batch)
+            return {mode: worker.result() for mode, worker in workers.items()}
         except (EOFError, ConnectionError):
             raise FlexmaskError(
                 f"the {mode} worker ended before it answered; is there enough memory? "
@@ -116,13 +109,14 @@ def _train_side_by_side(
             ) from None
 
 
-def _draw(folder: Path, results: Results, tree: PrefixTree) -> None:
+def _draw(folder: Path, results: dict[str, ModeResult], tree: PrefixTree) -> None:
     """Write `loss.png`, and `mask.png` with the empty, partial and full tiles of a tree's mask."""
     from flexmask.plots import draw_losses, new_figure, save_figure
     from flexmask.tree.mask import compile_mask
 
-    steps = range(1, len(results[N_PASS]) + 1)
-    curves = {mode: (steps, [step.loss for step in results[mode]]) for mode in _MODES}
+    curves = {
+        mode: (range(1, len(result.losses) + 1), result.losses) for mode, result in results.items()
+    }
     draw_losses(curves, folder / "loss.png")
 
     length = tree.num_tokens
@@ -141,28 +135,13 @@ def _draw(folder: Path, results: Results, tree: PrefixTree) -> None:
     save_figure(figure, folder / "mask.png")
 
 
-def _column(steps: list[StepResult], peak_bytes: int) -> dict[str, float]:
-    """The figures of one mode, under the names of `_COLUMN`."""
-    return {
-        "tokens": sum(step.num_tokens for step in steps),
-        "steps": len(steps),
-        "seconds": sum(step.elapsed_s for step in steps),
-        "peak_memory_mib": peak_bytes / 2**20,
-        "first_loss": steps[0].loss,
-        "last_loss": steps[-1].loss,
-    }
-
-
-def _differences(results: Results) -> dict[str, float]:
+def _differences(results: dict[str, ModeResult]) -> dict[str, float]:
     """Largest relative differences of single-pass from N-pass."""
     single, npass = results[SINGLE_PASS], results[N_PASS]
-    losses = [abs(a.loss - b.loss) / abs(b.loss) for a, b in zip(single, npass, strict=True)]
-    ours, theirs = single[0].gradients, npass[0].gradients
-    if ours is None or theirs is None:
-        raise AssertionError("the first step returns gradients")
+    losses = [abs(a - b) / abs(b) for a, b in zip(single.losses, npass.losses, strict=True)]
     gradients = [
-        float(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name]))
-        for name in theirs
+        float(np.linalg.norm(single.gradients[name] - theirs) / np.linalg.norm(theirs))
+        for name, theirs in npass.gradients.items()
     ]
     return {
         "first_step_loss_difference": losses[0],
@@ -171,10 +150,10 @@ def _differences(results: Results) -> dict[str, float]:
     }
 
 
-def _table(columns: dict[str, dict[str, float]], differences: dict[str, float]) -> str:
+def _table(results: dict[str, ModeResult], differences: dict[str, float]) -> str:
     rows = [("", *_MODES, "ratio")]
     for key, (name, style) in _COLUMN.items():
-        npass, single = (columns[mode][key] for mode in _MODES)
+        npass, single = (results[mode].figures[key] for mode in _MODES)
         ratio = "" if "loss" in name else f"{npass / single:.2f}"
         rows.append((name, f"{npass:{style}}", f"{single:{style}}", ratio))
     return "\n".join(

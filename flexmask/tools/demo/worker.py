@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.managers import BaseManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,21 +23,18 @@ N_PASS = "N-pass"
 LEARNING_RATE = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one optimizer step did.
+class ModeResult(NamedTuple):
+    """What training in one mode came to.
 
     Attributes:
-        loss: nats per trained token, over the whole step.
-        num_tokens: tokens that went through the model.
-        elapsed_s: seconds for batches, forward, backward and update.
-        gradients: name to gradient, before the update, where asked for.
+        figures: tokens, seconds, memory and losses, as report.json has them.
+        losses: of each step, nats per trained token.
+        gradients: name to gradient, before the first update.
     """
 
-    loss: float
-    num_tokens: int
-    elapsed_s: float
-    gradients: dict[str, np.ndarray] | None
+    figures: dict[str, float]
+    losses: list[float]
+    gradients: dict[str, np.ndarray]
 
 
 class Worker:
@@ -59,14 +55,14 @@ class Worker:
         if mode == SINGLE_PASS:
             patch(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
+        self.losses: list[float] = []
+        self.gradients: dict[str, np.ndarray] = {}
+        self.num_tokens = 0
+        self.elapsed_s = 0.0
         self.bytes_before = reset_peak()
 
-    def peak_bytes(self) -> int:
-        """The most bytes that the steps so far have held."""
-        return peak_bytes() - self.bytes_before
-
-    def step(self, conversations: list[list[Sample]], wants_gradients: bool) -> StepResult:
-        """Train on some conversations; the result has gradients where they are wanted."""
+    def step(self, conversations: list[list[Sample]]) -> None:
+        """Train on some conversations."""
         started = time.perf_counter()
         batches = self._batches(conversations)
         num_trained = sum(int((batch["labels"] != -100).sum()) for batch in batches)
@@ -75,12 +71,29 @@ class Worker:
             output = self.model(**batch, num_items_in_batch=num_trained)
             output.loss.backward()
             loss += float(output.loss.detach())
-        gradients = self._gradients() if wants_gradients else None
+        if not self.losses:
+            self.gradients = {
+                name: parameter.grad.numpy().copy()
+                for name, parameter in self.model.named_parameters()
+                if parameter.grad is not None
+            }
         self.optimizer.step()
         self.optimizer.zero_grad()
-        elapsed_s = time.perf_counter() - started
-        num_tokens = sum(batch["input_ids"].numel() for batch in batches)
-        return StepResult(loss, num_tokens, elapsed_s, gradients)
+        self.elapsed_s += time.perf_counter() - started
+        self.num_tokens += sum(batch["input_ids"].numel() for batch in batches)
+        self.losses.append(loss)
+
+    def result(self) -> ModeResult:
+        """What the steps so far came to."""
+        figures = {
+            "tokens": self.num_tokens,
+            "steps": len(self.losses),
+            "seconds": self.elapsed_s,
+            "peak_memory_mib": (peak_bytes() - self.bytes_before) / 2**20,
+            "first_loss": self.losses[0],
+            "last_loss": self.losses[-1],
+        }
+        return ModeResult(figures, self.losses, self.gradients)
 
     def _batches(self, conversations: list[list[Sample]]) -> list[dict[str, Any]]:
         from flexmask.model.npass import npass_batches
@@ -89,13 +102,6 @@ class Worker:
         if self.mode == SINGLE_PASS:
             return [TreeCollator()([samples]) for samples in conversations]
         return [batch for samples in conversations for batch in npass_batches(samples)]
-
-    def _gradients(self) -> dict[str, np.ndarray]:
-        return {
-            name: parameter.grad.numpy().copy()
-            for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None
-        }
 
 
 class WorkerProcess(BaseManager):
