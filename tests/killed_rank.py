@@ -11,6 +11,7 @@ from transformers import Trainer
 
 def kill_while_saving(trainer, folder):
     if trainer.state.global_step == 4 and trainer.args.process_index == 1:
+        print("killed while saving step 4", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     original(trainer, folder)
 

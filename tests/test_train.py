@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import TORCHRUN, launch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -164,13 +165,8 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
     """One update an epoch: however trees are dealt out, its loss is that of all of them."""
     two, one = tmp_path / "two", tmp_path / "one"
     options = ("--gradient_accumulation_steps", 100)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "flexmask", *by_budget(model_dir, data, two, *options)]
-    result = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, timeout=240
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "8 rows of at most 1,500 tokens" in result.stderr
+    said = launch(*TORCHRUN, "-m", "flexmask", *by_budget(model_dir, data, two, *options))
+    assert "8 rows of at most 1,500 tokens" in said
     assert run(*by_budget(model_dir, data, one, *options, "--rows_per_batch", 3)) == 0
     report = capsys.readouterr().err
     assert "1 larger, cut into 4 pieces, with 2,171 tokens of history computed again" in report
