@@ -42,29 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the conversation, and draw it if asked to; returns the exit code."""
-    from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-    from flexmask.model.load import load_tokenizer
-    from flexmask.tools.show.conversation import draw_shown, read_shown, shown_text
-    from flexmask.tools.show.row_figures import COLORS
+    from flexmask.tools.show.run import show
 
     if options.data and options.tokenizer is None:
         raise DataError(
             f"{', '.join(options.data)}: needs the tokenizer that it is to be rendered with; "
             "name one with --tokenizer"
         )
-    tokenizer = load_tokenizer(options.tokenizer or str(TOKENIZER_PATH), options.chat_template)
-    options.data = options.data or [DATA_PATH]
-    shown = read_shown(options, tokenizer)
-    if options.output is not None:
-        draw_shown(shown, options.output)
-
-    def paint(dot: str, kind: str | None) -> str:
-        red, green, blue = bytes.fromhex(COLORS[kind or "context"][1:])
-        return f"\x1b[38;2;{red};{green};{blue}m{dot}\x1b[0m"
-
     in_color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     width = shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns
-    _print(shown_text(shown, tokenizer, width=width, paint=paint if in_color else None))
+    _print(show(options, width=width, in_color=in_color))
     if options.output is not None:
         _print(f"\nwritten: {options.output}")
     return 0

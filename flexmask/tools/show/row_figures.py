@@ -146,27 +146,15 @@ def _draw_bands(axes: Axes, picture: RowPicture) -> None:
     """What the tokens are and which are trained, above the tiles and to their left."""
     length = picture.tree.num_tokens
     width, gap = _BAND * length, _GAP * length
-    kinds_at, trained_at = -gap - width, -2 * gap - 1.6 * width
-    for code, kind in enumerate(KINDS):
-        _draw_band(axes, _runs(picture.kinds == code), kinds_at, width, COLORS[kind])
-    _draw_band(axes, _runs(picture.trained), trained_at, 0.6 * width, INK)
-
-
-def _draw_band(
-    axes: Axes, runs: Sequence[tuple[int, int]], at: float, width: float, color: str
-) -> None:
-    from matplotlib.collections import PatchCollection
-    from matplotlib.patches import Rectangle
-
-    above = [Rectangle((start, at), stop - start, width) for start, stop in runs]
-    beside = [Rectangle((at, start), width, stop - start) for start, stop in runs]
-    axes.add_collection(PatchCollection(above + beside, facecolor=color, edgecolor="none"))
-
-
-def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    """The ranges [start, stop) in which `flags` [L] is true."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0]))))
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    bands = [
+        (picture.kinds == code, -gap - width, width, COLORS[k]) for code, k in enumerate(KINDS)
+    ]
+    bands.append((picture.trained, -2 * gap - 1.6 * width, 0.6 * width, INK))
+    for flags, at, thickness, color in bands:
+        edges = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0))
+        starts, sizes = edges[::2], edges[1::2] - edges[::2]
+        for draw in (axes.bar, axes.barh):
+            draw(starts, thickness, sizes, at, align="edge", color=color)
 
 
 def _label_answers(axes: Axes, picture: RowPicture) -> None:

@@ -1,0 +1,131 @@
+"""One conversation as packed rows that a person can read: as text, and as a picture."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from flexmask.data.files import find_data_files, read_conversations
+from flexmask.data.messages import Conversation
+from flexmask.data.trees import Renderer
+from flexmask.demo import DATA_PATH, TOKENIZER_PATH
+from flexmask.errors import DataError, pluralize
+from flexmask.model.load import load_tokenizer
+from flexmask.packing.split import split_tree
+from flexmask.tools.show.kinds import label_tree
+from flexmask.tools.show.orders import papers_order
+from flexmask.tools.show.row_figures import COLORS, RowPicture, draw_rows
+from flexmask.tools.show.tree_text import tree_lines
+from flexmask.tree.layout import lay_out
+from flexmask.tree.tree import PrefixTree
+
+_MOST_PICTURES = 12
+
+
+def show(options: argparse.Namespace, *, width: int, in_color: bool) -> str:
+    """The conversation that the options of `flexmask show` name, as text; drawn where they say so.
+
+    Args:
+        options: of the command.
+        width: columns of the terminal.
+        in_color: whether dots have the colours of the picture.
+
+    Raises:
+        DataError, TemplateError: the file, the conversation or a number cannot be used.
+    """
+    tokenizer: Any = load_tokenizer(options.tokenizer or str(TOKENIZER_PATH), options.chat_template)
+    settings = options.chat_template_kwargs
+    conversation = _read(options.data or [str(DATA_PATH)], options.index)
+    tree = Renderer(tokenizer, chat_template_kwargs=settings).tree(conversation)
+    tree = label_tree(tree, conversation, tokenizer, chat_template_kwargs=settings)
+    name = Path(conversation.where or "").name
+    rows = _rows(list(_split(tree, options.max_tokens, name)))
+    papers = []
+    if options.compare is not None:
+        if len(rows) > 1:
+            raise DataError(
+                f"--compare needs the whole conversation in one row, which takes "
+                f"{tree.num_tokens:,} tokens; raise --max_tokens or leave it out"
+            )
+        papers = [RowPicture(tree, papers_order(tree), "the paper's order:")]
+    samples = pluralize(len(tree.leaves), "sample")
+    num_tokens, npass = sum(row.tree.num_tokens for row in rows), tree.num_sample_tokens
+    if options.output is not None:
+        heading = f"{name}: {samples}, {num_tokens:,} tokens instead of {npass:,}"
+        _draw([*rows, *papers], options.output, heading)
+    lines = [
+        f"{name}: {pluralize(len(conversation.messages), 'message')}, {samples}",
+        f"{num_tokens:,} tokens in a single pass, {npass:,} in N-pass "
+        f"({npass / num_tokens:.2f} times as many)",
+    ]
+    if len(rows) == 1:
+        lines.append(
+            f"density {rows[0].density:.3f}: visible pairs per pair in a visited tile of 128 x 128"
+        )
+    lines += [f"density {picture.density:.3f} in the paper's order" for picture in papers]
+    paint = _paint if in_color else None
+    for row in rows:
+        title = [row.title] if len(rows) > 1 else []
+        lines += ["", *title, *tree_lines(row.tree, tokenizer.decode, width=width, paint=paint)]
+    return "\n".join(lines)
+
+
+def _rows(parts: Sequence[PrefixTree]) -> list[RowPicture]:
+    """The packed row of each part of a conversation."""
+    if len(parts) == 1:
+        return [RowPicture(parts[0], lay_out(parts[0]).order.tolist(), "heavy-first order:")]
+    return [
+        RowPicture(
+            part,
+            lay_out(part).order.tolist(),
+            f"row {number} of {len(parts)}: {part.num_tokens:,} tokens, "
+            f"{pluralize(len(part.leaves), 'sample')},",
+        )
+        for number, part in enumerate(parts, start=1)
+    ]
+
+
+def _paint(dot: str, kind: str | None) -> str:
+    """The dot in the colour of its kind."""
+    red, green, blue = bytes.fromhex(COLORS[kind or "context"][1:])
+    return f"\x1b[38;2;{red};{green};{blue}m{dot}\x1b[0m"
+
+
+def _draw(pictures: Sequence[RowPicture], path: str, heading: str) -> None:
+    if len(pictures) > _MOST_PICTURES:
+        raise DataError(
+            f"--output draws at most {_MOST_PICTURES} rows, got {len(pictures)}; raise --max_tokens"
+        )
+    try:
+        draw_rows(pictures, path, heading=heading)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _read(data: Sequence[str], index: int) -> Conversation:
+    count = 0
+    conversations = chain.from_iterable(map(read_conversations, find_data_files(data)))
+    for count, conversation in enumerate(conversations, start=1):
+        if count > index:
+            return conversation
+    raise DataError(
+        f"{', '.join(data)}: has {pluralize(count, 'conversation')}; --index must be in "
+        f"[0, {count}), got {index}"
+    )
+
+
+def _split(tree: PrefixTree, max_tokens: int | None, name: str) -> Iterator[PrefixTree]:
+    if max_tokens is None or tree.num_tokens <= max_tokens:
+        yield tree
+        return
+    split = split_tree(tree, max_tokens)
+    if split.too_long:
+        leaf = tree.leaves[split.too_long[0]]
+        raise DataError(
+            f"{name}: the sample of message {leaf.key} must have at most --max_tokens = "
+            f"{max_tokens:,} tokens, got {tree.sample_length(leaf)}; raise --max_tokens"
+        )
+    yield from split.pieces()
