@@ -31,3 +31,9 @@ def pluralize(number: int, noun: str, plural: str | None = None) -> str:
     ('1 bad line', '1,200 bad lines', '2 batches')
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, up to a line break; its type where it says nothing."""
+    lines = map(str.strip, str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flexmask.errors import DataError
+from flexmask.errors import DataError, one_line
 
 
 @contextmanager
@@ -30,6 +30,16 @@ def write_json(data: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write `data` to `path`, whole or not at all."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def disk_errors(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
+    """A block that writes to `path`, and raises DataError, of one line, if the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise DataError(f"{path}: cannot be written: {reason}; {remedy}") from error
 
 
 def check_target(path: str | os.PathLike[str], option: str) -> None:

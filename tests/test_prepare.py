@@ -22,10 +22,10 @@ from flexmask import TreeCollator
 from flexmask.data import prepare as prepare_module
 from flexmask.data import prepare_pool
 from flexmask.data.files import find_data_files
-from flexmask.data.fingerprint import tokenizer_fingerprint
 from flexmask.data.prepare import prepare
 from flexmask.data.prepared import open_prepared
 from flexmask.data.shards import Shard
+from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.data.trees import load_trees
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
@@ -244,14 +244,12 @@ def test_finished_shards_are_not_made_again(data, whole, tokenizer, tmp_path, mo
     (tmp_path / "out" / "shard-00003.safetensors").unlink()
     (tmp_path / "out" / "shard-00004.safetensors.partial").write_text("half")
     made = []
-    make = prepare_pool.ShardMaker.make
+    write = prepare_pool.write_shard
     monkeypatch.setattr(
-        prepare_pool.ShardMaker,
-        "make",
-        lambda self, one: made.append(one.number) or make(self, one),
+        prepare_pool, "write_shard", lambda path, *of: made.append(path.name) or write(path, *of)
     )
     prepare([data], tmp_path / "out", tokenizer, shard_lines=8)
-    assert made == [3]
+    assert made == ["shard-00003.safetensors"]
     assert contents(tmp_path / "out") == contents(whole)
 
 

@@ -15,20 +15,20 @@ from filelock import FileLock, Timeout
 
 import flexmask
 from flexmask.data.files import OnBadLine, check_on_bad_line, find_data_files
-from flexmask.data.fingerprint import tokenizer_fingerprint
 from flexmask.data.prepare_pool import (
-    SHARD_LINES,
-    ShardInput,
+    REMEDY,
     ShardMaker,
+    changed_data,
+    lines_of_shards,
     make_shards,
-    shard_inputs,
 )
-from flexmask.data.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest, shard_name
+from flexmask.data.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest
 from flexmask.data.samples import Weighting
-from flexmask.data.shards import Shard, ShardError
+from flexmask.data.shards import Shard, find_shard, shard_name
+from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.data.trees import Renderer
 from flexmask.errors import DataError
-from flexmask.files import atomic_write, write_json
+from flexmask.files import atomic_write, disk_errors, write_json
 
 LOCK = "prepare.lock"
 _OWN = "shard-*.safetensors"
@@ -45,7 +45,7 @@ def prepare(
     on_bad_line: OnBadLine = "error",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     num_proc: int = 1,
-    shard_lines: int = SHARD_LINES,
+    shard_lines: int = 1000,
     progress: Callable[[int], object] = lambda conversations: None,
 ) -> dict[str, Any]:
     """Render conversations into the folder `output`; returns its manifest.
@@ -84,10 +84,18 @@ def prepare(
         "shard_lines": shard_lines,
     }
     renderer = Renderer(tokenizer, weighting, settings["chat_template_kwargs"])
-    maker = ShardMaker(folder, tuple(settings["files"]), renderer, on_bad_line)
+    maker = ShardMaker(folder, settings["files"], renderer, on_bad_line)
     with _only_run(folder):
         _enter(folder, settings)
-        return _fill(maker, settings, files, num_proc, progress)
+        manifest = _finished_manifest(folder)
+        if manifest is not None:
+            progress(manifest["conversations"])
+            return manifest
+        num_shards = 0
+        for num_made in make_shards(maker, lines_of_shards(files, shard_lines), num_proc):
+            num_shards += 1
+            progress(num_made)
+        return _finish(folder, settings, num_shards)
 
 
 @contextmanager
@@ -123,39 +131,6 @@ def _only_run(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fill(
-    maker: ShardMaker,
-    settings: dict[str, Any],
-    files: Sequence[Path],
-    num_proc: int,
-    progress: Callable[[int], object],
-) -> dict[str, Any]:
-    """Make the shards that are missing, and the manifest."""
-    folder = maker.folder
-    if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        if all(_finished(folder / shard["name"]) for shard in manifest["shards"]):
-            progress(manifest["conversations"])
-            return manifest
-        (folder / MANIFEST).unlink()
-    digests: list[str] = []
-
-    def missing() -> Iterator[ShardInput]:
-        for shard_input in shard_inputs(files, settings["shard_lines"]):
-            digests.append(shard_input.digest)
-            shard = _finished(folder / shard_name(shard_input.number))
-            if shard is None:
-                yield shard_input
-            elif shard.about["digest"] == shard_input.digest:
-                progress(len(shard))
-            else:
-                raise _changed(shard.path)
-
-    for num_made in make_shards(maker, missing(), num_proc):
-        progress(num_made)
-    return _finish(folder, settings, digests)
-
-
 def _enter(folder: Path, settings: dict[str, Any]) -> None:
     """Take possession of an empty folder, or find in it a run of the same settings.
 
@@ -174,14 +149,12 @@ def _enter(folder: Path, settings: dict[str, Any]) -> None:
                     f"{folder}: was begun with {name} {begun.get(name)!r}, not {value!r}; "
                     "run the command that began it, or use another --output"
                 )
-    try:
+    with disk_errors(folder, REMEDY):
         for half in folder.glob("*.partial"):
             half.unlink()
         if begun != settings:
             (folder / MANIFEST).unlink(missing_ok=True)  # it names the settings too
             write_json(settings, path)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -191,26 +164,22 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read: {error}; use another --output") from None
 
 
-def _finished(path: Path) -> Shard | None:
-    """The shard at `path`; None where there is none or it is damaged."""
-    try:
-        return Shard(path)
-    except ShardError:
+def _finished_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder with all of its shards; without them it goes, and there is none."""
+    if not (folder / MANIFEST).exists():
         return None
+    manifest = read_manifest(folder)
+    if None not in [find_shard(folder / shard["name"]) for shard in manifest["shards"]]:
+        return manifest
+    (folder / MANIFEST).unlink()
+    return None
 
 
-def _changed(path: Path) -> DataError:
-    return DataError(
-        f"{path}: was made of other lines: the data have changed since; use another --output"
-    )
-
-
-def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[str, Any]:
+def _finish(folder: Path, settings: dict[str, Any], num_shards: int) -> dict[str, Any]:
     """Write what was left out, and the manifest; with it the folder is finished."""
-    names = [shard_name(number) for number in range(len(digests))]
-    if len(list(folder.glob(_OWN))) > len(names):
-        raise _changed(folder / shard_name(len(names)))
-    shards = [Shard(folder / name) for name in names]
+    if len(list(folder.glob(_OWN))) > num_shards:
+        raise changed_data(folder / shard_name(num_shards))
+    shards = [Shard(folder / shard_name(number)) for number in range(num_shards)]
     bad_lines = [bad for shard in shards for bad in shard.about["bad_lines"]]
     if not any(map(len, shards)):
         first = bad_lines[0]["reason"] if bad_lines else "the files are empty"
@@ -223,20 +192,13 @@ def _finish(folder: Path, settings: dict[str, Any], digests: list[str]) -> dict[
         "visible_pairs": sum(int(shard.num_pairs.sum()) for shard in shards),
         "sample_tokens": sum(shard.about["num_sample_tokens"] for shard in shards),
         "trained_tokens": sum(shard.about["num_trained_tokens"] for shard in shards),
-        "longest_sample": max(int(max(shard.longest_samples(), default=0)) for shard in shards),
+        "longest_sample": max(shard.longest_sample for shard in shards),
         "bad_lines": len(bad_lines),
-        "shards": [
-            {"name": name, "digest": digest} for name, digest in zip(names, digests, strict=True)
-        ],
+        "shards": [{"name": s.path.name, "digest": s.about["digest"]} for s in shards],
     }
     lines = (json.dumps(bad, ensure_ascii=False) + "\n" for bad in bad_lines)
-    try:
+    with disk_errors(folder, REMEDY):
         with atomic_write(folder / LEFT_OUT) as partial:
             partial.write_text("".join(lines), encoding="utf-8")
         write_json(manifest, folder / MANIFEST)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written: {error.strerror}; make room and run the same command "
-            "again: finished shards are kept"
-        ) from None
     return manifest

@@ -17,59 +17,39 @@ from pathlib import Path
 
 from flexmask.data.file_formats import read_lines
 from flexmask.data.files import BadLine, OnBadLine, read_line
-from flexmask.data.prepared import shard_name
-from flexmask.data.shards import write_shard
+from flexmask.data.shards import find_shard, shard_name, write_shard
 from flexmask.data.trees import Renderer
 from flexmask.errors import DataError
+from flexmask.files import disk_errors
 from flexmask.tree.tree import PrefixTree, build_tree
 
-SHARD_LINES = 1000  # a shard ends after so many lines,
-SHARD_BYTES = 32 * 2**20  # or before it has more text than this
-_AHEAD = 2  # shard inputs waiting for each process: the data in memory are so many of them
+SHARD_BYTES = 32 * 2**20  # of text in a shard, if it has several lines
+REMEDY = (
+    "make room, or free the folder for writing, and run the same command again: finished shards "
+    "are kept"
+)
+_AHEAD = 2  # shards waiting for each process: the data in memory are those of so many
 
 Line = tuple[int, int, bytes]  # number of the file, number of the line in it from 1, text
 
 
-@dataclass(frozen=True, slots=True)
-class ShardInput:
-    """The lines of one shard.
-
-    Attributes:
-        number: of the shard, from 0.
-        lines: at least one.
-        digest: of the texts and where they stand.
-    """
-
-    number: int
-    lines: list[Line]
-    digest: str
-
-
-def shard_inputs(files: Sequence[Path], max_lines: int) -> Iterator[ShardInput]:
-    """The lines of all files, in order, cut for the shards; those of one are held at a time.
+def lines_of_shards(files: Sequence[Path], max_lines: int) -> Iterator[list[Line]]:
+    """The lines of each shard, at least one; those of all files, in order.
 
     Raises:
         DataError: a file cannot be read.
     """
-    number, size = 0, 0
+    size = 0
     lines: list[Line] = []
     for place, file in enumerate(files):
-        for line, text in enumerate(read_lines(file), start=1):
+        for number, text in enumerate(read_lines(file), start=1):
             if lines and (len(lines) == max_lines or size + len(text) > SHARD_BYTES):
-                yield ShardInput(number, lines, _digest(lines))
-                number, size, lines = number + 1, 0, []
-            lines.append((place, line, text))
+                yield lines
+                size, lines = 0, []
+            lines.append((place, number, text))
             size += len(text)
     if lines:
-        yield ShardInput(number, lines, _digest(lines))
-
-
-def _digest(lines: Iterable[Line]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for place, line, text in lines:
-        digest.update(f"{place}:{line}:{len(text)}:".encode())
-        digest.update(text)
-    return digest.hexdigest()
+        yield lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +64,29 @@ class ShardMaker:
     """
 
     folder: Path
-    files: tuple[str, ...]
+    files: Sequence[str]
     renderer: Renderer
-    on_bad_line: OnBadLine = "error"
+    on_bad_line: OnBadLine
 
-    def make(self, shard_input: ShardInput) -> int:
-        """Write the shard of `shard_input`; returns how many conversations it holds.
+    def make(self, number: int, lines: Sequence[Line]) -> int:
+        """Write shard `number` unless it is finished; returns how many conversations it holds.
 
         Raises:
-            FlexmaskError: a line cannot be used, or the shard cannot be written.
+            FlexmaskError: a line cannot be used, the shard is finished and of other lines, or it
+                cannot be written.
         """
+        path = self.folder / shard_name(number)
+        digest = _digest(lines)
+        finished = find_shard(path)
+        if finished is not None:
+            if finished.about["digest"] != digest:
+                raise changed_data(path)
+            return len(finished)
         trees: list[PrefixTree] = []
         places: list[tuple[int, int]] = []
         num_trained = 0
         bad_lines: list[dict[str, str]] = []
-        for file, line, text in shard_input.lines:
+        for file, line, text in lines:
             where = f"{self.files[file]}:{line}"
             samples = read_line(text, where, self.renderer.samples)
             if isinstance(samples, BadLine):
@@ -110,39 +98,48 @@ class ShardMaker:
                 places.append((file, line))
                 num_trained += sum(sample.num_trained for sample in samples)
         about = {
-            "digest": shard_input.digest,
+            "digest": digest,
             "num_sample_tokens": sum(tree.num_sample_tokens for tree in trees),
             "num_trained_tokens": num_trained,
             "bad_lines": bad_lines,
         }
-        path = self.folder / shard_name(shard_input.number)
-        try:
+        with disk_errors(path, REMEDY):
             write_shard(path, trees, places, about)
-        except OSError as error:
-            reason = error.strerror or os.strerror(error.errno or 0)
-            raise DataError(
-                f"{path}: cannot be written: {reason}; make room, or free the folder for writing, "
-                "and run the same command again: finished shards are kept"
-            ) from None
         return len(trees)
 
 
-def make_shards(maker: ShardMaker, inputs: Iterable[ShardInput], num_proc: int) -> Iterator[int]:
-    """Make the shard of each input; yields how many conversations it holds, in order.
+def changed_data(path: Path) -> DataError:
+    """The error for a finished shard that the data do not make any more."""
+    return DataError(
+        f"{path}: was made of other lines: the data have changed since; use another --output"
+    )
+
+
+def _digest(lines: Iterable[Line]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for place, line, text in lines:
+        digest.update(f"{place}:{line}:{len(text)}:".encode())
+        digest.update(text)
+    return digest.hexdigest()
+
+
+def make_shards(maker: ShardMaker, shards: Iterable[list[Line]], num_proc: int) -> Iterator[int]:
+    """Make the shard of each list of lines; yields how many conversations it holds, in order.
 
     Raises:
         FlexmaskError: a shard cannot be made; the first such in the order of the data.
     """
     if num_proc == 1:
-        yield from map(maker.make, inputs)
+        for number, lines in enumerate(shards):
+            yield maker.make(number, lines)
         return
     # A forked process has the tokenizer at once; elsewhere than on Linux forking is not safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(num_proc, context, _begin_process, (maker,))
     waiting: deque[Future[int]] = deque()
     try:
-        for shard_input in inputs:
-            waiting.append(pool.submit(_make, shard_input))
+        for number, lines in enumerate(shards):
+            waiting.append(pool.submit(_make, number, lines))
             if len(waiting) > _AHEAD * num_proc:
                 yield waiting.popleft().result()
         while waiting:
@@ -176,6 +173,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _make(shard_input: ShardInput) -> int:
+def _make(number: int, lines: list[Line]) -> int:
     assert _maker is not None
-    return _maker.make(shard_input)
+    return _maker.make(number, lines)

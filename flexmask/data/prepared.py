@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from flexmask.data.files import SETTINGS, BadLine
-from flexmask.data.fingerprint import tokenizer_fingerprint
 from flexmask.data.samples import Weighting
 from flexmask.data.shards import Shard
+from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.data.trees import random_share
 from flexmask.errors import DataError, pluralize
 from flexmask.tree.tree import PrefixTree
@@ -25,11 +25,6 @@ from flexmask.tree.tree import PrefixTree
 FORMAT = 2
 MANIFEST = "manifest.json"
 LEFT_OUT = "left_out.jsonl"
-
-
-def shard_name(number: int) -> str:
-    """The file of a shard."""
-    return f"shard-{number:05d}.safetensors"
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:

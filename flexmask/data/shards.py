@@ -32,11 +32,16 @@ _PARTS = {  # arrays with several entries a tree: what counts them, and their ty
 _COUNTS = ("tree_tokens", "tree_pairs", "tree_segments", "tree_samples", "tree_weights")
 
 
+_ROOT = -1  # the parent of a segment at a root
+
+
 class ShardError(DataError):
     """A shard that is missing, cut short or something else."""
 
 
-_ROOT = -1  # the parent of a segment at a root
+def shard_name(number: int) -> str:
+    """The file of a shard."""
+    return f"shard-{number:05d}.safetensors"
 
 
 def write_shard(
@@ -55,21 +60,12 @@ def write_shard(
     """
     from safetensors.numpy import save
 
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in _PARTS}
-    counts: dict[str, list[int]] = {name: [] for name in _COUNTS}
-    for tree in trees:
-        own = _parts_of(tree)
-        counts["tree_pairs"].append(tree.num_pairs)
-        for name, values in own.items():
-            parts[name].append(values)
-        for name in counts.keys() - {"tree_pairs"}:
-            first = next(part for part, (count, _) in _PARTS.items() if count == name)
-            counts[name].append(own[first].size)
-    arrays = {
-        name: np.concatenate([np.empty(0, _PARTS[name][1]), *values])
-        for name, values in parts.items()
-    }
-    arrays |= {name: np.array(values, np.int64) for name, values in counts.items()}
+    columns = [_parts_of(tree) for tree in trees]
+    arrays = {"tree_pairs": np.array([tree.num_pairs for tree in trees], np.int64)}
+    for name, (count, dtype) in _PARTS.items():
+        values = [own[name] for own in columns]
+        arrays[name] = np.concatenate([np.empty(0, dtype), *values])
+        arrays[count] = np.array([one.size for one in values], np.int64)
     arrays["tree_places"] = np.array(places, np.int64).reshape(-1, 2)
     data = save(arrays, metadata={"flexmask": json.dumps(about)})
     # The processes of a killed run may still be at the same shard, which has the same bytes.
@@ -152,14 +148,20 @@ class Shard:
             np.repeat(part["weight_values"], part["weight_counts"]),
         )
 
-    def longest_samples(self) -> np.ndarray:
-        """Tokens of the longest sample of each tree, int64 [n]."""
-        if not len(self):
-            return np.empty(0, np.int64)
-        lengths = self._file.get_tensor("sample_lengths").astype(np.int64)
-        return np.maximum.reduceat(lengths, self._ends["tree_samples"] - self.num_samples)
+    @property
+    def longest_sample(self) -> int:
+        """Tokens of the longest sample of all trees, 0 where there are none."""
+        return int(self._file.get_tensor("sample_lengths").max(initial=0))
 
     def _part(self, name: str, index: int) -> np.ndarray:
         count, _ = _PARTS[name]
         end = int(self._ends[count][index])
         return self._file.get_slice(name)[end - int(self._counts[count][index]) : end]
+
+
+def find_shard(path: Path) -> Shard | None:
+    """The shard at `path`; None where there is none or it is damaged."""
+    try:
+        return Shard(path)
+    except ShardError:
+        return None

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from transformers.trainer_utils import has_length
 
-from flexmask.data.fingerprint import tokenizer_fingerprint
 from flexmask.data.messages import Conversation
 from flexmask.data.prepared import PreparedDataset
+from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.data.trees import TreeDataset
 from flexmask.errors import DataError, pluralize
 from flexmask.packing.collator import TreeCollator
