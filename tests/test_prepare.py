@@ -26,7 +26,7 @@ from flexmask.data.prepare import prepare
 from flexmask.data.prepared import open_prepared
 from flexmask.data.shards import Shard
 from flexmask.data.tokenize import tokenizer_fingerprint
-from flexmask.data.trees import load_trees
+from flexmask.data.trees import load_trees, split_dataset
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
 from flexmask.packing.fitting import FittedTrees
@@ -80,7 +80,7 @@ def test_trees_equal_those_of_the_file(weighting, data, tokenizer, tmp_path):
 
 def test_parts_and_pickled_copies_hold_the_same_trees(whole, tokenizer):
     dataset = open_prepared(whole, tokenizer)
-    first, rest = dataset.split(0.25, seed=1)
+    first, rest = split_dataset(dataset, 0.25, seed=1)
     assert (len(first), len(rest)) == (10, 30)
     assert {*map(first.place, range(10)), *map(rest.place, range(30))} == {
         *map(dataset.place, range(40))

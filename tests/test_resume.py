@@ -12,6 +12,7 @@ from flexmask import FittedTrees, TreeBatchSampler, TreeCollator, patch
 from flexmask.data.files import read_conversations
 from flexmask.data.prepare import prepare
 from flexmask.data.prepared import open_prepared
+from flexmask.data.trees import split_dataset
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
 from flexmask.training.resume import SETTINGS_FILE, check_resumable, describe_data
@@ -112,7 +113,7 @@ def test_data_of_every_kind_are_told_apart_by_content_and_order(tmp_path):
         assert described == describe_data(list(data))
         assert described != describe_data(data[::-1])
         assert described.startswith(f"{len(data)} conversations with the digest ")
-    halves = prepared.split(0.5, seed=0)
+    halves = split_dataset(prepared, 0.5, seed=0)
     assert len({describe_data(part) for part in (prepared, *halves)}) == 3
     assert describe_data(prepared) == describe_data(open_prepared(tmp_path / "prepared", tokenizer))
     assert describe_data(FittedTrees(prepared, 300, on_overflow="drop")) == describe_data(prepared)

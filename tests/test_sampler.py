@@ -140,8 +140,9 @@ def test_fewest_rows_of_real_conversations():
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
     trees = load_trees([REASON_TOOL_USE], TreeCollator(tokenizer).tree)
+    num_tokens = sum(tree.num_tokens for tree in trees.trees)
     sampler = TreeBatchSampler(trees, max_tokens=16_384)
-    assert sampler.num_rows == sampler.fewest_rows == -(-trees.num_tokens.sum() // 16_384)
+    assert sampler.num_rows == sampler.fewest_rows == -(-num_tokens // 16_384)
 
 
 def test_epochs_and_seeds_mix_rows_anew_and_repeat():

@@ -18,8 +18,8 @@ from flexmask.data.files import SETTINGS, BadLine
 from flexmask.data.samples import Weighting
 from flexmask.data.shards import Shard
 from flexmask.data.tokenize import tokenizer_fingerprint
-from flexmask.data.trees import random_share
-from flexmask.errors import DataError, pluralize
+from flexmask.data.trees import summarize
+from flexmask.errors import DataError
 from flexmask.tree.tree import PrefixTree
 
 FORMAT = 2
@@ -65,7 +65,6 @@ class PreparedDataset(Sequence[PrefixTree]):
     Attributes:
         num_tokens: of each tree, int64 [n].
         num_pairs: visible pairs of each tree, int64 [n].
-        num_samples: of each tree, int64 [n].
         bad_lines: lines that were skipped when the folder was made.
     """
 
@@ -83,11 +82,8 @@ class PreparedDataset(Sequence[PrefixTree]):
         self._shards = shards
         self._ends = np.cumsum([len(shard) for shard in shards])
         self._chosen = np.arange(self._ends[-1]) if chosen is None else chosen
-        columns = ("num_tokens", "num_pairs", "num_samples")
-        self.num_tokens, self.num_pairs, self.num_samples = (
-            np.concatenate([getattr(shard, name) for shard in shards])[self._chosen]
-            for name in columns
-        )
+        self.num_tokens = np.concatenate([shard.num_tokens for shard in shards])[self._chosen]
+        self.num_pairs = np.concatenate([shard.num_pairs for shard in shards])[self._chosen]
 
     def __len__(self) -> int:
         return self._chosen.size
@@ -125,23 +121,12 @@ class PreparedDataset(Sequence[PrefixTree]):
         digest.update(self._chosen.astype(np.int64).tobytes())
         return digest.hexdigest()
 
-    def split(self, share: float, seed: int) -> tuple[PreparedDataset, PreparedDataset]:
-        """A random share of the trees (at least one, never all), and the others."""
-        first, rest = random_share(len(self), share, seed)
-        return self._part(first), self._part(rest)
-
     def summary(self) -> str:
         """What the folder holds and what was left out, in one line."""
-        line = (
-            f"{pluralize(len(self), 'conversation')}, "
-            f"{pluralize(self.num_samples.sum(), 'sample')}, "
-            f"{self.num_tokens.sum():,} tokens in a single pass, prepared"
-        )
-        if self.manifest["bad_lines"]:
-            line += f"; {pluralize(self.manifest['bad_lines'], 'bad line')} skipped"
-        return line
+        return f"{summarize(self.manifest)}, prepared"
 
-    def _part(self, indices: np.ndarray) -> PreparedDataset:
+    def take(self, indices: np.ndarray) -> PreparedDataset:
+        """The trees of these indices."""
         return PreparedDataset(self.folder, self.manifest, self._chosen[indices], self._shards)
 
     def _find(self, index: int) -> tuple[Shard, int]:

@@ -60,16 +60,6 @@ class TreeDataset:
     places: list[str] = field(default_factory=list)
     bad_lines: list[BadLine] = field(default_factory=list)
 
-    @property
-    def num_tokens(self) -> np.ndarray:
-        """Tokens of each tree, int64 [n]."""
-        return np.fromiter((tree.num_tokens for tree in self.trees), np.int64, len(self))
-
-    @property
-    def num_pairs(self) -> np.ndarray:
-        """Visible pairs (q, k) of each tree, int64 [n]."""
-        return np.fromiter((tree.num_pairs for tree in self.trees), np.int64, len(self))
-
     def place(self, index: int) -> str:
         """Where tree `index` comes from, such as "conversations.jsonl:17"."""
         return self.places[index]
@@ -80,36 +70,43 @@ class TreeDataset:
     def __getitem__(self, index: int) -> PrefixTree:
         return self.trees[index]
 
-    def split(self, share: float, seed: int) -> tuple[TreeDataset, TreeDataset]:
-        """A random share of the trees (at least one, never all), and the others."""
-        first, rest = random_share(len(self), share, seed)
-        return self._part(first), self._part(rest)
-
-    def _part(self, indices: np.ndarray) -> TreeDataset:
+    def take(self, indices: np.ndarray) -> TreeDataset:
+        """The trees of these indices."""
         return TreeDataset([self.trees[i] for i in indices], [self.places[i] for i in indices])
 
     def summary(self) -> str:
         """What was read and what was left out, in one line."""
-        samples = sum(len(tree.leaves) for tree in self.trees)
-        single = sum(tree.num_tokens for tree in self.trees)
-        npass = sum(tree.num_sample_tokens for tree in self.trees)
-        line = (
-            f"{pluralize(len(self.trees), 'conversation')}, {pluralize(samples, 'sample')}, "
-            f"{single:,} tokens in a single pass ({npass:,} in N-pass, "
-            f"{npass / single:.2f} times as many)"
+        return summarize(
+            {
+                "conversations": len(self.trees),
+                "samples": sum(len(tree.leaves) for tree in self.trees),
+                "tokens": sum(tree.num_tokens for tree in self.trees),
+                "sample_tokens": sum(tree.num_sample_tokens for tree in self.trees),
+                "bad_lines": len(self.bad_lines),
+            }
         )
-        if self.bad_lines:
-            line += f"; {pluralize(len(self.bad_lines), 'bad line')} skipped"
-        return line
 
 
-def random_share(num_trees: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices, in order, of a random share of the trees (at least one, never all), and the rest."""
-    if num_trees < 2:
+def summarize(counts: Mapping[str, int]) -> str:
+    """What data hold and what was left out, in one line; a manifest has these counts too."""
+    tokens, sample_tokens = counts["tokens"], counts["sample_tokens"]
+    line = (
+        f"{pluralize(counts['conversations'], 'conversation')}, "
+        f"{pluralize(counts['samples'], 'sample')}, {tokens:,} tokens in a single pass "
+        f"({sample_tokens:,} in N-pass, {sample_tokens / tokens:.2f} times as many)"
+    )
+    if counts["bad_lines"]:
+        line += f"; {pluralize(counts['bad_lines'], 'bad line')} skipped"
+    return line
+
+
+def split_dataset(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
+    """A random share of the trees of a dataset (at least one, never all), and the others."""
+    if len(dataset) < 2:
         raise DataError("one conversation cannot be split; give the evaluation its own file")
-    order = np.random.default_rng(seed).permutation(num_trees)
-    count = min(max(1, round(share * num_trees)), num_trees - 1)
-    return np.sort(order[:count]), np.sort(order[count:])
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    count = min(max(1, round(share * len(dataset))), len(dataset) - 1)
+    return dataset.take(np.sort(order[:count])), dataset.take(np.sort(order[count:]))
 
 
 def load_trees(

@@ -72,8 +72,8 @@ def sizes_of(trees: Any) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, visible pairs) of each tree, both int64 [n].
 
     Args:
-        trees: what has `num_tokens` and `num_pairs` as arrays, such as `TreeDataset`, or a sequence
-            of PrefixTrees.
+        trees: what has `num_tokens` and `num_pairs` as arrays, such as `PreparedDataset`, or a
+            sequence of PrefixTrees.
 
     Raises:
         DataError: arrays that are not [n].

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmask.data.files import Ranks, find_data_files
 from flexmask.data.prepared import PreparedDataset, is_prepared, open_prepared
-from flexmask.data.trees import TreeDataset, load_trees
+from flexmask.data.trees import TreeDataset, load_trees, split_dataset
 from flexmask.packing.collator import TreeCollator
 from flexmask.packing.fitting import FittedTrees
 from flexmask.packing.sampler import TreeBatchSampler
@@ -34,7 +34,7 @@ def load_datasets(
     if config.eval_data is not None:
         eval_set = _load(config.eval_data, config, collator, training)
     elif config.eval_split:
-        eval_set, train_set = train_set.split(config.eval_split, _data_seed(training))
+        eval_set, train_set = split_dataset(train_set, config.eval_split, _data_seed(training))
     return (
         _fit(train_set, "training", config, training),
         eval_set and _fit(eval_set, "evaluation", config, training),

@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from flexmask.data.prepare import prepare
     from flexmask.data.prepared import LEFT_OUT
     from flexmask.data.tokenize import why_whole
+    from flexmask.data.trees import summarize
     from flexmask.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer, options.chat_template)
@@ -47,17 +48,10 @@ def run(options: argparse.Namespace) -> int:
             shard_lines=options.shard_lines,
             progress=bar.update,
         )
-    ratio = manifest["sample_tokens"] / manifest["tokens"]
-    print(
-        f"{options.output}: {pluralize(manifest['conversations'], 'conversation')}, "
-        f"{pluralize(manifest['samples'], 'sample')}, "
-        f"{manifest['tokens']:,} tokens in a single pass "
-        f"({manifest['sample_tokens']:,} in N-pass, {ratio:.2f} times as many), "
-        f"{pluralize(len(manifest['shards']), 'shard')}"
-    )
+    shards = pluralize(len(manifest["shards"]), "shard")
+    print(f"{options.output}: {summarize(manifest)}, in {shards}")
     if manifest["bad_lines"]:
-        listed = Path(options.output) / LEFT_OUT
-        print(f"{pluralize(manifest['bad_lines'], 'bad line')} skipped, listed in {listed}")
+        print(f"bad lines are listed in {Path(options.output) / LEFT_OUT}")
     reason = why_whole(tokenizer)
     if reason is not None:
         print(f"slow: every prompt was tokenised whole, since {reason}", file=sys.stderr)
