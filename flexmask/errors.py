@@ -3,6 +3,8 @@
 Every message says where, which rule, which value, and what to do about it.
 """
 
+from textwrap import shorten
+
 
 class FlexmaskError(ValueError):
     """An input that flexmask cannot use exactly; the base of all errors raised on purpose."""
@@ -34,6 +36,5 @@ def pluralize(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of another library says, up to a line break; its type where it says nothing."""
-    lines = map(str.strip, str(error).splitlines())
-    return next(filter(None, lines), type(error).__name__)
+    """What an error of another library says, cut if long; its type where it says nothing."""
+    return shorten(str(error), 400, placeholder=" ...") or type(error).__name__

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from flexmask.errors import DataError
+from flexmask.errors import DataError, one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _ROWS_AT_ONCE = 64
@@ -39,10 +39,9 @@ def read_lines(path: Path) -> Iterator[bytes]:
             raise
         if isinstance(error, OSError) and error.errno and error.strerror:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        reason = str(error).splitlines()[0]
         raise DataError(
-            f"{path}: is damaged or was cut short after line {number} ({reason}); get the whole "
-            "file, or write out the lines that can be read"
+            f"{path}: is damaged or was cut short after line {number} ({one_line(error)}); get the "
+            "whole file, or write out the lines that can be read"
         ) from None
 
 

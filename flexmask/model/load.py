@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexmask.errors import DataError
+from flexmask.errors import DataError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +76,7 @@ def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings
     try:
         return load(source, **settings)
     except Exception as error:  # what is loaded is foreign: loaders raise what they like
-        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-        raise DataError(f"{source}: cannot be loaded as a {what}: {reason.strip()}") from error
+        raise DataError(f"{source}: cannot be loaded as a {what}: {one_line(error)}") from error
 
 
 def random_model(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -92,9 +91,9 @@ def random_model(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> 
     try:
         return _auto_class(config).from_config(config, **settings)
     except Exception as error:  # a config is foreign: models raise what they like
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
-            f"model_type {config.model_type!r}: no model can be built from this config: {reason}"
+            f"model_type {config.model_type!r}: no model can be built from this config: "
+            f"{one_line(error)}"
         ) from error
 
 

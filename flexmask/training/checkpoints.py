@@ -24,13 +24,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from flexmask.errors import DataError
-from flexmask.files import write_json
+from flexmask.files import disk_errors, write_json
 from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.training.resume import SETTINGS_FILE, batch_settings, check_resumable
 
 STAGING = "checkpoint.partial"  # in the output folder; what a killed run leaves in it is of no use
-_REMEDY = "free some space, and resume; earlier checkpoints are whole"
 
 
 class ResumableTrainer(Trainer):
@@ -149,31 +147,27 @@ class ResumableTrainer(Trainer):
 
 
 @contextmanager
-def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """A block that writes to `path`, and raises DataError, of one line, if the disk refuses."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason: BaseException = error
-        said = getattr(error, "strerror", None) or str(error)
-    except RuntimeError as error:  # the file writer of torch.save, which does not say why
-        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
-            raise
-        reason, said = error, "the disk did not take a whole file"
-    except CheckpointException as error:  # of all processes; not a child of Exception
-        reason = next(iter(error.failures.values()))[0]
-        said = str(reason)
-    else:
-        return
-    first_line = next(iter(said.splitlines()), "")
-    raise DataError(f"{path}: cannot be written: {first_line}; {_REMEDY}") from reason
+def checkpoint_errors(path: Path) -> Iterator[None]:
+    """`disk_errors` for files that torch and safetensors write to `path`."""
+    with disk_errors(path, "free some space, and resume; earlier checkpoints are whole"):
+        try:
+            yield
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        except RuntimeError as error:  # the file writer of torch.save, which does not say why
+            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+                raise
+            raise OSError("the disk did not take a whole file") from error
+        except CheckpointException as error:  # of all processes; not a child of Exception
+            reason = next(iter(error.failures.values()))[0]
+            raise OSError(str(reason)) from reason
 
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
     """A folder in `folder` to write in; where that fails, it goes, and DataError says why."""
     staging = folder / STAGING
-    with disk_errors(folder):
+    with checkpoint_errors(folder):
         try:
             yield staging
         except BaseException:

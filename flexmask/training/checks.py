@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.backends.choice import choose_backend, is_interpreting
-from flexmask.errors import DataError, UnsupportedModelError
-from flexmask.training.options import TrainConfig
+from flexmask.errors import DataError, UnsupportedModelError, one_line
+from flexmask.training.options import TrainConfig, add_lora
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -66,7 +66,6 @@ def check_model(training: TrainingArguments, config: TrainConfig) -> None:
 
     from flexmask.model.checks import check_model as check_exact
     from flexmask.model.load import load_pretrained, meta_model
-    from flexmask.training.lora import add_lora
 
     what = "model config" if config.from_config else "model"
     settings = load_pretrained(AutoConfig.from_pretrained, config.model, what)
@@ -89,11 +88,6 @@ def check_model(training: TrainingArguments, config: TrainConfig) -> None:
 def _value(option: Any) -> str:
     """An option of the Trainer as it is written, which keeps some as members of an enumeration."""
     return getattr(option, "value", option)
-
-
-def one_line(error: Exception) -> str:
-    """What an error of another library says, without line breaks."""
-    return " ".join(str(error).split())
 
 
 def _check_lora(config: TrainConfig) -> None:
@@ -158,20 +152,20 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
     if not training.learning_rate >= 0:
         raise DataError(f"--learning_rate must be at least 0, got {training.learning_rate}")
     for option, reason in _ZERO.items():
-        value = getattr(training, option)
-        if value:
+        if value := getattr(training, option):
             raise UnsupportedModelError(f"--{option} must be 0, got {value}; {reason}")
     if getattr(training, "train_sampling_strategy", None) == "group_by_length":
         raise UnsupportedModelError(
             "--train_sampling_strategy group_by_length cannot see the lengths of trees; leave it "
             "out, --max_tokens fills rows by length"
         )
-    if config.rows_per_batch is not None:
-        _check_rows(training, config)
+    _check_rows(training, config)
 
 
 def _check_rows(training: TrainingArguments, config: TrainConfig) -> None:
-    if config.rows_per_batch is not None and config.rows_per_batch < 1:
+    if config.rows_per_batch is None:
+        return
+    if config.rows_per_batch < 1:
         raise DataError(f"--rows_per_batch must be at least 1, got {config.rows_per_batch}")
     if config.max_tokens is None:
         raise UnsupportedModelError(

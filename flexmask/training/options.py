@@ -1,13 +1,17 @@
-"""The options of a training run, beside the Trainer's own."""
+"""The options of a training run, beside the Trainer's own, and the adapters that they make."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flexmask.data.samples import Weighting
+from flexmask.errors import DataError, one_line
 from flexmask.packing.fitting import Overflow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Backend = Literal["auto", "reference", "cpu", "flex", "triton"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -84,3 +88,27 @@ class TrainConfig:
         default=("all-linear",), metadata=_help("which modules get adapters", "NAME")
     )
     resume: bool = field(default=False, metadata=_help("go on from the last checkpoint, or begin"))
+
+
+def add_lora(model: PreTrainedModel, config: TrainConfig) -> Any:
+    """The model with trainable LoRA adapters around frozen weights.
+
+    Raises:
+        DataError: peft refuses a rank or a name of modules.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = list(config.lora_target_modules)
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=config.lora_r,
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules=targets[0] if targets == ["all-linear"] else targets,
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:  # a rank below 1, or modules that the model does not have
+        raise DataError(f"--lora options: {one_line(error)}") from error

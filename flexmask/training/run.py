@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexmask.errors import DataError, FlexmaskError
+from flexmask.errors import DataError, FlexmaskError, one_line
 from flexmask.files import atomic_write
 from flexmask.model.load import load_model, load_tokenizer
 from flexmask.packing.collator import TreeCollator
@@ -16,11 +16,9 @@ from flexmask.training.checks import (
     check_output,
     check_token_ids,
     check_training_arguments,
-    one_line,
 )
 from flexmask.training.data import load_datasets, make_batch_sampler
-from flexmask.training.lora import add_lora
-from flexmask.training.options import TrainConfig
+from flexmask.training.options import TrainConfig, add_lora
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +55,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     sampler = make_batch_sampler(config, training, train_set, model)
 
     from flexmask.model import patch
-    from flexmask.training.checkpoints import disk_errors
+    from flexmask.training.checkpoints import checkpoint_errors
     from flexmask.training.trainer import TreeTrainer
 
     if config.use_peft:
@@ -69,21 +67,20 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     if training.process_index == 0:
         tell_rounding(model)
     try:
-        trainer = TreeTrainer(
-            model=model,
-            args=training,
-            train_dataset=train_set,
-            eval_dataset=eval_set,
-            data_collator=collator,
-            processing_class=tokenizer,
-            batch_sampler=sampler,
-        )
+        with checkpoint_errors(Path(config.output)):
+            trainer = TreeTrainer(
+                model=model,
+                args=training,
+                train_dataset=train_set,
+                eval_dataset=eval_set,
+                data_collator=collator,
+                processing_class=tokenizer,
+                batch_sampler=sampler,
+            )
     except FlexmaskError:
         raise
     except ValueError as error:  # options that the Trainer looks at together
         raise DataError(f"option of the Trainer: {one_line(error)}") from error
-    except OSError as error:
-        raise DataError(f"{config.output}: cannot be written: {error.strerror}") from None
     if config.resume and checkpoint is None and trainer.is_world_process_zero():
         print(f"{config.output}: holds no checkpoint yet, begins at step 0", file=sys.stderr)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -92,7 +89,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         output = Path(config.output)
-        with disk_errors(output):
+        with checkpoint_errors(output):
             with atomic_write(output / "trainer_state.json") as partial:
                 trainer.state.save_to_json(str(partial))
             draw_training(trainer.state.log_history, output / "loss.png")

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flexmask.errors import FlexmaskError
+from flexmask.errors import FlexmaskError, one_line
 from flexmask.tools.options import OPTIONS, add_options
 from flexmask.training.options import TrainConfig
 
@@ -85,7 +85,7 @@ def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
     try:
         training = TrainingArguments(**_fields_of(TrainingArguments, options))
     except (ValueError, ImportError) as error:
-        raise FlexmaskError(f"option of the Trainer: {' '.join(str(error).split())}") from error
+        raise FlexmaskError(f"option of the Trainer: {one_line(error)}") from error
     training.prediction_loss_only = True
     return config, training
 

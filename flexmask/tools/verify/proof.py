@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from flexmask.errors import FlexmaskError
+from flexmask.errors import FlexmaskError, one_line
 from flexmask.model import patch, unpatch
 from flexmask.model.experts import without_auxiliary_loss
 from flexmask.model.npass import npass_batches
@@ -98,7 +98,7 @@ class _Verification:
         try:
             self.check_noise(self.chats[0].samples[0])
         except _RUN_ERRORS as error:
-            text = f"the model cannot run a sample: {_one_line(error)}"
+            text = f"the model cannot run a sample: {one_line(error)}"
             self.report.add("N-pass", False, text)
             return
         try:
@@ -114,7 +114,7 @@ class _Verification:
             self.compare_turns(progress)
             self.compare_step()
         except _RUN_ERRORS as error:
-            text = _one_line(error)
+            text = one_line(error)
             self.report.add("mask" if "ignored the mask" in text else "run", False, text)
             return
         self.report.judge()
@@ -243,8 +243,3 @@ def _wrong_mask(chat: Chat) -> tuple[str, np.ndarray, list[bool]]:
         not np.array_equal(index, np.arange(index.size)) for index in chat.row.sample_indices
     ]
     return "plain causal", np.full_like(end, end.size), affected
-
-
-def _one_line(error: BaseException) -> str:
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
-    return text.strip() or type(error).__name__
