@@ -120,7 +120,7 @@ def test_models_without_it_need_no_counts(tree_batch):
 
 def test_a_verification_leaves_it_out_and_says_so():
     model = with_loss("mixtral")
-    report = verify_model(model, [Chat.of(random_samples(1))])
+    report = verify_model(model, [Chat(random_samples(1))])
     assert report.is_proved, str(report)
     assert "compared without it" in str(report)
     assert model.config.output_router_logits

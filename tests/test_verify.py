@@ -17,7 +17,7 @@ from flexmask.tools.verify.differences import Difference
 from flexmask.tools.verify.parameter_groups import GROUPS, parameter_groups
 from flexmask.tools.verify.proof import Chat, verify_model
 
-CHATS = [Chat.of(random_samples(seed, num_samples=3)) for seed in range(2)]
+CHATS = [Chat(random_samples(seed, num_samples=3)) for seed in range(2)]
 CHECKS = ["dropout", "patch", "mask", "loss", "gradients", "step", "control"]
 
 
@@ -67,7 +67,7 @@ def test_a_wrong_mask_fails_by_far():
 
 
 def test_a_single_turn_has_a_negative_control_too():
-    report = verify_model(tiny_model("llama"), [Chat.of(random_samples(0, num_samples=1))])
+    report = verify_model(tiny_model("llama"), [Chat(random_samples(0, num_samples=1))])
     assert report.is_proved, str(report)
     assert report.control.mask == "the first half hidden"
 
@@ -277,5 +277,5 @@ def test_a_tokenizer_of_another_model_is_refused(model_dir, data, capsys):
 
 def test_samples_may_share_a_trained_token():
     shared = [Sample([5, 6, 7, 8], [0, 0, 1, 1], 0), Sample([5, 6, 7, 9, 10], [0, 0, 1, 1, 1], 1)]
-    report = verify_model(tiny_model("llama"), [Chat.of(shared)])
+    report = verify_model(tiny_model("llama"), [Chat(shared)])
     assert names(report, ok=False) in ([], ["control"])

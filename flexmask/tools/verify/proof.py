@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,18 +43,17 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 _RUN_ERRORS = (FlexmaskError, RuntimeError, IndexError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Chat:
-    """A conversation to check: its samples, its packed row, and where it came from."""
+    """A conversation to check: its samples, and where it came from."""
 
     samples: Sequence[Sample]
-    row: PackedRow
     where: str | None = None
 
-    @classmethod
-    def of(cls, samples: Sequence[Sample], where: str | None = None) -> Chat:
-        """The conversation with these samples."""
-        return cls(samples, PackedRow.from_trees([build_tree(samples)]), where)
+    @cached_property
+    def row(self) -> PackedRow:
+        """Its packed row."""
+        return PackedRow.from_trees([build_tree(self.samples)])
 
 
 def verify_model(

@@ -203,19 +203,20 @@ class VerifyReport:
     def _table(self, step: Comparison) -> Iterator[str]:
         """One line for each turn number, with the worst of all conversations, and the step."""
         yield "largest difference of single-pass from N-pass, relative (share of its bound)"
-        turns = [(turn.place.turn, turn) for turn in self.turns if turn.place]
-        turns.sort(key=lambda pair: pair[0])
-        labelled = [(f"turn {number + 1}", turn) for number, turn in turns]
-        rows: dict[str, dict[str, list[Difference]]] = {}
-        for label, compared in [*labelled, ("whole step", step)]:
-            row = rows.setdefault(label, {})
-            for group, difference in self._differences(compared):
-                row.setdefault(group.kind, []).append(difference)
-        names = [name for name in ("loss", *GROUPS) if name in rows["whole step"]]
+        turns: dict[int, list[Comparison]] = {}
+        for turn in self.turns:
+            if turn.place is not None:
+                turns.setdefault(turn.place.turn, []).append(turn)
+        rows = {f"turn {number + 1}": turns[number] for number in sorted(turns)}
+        rows["whole step"] = [step]
+        names = ["loss", *(name for name in GROUPS if name in step.worst_gradients)]
         lines = [["", *names]]
-        for label, row in rows.items():
-            worst = [_worst(row[name]) for name in names]
-            lines.append([label, *(f"{d.value:.1e} ({d.by_bound:.2f})" for d in worst)])
+        for label, compared in rows.items():
+            cells = [label]
+            for name in names:
+                found = [d for c in compared for g, d in self._differences(c) if g.kind == name]
+                cells.append(f"{_worst(found).value:.1e} ({_worst(found).by_bound:.2f})")
+            lines.append(cells)
         yield table(lines)
 
 

@@ -1,0 +1,121 @@
+"""From the options of `flexmask verify` to its report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from flexmask.backends.choice import choose_backend
+from flexmask.data.files import BadLine, find_data_files, read_files
+from flexmask.data.messages import Conversation
+from flexmask.data.trees import Renderer
+from flexmask.errors import DataError, TemplateError, pluralize
+from flexmask.model.checks import check_vocabulary
+from flexmask.model.load import load_model, load_tokenizer
+from flexmask.model.structure import text_config
+from flexmask.tools.verify.proof import WIDER, Chat, verify_model
+from flexmask.tools.verify.report import Finding, VerifyReport
+
+_SHOWN = 3  # messages that a template cannot write
+
+
+def verify(options: argparse.Namespace) -> VerifyReport:
+    """The report on the model, data and backend that the options name.
+
+    Raises:
+        FlexmaskError: an input that cannot be used.
+    """
+    device = _device(options.device)
+    choice = choose_backend(device, options.backend)
+    tokenizer = load_tokenizer(options.tokenizer or options.model, options.chat_template)
+    chats, refused = _read_chats(options, tokenizer)
+    samples = [sample for chat in chats for sample in chat.samples]
+    written = f"{pluralize(len(samples), 'turn is', 'turns are')} written as at inference"
+    if refused:
+        more = f" (and {len(refused) - _SHOWN} more)" if len(refused) > _SHOWN else ""
+        written = "; ".join(refused[:_SHOWN]) + more
+    finding = Finding("template", not refused, written)
+    data = (
+        f"{', '.join(options.data)}: {pluralize(len(chats), 'conversation')}, "
+        f"{pluralize(len(samples), 'turn')}, {sum(map(len, samples)):,} tokens in N-pass, "
+        f"{sum(len(chat.row) for chat in chats):,} in a single pass"
+    )
+    if not chats:
+        return VerifyReport(findings=[finding], checked={"data": data})
+    model = _load_model(options, device)
+    config = text_config(model)
+    check_vocabulary(config.vocab_size, (sample.input_ids for sample in samples))
+    progress = partial(tqdm, desc="verifying", unit="turn")
+    report = verify_model(model, chats, backend=options.backend, progress=progress)
+    report.findings.insert(0, finding)
+    weights = "random weights" if options.from_config else "its own weights"
+    report.checked = {
+        "model": f"{options.model}: {type(model).__name__}, "
+        f"{pluralize(config.num_hidden_layers, 'layer')}, "
+        f"{model.num_parameters():,} parameters, {weights}",
+        "in": f"{str(model.dtype).removeprefix('torch.')} on {model.device}, training mode; "
+        f"N-pass attention: {config._attn_implementation}",
+        "backend": f"{choice.name}: {choice.reason}",
+        "data": data,
+    }
+    return report
+
+
+def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat], list[str]]:
+    """The first conversations, and what the chat template cannot write before their number is full.
+
+    Raises:
+        DataError: a file or a line of it cannot be used.
+    """
+    renderer = Renderer(tokenizer, chat_template_kwargs=options.chat_template_kwargs)
+
+    def use(conversation: Conversation) -> Chat | str:
+        try:
+            return Chat(renderer.samples(conversation), conversation.where)
+        except TemplateError as error:
+            return str(error)
+
+    chats: list[Chat] = []
+    refused: list[str] = []
+    for item in read_files(find_data_files(options.data), use, on_bad_line=options.on_bad_line):
+        if isinstance(item, BadLine):
+            print(f"skipped {item.reason}", file=sys.stderr)
+        elif isinstance(item, str):
+            refused.append(item)
+        else:
+            chats.append(item)
+        if len(chats) + len(refused) == options.conversations:
+            break
+    return chats, refused
+
+
+def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrainedModel:
+    """The model to check, in its data type, on its device.
+
+    Raises:
+        DataError: it cannot be loaded, or has a data type without a wider one to compare with.
+    """
+    transformers.set_seed(options.seed)
+    model = load_model(options.model, options.dtype, from_config=options.from_config)
+    if model.dtype not in WIDER:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WIDER)
+        raise DataError(f"{options.model}: dtype must be one of {names}, got {model.dtype}")
+    torch.nn.Module.to(model, device)
+    return model
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"--device {name} cannot be used: {reason}") from None
+    return device
