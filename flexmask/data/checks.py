@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
 
 from flexmask.data.template import ChatTemplate, Message
 from flexmask.errors import TemplateError
@@ -34,11 +33,10 @@ def check_turn(
         if found < 0:
             raise TemplateError(_lost(name))
         start = found + len(words)
-    marked, marks = _mark_message(message)
-    completion = template.completion(prompt, history, marked)
-    for mark, name in marks.items():
-        if mark not in completion:
-            raise TemplateError(_lost(name))
+    marks = _Marks()
+    lost = marks.missing(template.completion(prompt, history, _marked(message, marks)))
+    if lost is not None:
+        raise TemplateError(_lost(lost))
     _check_stop(template, message, written)
 
 
@@ -48,59 +46,56 @@ def check_context(template: ChatTemplate, messages: Sequence[Message]) -> None:
     Raises:
         TemplateError: the template leaves one out.
     """
-    numbers = count()
-    marks = {}
-    marked = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            mark = _mark(numbers)
-            marks[mark] = f"message {index} (role {message['role']})"
-            message = {**message, "content": mark}
-        marked.append(message)
+    marks = _Marks()
+    marked = [
+        message
+        if message["role"] == "assistant"
+        else {**message, "content": marks.add(f"message {index} (role {message['role']})")}
+        for index, message in enumerate(messages)
+    ]
     tools = []
     for index, tool in enumerate(template.tools or []):
-        mark = _mark(numbers)
-        marks[mark] = f"tool {index} ({tool['function']['name']})"
+        mark = marks.add(f"tool {index} ({tool['function']['name']})")
         tools.append({**tool, "function": {**tool["function"], "name": mark}})
-    marking = ChatTemplate(template.tokenizer, tools or None, template.settings)
-    written = marking.prompt(marked)
-    for mark, name in marks.items():
-        if mark not in written:
-            raise TemplateError(
-                f"the chat template leaves out {name}; remove it from the data, or use a template "
-                "that writes it"
-            )
+    lost = marks.missing(ChatTemplate(template.tokenizer, tools, template.settings).prompt(marked))
+    if lost is not None:
+        raise TemplateError(
+            f"the chat template leaves out {lost}; remove it from the data, or use a template that "
+            "writes it"
+        )
 
 
-def _mark_message(message: Message) -> tuple[Message, dict[str, str]]:
-    """Return `message` with its texts, names and arguments marked, and what each mark is for."""
-    numbers = count()
-    marks: dict[str, str] = {}
+class _Marks(dict[str, str]):
+    """Texts that stand for parts of a conversation, and the name of each part."""
 
-    def mark(name: str) -> str:
-        text = _mark(numbers)
-        marks[text] = name
-        return text
+    def add(self, name: str) -> str:
+        """A new mark for the part `name`."""
+        mark = f"flexmask{len(self)}mark"
+        self[mark] = name
+        return mark
 
+    def missing(self, written: str) -> str | None:
+        """The first part whose mark is not in `written`."""
+        return next((name for mark, name in self.items() if mark not in written), None)
+
+
+def _marked(message: Message, marks: _Marks) -> Message:
+    """`message` with a mark in place of every text, name and argument."""
     marked = dict(message)
     for key, name in _TEXTS.items():
         if message.get(key, "").strip():
-            marked[key] = mark(name)
+            marked[key] = marks.add(name)
     if "tool_calls" in message:
-        marked["tool_calls"] = [
-            {
-                **call,
-                "function": {
-                    "name": mark(f"tool call {index}"),
-                    "arguments": {
-                        key: mark(f"argument {key!r} of tool call {index}")
-                        for key in call["function"]["arguments"]
-                    },
-                },
-            }
-            for index, call in enumerate(message["tool_calls"])
-        ]
-    return marked, marks
+        marked["tool_calls"] = []
+    for index, call in enumerate(message.get("tool_calls", [])):
+        name = marks.add(f"tool call {index}")
+        arguments = {
+            key: marks.add(f"argument {key!r} of tool call {index}")
+            for key in call["function"]["arguments"]
+        }
+        function = {"name": name, "arguments": arguments}
+        marked["tool_calls"].append({**call, "function": function})
+    return marked
 
 
 def _check_stop(template: ChatTemplate, message: Message, written: str) -> None:
@@ -123,10 +118,6 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, Iterable):
         for item in value:
             yield from _texts(item)
-
-
-def _mark(numbers: Iterator[int]) -> str:
-    return f"flexmask{next(numbers)}mark"
 
 
 def _lost(name: str) -> str:

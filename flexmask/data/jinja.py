@@ -14,6 +14,8 @@ from typing import Any
 
 import jinja2
 
+from flexmask.errors import TemplateError
+
 Message = dict[str, Any]
 
 _CAPTURE = "{{ flexmask_capture() }}"
@@ -70,8 +72,29 @@ class CompiledTemplate:
             self._template = _compiled(source)
 
 
+def check_template(tokenizer: Any, name: str | None = None) -> None:
+    """Raise TemplateError unless a tokenizer has a chat template that is one.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        name: what to call it in an error: a template's file, or a tokenizer's folder or hub id.
+    """
+    templates = getattr(tokenizer, "chat_template", None)
+    where = "" if name is None else f"{name}: "
+    if not templates:
+        raise TemplateError(
+            f"{where}the tokenizer has no chat template; set tokenizer.chat_template, or name a "
+            "file with --chat_template"
+        )
+    for source in templates.values() if isinstance(templates, dict) else [templates]:
+        if (mistake := _syntax_error(source)) is not None:
+            raise TemplateError(
+                f"{where}the chat template is no Jinja template: {mistake}; mend the template"
+            )
+
+
 @lru_cache(maxsize=8)
-def syntax_error(source: str) -> str | None:
+def _syntax_error(source: str) -> str | None:
     """Where and what keeps a template from being compiled; None if nothing does."""
     try:
         _compiled(source)

@@ -91,10 +91,10 @@ def read_tool_calls(value: Any, what: str) -> list[dict[str, Any]]:
     """Return tool calls with `type`, `function.name` and `function.arguments` (a dict) each."""
     if not isinstance(value, list):
         raise DataError(f"{what}: tool_calls must be a list, got {type(value).__name__}")
-    return [read_tool_call(call, f"{what}: tool call {i}") for i, call in enumerate(value)]
+    return [_read_tool_call(call, f"{what}: tool call {i}") for i, call in enumerate(value)]
 
 
-def read_tool_call(call: Any, what: str) -> dict[str, Any]:
+def _read_tool_call(call: Any, what: str) -> dict[str, Any]:
     """Return one tool call in normal form, from the nested or the flat (name, arguments) form."""
     if not isinstance(call, dict):
         raise DataError(f"{what} must be an object, got {type(call).__name__}")

@@ -15,7 +15,6 @@ from flexmask.data.message_fields import (
     read_content,
     read_reasoning,
     read_text,
-    read_tool_call,
     read_tool_calls,
     read_tools,
     read_train,
@@ -139,9 +138,7 @@ def _read_message(message: Any, index: int) -> dict[str, Any]:
     if role == "assistant":
         return {"role": role, **_read_assistant(message, what), **others}
     thinking, text = read_content(message.get("content"), what)
-    if thinking or any(
-        message.get(key) for key in (*REASONING_KEYS, "tool_calls", "function_call")
-    ):
+    if thinking or any(map(message.get, _ASSISTANT_KEYS)):
         raise DataError(f"{what} is from the {role}; only the assistant thinks and calls tools")
     if message.get("content") is None:
         raise DataError(f"{what} is from the {role} and has no 'content'")
@@ -187,7 +184,6 @@ def _from_sharegpt(message: dict[str, Any], what: str) -> dict[str, Any]:
     thinking, text = split_thinking(read_text(value, f"{what}: value"), what)
     calls = parse_json(text, f"{what}: the value of a function_call")
     calls = calls if isinstance(calls, list) else [calls]
-    calls = [read_tool_call(call, f"{what}: tool call {i}") for i, call in enumerate(calls)]
     reasoning = {"reasoning_content": thinking} if thinking else {}
     return {**others, "role": "assistant", "content": "", "tool_calls": calls, **reasoning}
 

@@ -138,7 +138,10 @@ def _enter(folder: Path, settings: dict[str, Any]) -> None:
     were an error before: these shards hold none.
     """
     path = folder / SETTINGS
-    begun = _read_settings(path) if path.exists() else None
+    try:
+        begun = json.loads(path.read_text("utf-8")) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; use another --output") from None
     if begun is None:
         if any(entry.name != LOCK for entry in folder.iterdir()):
             raise DataError(f"{folder}: holds other files; name a new folder for --output")
@@ -155,13 +158,6 @@ def _enter(folder: Path, settings: dict[str, Any]) -> None:
         if begun != settings:
             (folder / MANIFEST).unlink(missing_ok=True)  # it names the settings too
             write_json(settings, path)
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; use another --output") from None
 
 
 def _finished_manifest(folder: Path) -> dict[str, Any] | None:

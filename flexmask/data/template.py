@@ -25,11 +25,10 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from flexmask.data.jinja import CompiledTemplate, Message, syntax_error
+from flexmask.data.jinja import CompiledTemplate, Message, check_template
 from flexmask.data.turn_ends import last_special, next_role
 from flexmask.errors import TemplateError
 from flexmask.tree.sample import common_prefix_length
@@ -39,41 +38,9 @@ _OWN_SETTINGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ThinkingTags:
-    """How a model writes its thinking where its chat template does not say.
-
-    Attributes:
-        open: how the prompt ends when it opens the thinking.
-        close: what the model writes between its thinking and its answer.
-    """
-
-    open: str
-    close: str
-
-
-THINKING_TAGS = (ThinkingTags(open="<think>\n", close="\n</think>\n\n"),)
-
-
-def check_template(tokenizer: Any, name: str | None = None) -> None:
-    """Raise TemplateError unless a tokenizer has a chat template that is one.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        name: what to call it in an error: a template's file, or a tokenizer's folder or hub id.
-    """
-    templates = getattr(tokenizer, "chat_template", None)
-    where = "" if name is None else f"{name}: "
-    if not templates:
-        raise TemplateError(
-            f"{where}the tokenizer has no chat template; set tokenizer.chat_template, or name a "
-            "file with --chat_template"
-        )
-    for source in templates.values() if isinstance(templates, dict) else [templates]:
-        if (mistake := syntax_error(source)) is not None:
-            raise TemplateError(
-                f"{where}the chat template is no Jinja template: {mistake}; mend the template"
-            )
+# How models write their thinking where their chat template does not say: how the prompt ends that
+# opens it, and what is written between thinking and answer.
+THINKING_TAGS = {"<think>\n": "\n</think>\n\n"}
 
 
 class ChatTemplate:
@@ -103,8 +70,7 @@ class ChatTemplate:
         for name in sorted(_OWN_SETTINGS & self.settings.keys()):
             raise TemplateError(f"chat_template_kwargs must not set {name!r}; flexmask sets it")
         self._compiled = CompiledTemplate(tokenizer, self.tools, self.settings)
-        self._quieted: dict[int, tuple[Message, Message]] = {}
-        self._with_json: dict[int, tuple[Message, Message]] = {}
+        self._changed: dict[tuple[Any, int], tuple[Message, Message]] = {}
         self._next_roles: dict[bool, str] = {}  # after a tool call, after another message
 
     def prompt(self, history: Sequence[Message]) -> str:
@@ -127,7 +93,7 @@ class ChatTemplate:
         if full.startswith(prompt):
             written: str | None = full[len(prompt) :]
         else:
-            written = self._continuation(_changed_once(_quiet, history, self._quieted), message)
+            written = self._continuation(self._change(_quiet, history), message)
         if written is None and "reasoning_content" not in message:
             written = self._with_empty_thought(history, message)
         if written is None:
@@ -149,12 +115,21 @@ class ChatTemplate:
             except TypeError:
                 if not any("tool_calls" in message for message in messages):
                     raise
-                return render(_changed_once(_with_json_arguments, messages, self._with_json))
+                return render(self._change(_with_json_arguments, messages))
         except Exception as error:  # a template is a foreign program: it raises what it likes
             reason = str(error) or type(error).__name__
             raise TemplateError(
                 f"the chat template cannot write it: {reason}; change the data or the template"
             ) from error
+
+    def _change(
+        self, change: Callable[[Message], Message], messages: Sequence[Message]
+    ) -> list[Message]:
+        """Return each message changed; the same object for the same object."""
+        for message in messages:
+            if (change, id(message)) not in self._changed:
+                self._changed[change, id(message)] = (message, change(message))
+        return [self._changed[change, id(message)][1] for message in messages]
 
     def _continuation(self, history: Sequence[Message], message: Message) -> str | None:
         prompt, full = self.prompt(history), self._render([*history, message])
@@ -220,15 +195,15 @@ class ChatTemplate:
 
 
 def _composed(prompt: str, full: str, message: Message) -> str | None:
-    for tags in THINKING_TAGS:
-        before = prompt.removesuffix(tags.open)
+    for opening, closing in THINKING_TAGS.items():
+        before = prompt.removesuffix(opening)
         if before != prompt and full.startswith(before):
             _announce(
                 "the chat template opens the thinking in its prompt and leaves it out of messages: "
-                f"completions are composed as thinking, {tags.close!r}, answer"
+                f"completions are composed as thinking, {closing!r}, answer"
             )
             thinking = message.get("reasoning_content", "").strip("\n")
-            return thinking + tags.close + full[len(before) :]
+            return thinking + closing + full[len(before) :]
     return None
 
 
@@ -244,18 +219,6 @@ def _quiet(message: Message) -> Message:
     """Return a message without what templates drop from earlier turns: thinking, words at calls."""
     quiet = {key: value for key, value in message.items() if key != "reasoning_content"}
     return {**quiet, "content": ""} if "tool_calls" in message else quiet
-
-
-def _changed_once(
-    change: Callable[[Message], Message],
-    messages: Sequence[Message],
-    changed: dict[int, tuple[Message, Message]],
-) -> list[Message]:
-    """Return each message changed; the same object for the same object, kept in `changed`."""
-    for message in messages:
-        if id(message) not in changed:
-            changed[id(message)] = (message, change(message))
-    return [changed[id(message)][1] for message in messages]
 
 
 @cache

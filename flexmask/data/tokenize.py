@@ -39,7 +39,7 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
             conversation: what a text shares with the one before is not looked at again.
     """
     if why_whole(tokenizer) is None:
-        cut = _Cutter(_raw_tokens(tokenizer)).cut(texts)
+        cut = _cut(texts, _raw_tokens(tokenizer))
     else:
         cut = [[text] for text in texts]
     unique = list(dict.fromkeys(piece for pieces in cut for piece in pieces))
@@ -55,32 +55,26 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.concatenate([known[piece] for piece in pieces]) for pieces in cut]
 
 
-class _Cutter:
-    """Cuts texts in front of added tokens."""
-
-    def __init__(self, tokens: Sequence[Any]) -> None:
-        contents = sorted((token.content for token in tokens), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, contents)))  # the longest that matches
-        self._longest = len(contents[0])
-        self._uncut = {token.content for token in tokens if token.lstrip}
-
-    def cut(self, texts: Sequence[str]) -> list[list[str]]:
-        """The pieces of each text, in order."""
-        cut: list[list[str]] = []
-        before, pieces, starts = "", [""], [0]
-        for text in texts:
-            # A cut of the text before is one of this text if both agree on all that decides on it.
-            decided = common_prefix_length(before, text) - self._longest
-            last = max(bisect_right(starts, decided) - 1, 0)
-            new = [starts[last]]
-            for match in self._pattern.finditer(text, new[0]):
-                if match.start() > new[0] and match[0] not in self._uncut:
-                    new.append(match.start())
-            ends = [*new[1:], len(text)]
-            pieces = pieces[:last] + [text[a:b] for a, b in zip(new, ends, strict=True)]
-            before, starts = text, starts[:last] + new
-            cut.append(pieces)
-        return cut
+def _cut(texts: Sequence[str], tokens: Sequence[Any]) -> list[list[str]]:
+    """The pieces of each text, in order, cut in front of added tokens."""
+    contents = sorted((token.content for token in tokens), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, contents)))  # the longest that matches
+    uncut = {token.content for token in tokens if token.lstrip}
+    cut: list[list[str]] = []
+    before, pieces, starts = "", [""], [0]
+    for text in texts:
+        # A cut of the text before is one of this text if both agree on all that decides on it.
+        decided = common_prefix_length(before, text) - len(contents[0])
+        last = max(bisect_right(starts, decided) - 1, 0)
+        new = [starts[last]]
+        for match in pattern.finditer(text, new[0]):
+            if match.start() > new[0] and match[0] not in uncut:
+                new.append(match.start())
+        ends = [*new[1:], len(text)]
+        pieces = pieces[:last] + [text[a:b] for a, b in zip(new, ends, strict=True)]
+        before, starts = text, starts[:last] + new
+        cut.append(pieces)
+    return cut
 
 
 def why_whole(tokenizer: Any) -> str | None:

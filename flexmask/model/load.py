@@ -22,7 +22,7 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    from flexmask.data.template import check_template
+    from flexmask.data.jinja import check_template
 
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
     if chat_template is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flexmask.data.jinja import check_template
 from flexmask.data.samples import Weighting, check_weighting, weigh_samples
-from flexmask.data.template import check_template
 from flexmask.data.trees import Renderer
 from flexmask.errors import DataError
 from flexmask.packing.fitting import Overflow, check_budget

@@ -70,12 +70,17 @@ class PackedRow:
         indices: list[np.ndarray] = []
         offset = 0
         for tree in trees:
+            if tree.input_ids is None:
+                raise DataError("a tree without tokens cannot be packed; build it from samples")
             layout = lay_out(tree)
-            columns.append(_columns(tree, layout, offset))
+            ids = np.empty_like(tree.input_ids)
+            ids[packed_index(tree, layout)] = tree.input_ids
+            ends = layout.subtree_end + np.int32(offset)
+            columns.append((ids, layout.position_ids, *shifted_targets(tree, layout), ends))
             indices.extend(sample_indices(tree, layout, offset))
             offset += tree.num_tokens
-        ids, positions, labels, weights, ends = map(np.concatenate, zip(*columns, strict=True))
         keys = tuple(leaf.key for tree in trees for leaf in tree.leaves)
+        ids, positions, labels, weights, ends = map(np.concatenate, zip(*columns, strict=True))
         return cls(ids, positions, labels, weights, ends, tuple(indices), keys)
 
     def __len__(self) -> int:
@@ -262,17 +267,6 @@ def check_multiple(pad_to_multiple_of: int) -> None:
     """Raise DataError unless rows can be padded to a multiple of so many tokens."""
     if pad_to_multiple_of < 1:
         raise DataError(f"pad_to_multiple_of must be at least 1, got {pad_to_multiple_of}")
-
-
-def _columns(tree: PrefixTree, layout: Layout, offset: int) -> tuple[np.ndarray, ...]:
-    """The five arrays of one tree in packed order, its positions in the row counted in."""
-    if tree.input_ids is None:
-        raise DataError("a tree without tokens cannot be packed; build it from samples")
-    ids = np.empty_like(tree.input_ids)
-    ids[packed_index(tree, layout)] = tree.input_ids
-    labels, weights = shifted_targets(tree, layout)
-    ends = layout.subtree_end + np.int32(offset)
-    return ids, layout.position_ids, labels, weights, ends
 
 
 def sample_indices(tree: PrefixTree, layout: Layout, offset: int) -> list[np.ndarray]:

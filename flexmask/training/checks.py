@@ -165,8 +165,6 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
 def _check_rows(training: TrainingArguments, config: TrainConfig) -> None:
     if config.rows_per_batch is None:
         return
-    if config.rows_per_batch < 1:
-        raise DataError(f"--rows_per_batch must be at least 1, got {config.rows_per_batch}")
     if config.max_tokens is None:
         raise UnsupportedModelError(
             "--rows_per_batch fills rows of --max_tokens tokens; give --max_tokens too"

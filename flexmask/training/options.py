@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from flexmask.data.files import OnBadLine
 from flexmask.data.samples import Weighting
 from flexmask.errors import DataError, one_line
 from flexmask.packing.fitting import Overflow
@@ -17,9 +18,9 @@ Backend = Literal["auto", "reference", "cpu", "flex", "triton"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def _help(text: str, metavar: str | None = None) -> dict[str, str | None]:
-    """The metadata of a field: its help, and what stands for its value there."""
-    return {"help": text, "metavar": metavar}
+def _option(help: str, metavar: str | None = None, **default: Any) -> Any:
+    """A field with its help, and what stands for its value there."""
+    return field(metadata={"help": help, "metavar": metavar}, **default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,64 +31,49 @@ class TrainConfig:
     options that they have in common from here too (`flexmask.tools.options`).
     """
 
-    data: Sequence[str] = field(
-        metadata=_help("files, folders or patterns of conversations", "DATA")
+    data: Sequence[str] = _option("files, folders or patterns of conversations", "DATA")
+    model: str = _option("folder or hub id of a model", "PATH_OR_ID")
+    output: str = _option("a new folder for checkpoints and the trained model", "DIR")
+    tokenizer: str | None = _option(
+        "folder or hub id; default: the model's own", "PATH_OR_ID", default=None
     )
-    model: str = field(metadata=_help("folder or hub id of a model", "PATH_OR_ID"))
-    output: str = field(metadata=_help("a new folder for checkpoints and the trained model", "DIR"))
-    tokenizer: str | None = field(
-        default=None, metadata=_help("folder or hub id; default: the model's own", "PATH_OR_ID")
+    chat_template: str | None = _option(
+        "a Jinja file in place of the tokenizer's template", "FILE", default=None
     )
-    chat_template: str | None = field(
-        default=None, metadata=_help("a Jinja file in place of the tokenizer's template", "FILE")
+    chat_template_kwargs: Mapping[str, Any] | None = _option(
+        "settings for the template, such as '{\"enable_thinking\": true}'", "JSON", default=None
     )
-    chat_template_kwargs: Mapping[str, Any] | None = field(
+    eval_data: Sequence[str] | None = _option("conversations to evaluate on", "DATA", default=None)
+    eval_split: float = _option(
+        "evaluate on this share of DATA instead, in [0, 1)", "SHARE", default=0.0
+    )
+    max_tokens: int | None = _option("budget of a packed row; default: no limit", "N", default=None)
+    rows_per_batch: int | None = _option(
+        "a process's batch is R rows of at most --max_tokens tokens, from the whole data; "
+        "default with --max_tokens: 1, unless --per_device_train_batch_size is given",
+        "R",
         default=None,
-        metadata=_help("settings for the template, such as '{\"enable_thinking\": true}'", "JSON"),
     )
-    eval_data: Sequence[str] | None = field(
-        default=None, metadata=_help("conversations to evaluate on", "DATA")
-    )
-    eval_split: float = field(
-        default=0.0, metadata=_help("evaluate on this share of DATA instead, in [0, 1)", "SHARE")
-    )
-    max_tokens: int | None = field(
-        default=None, metadata=_help("budget of a packed row; default: no limit", "N")
-    )
-    rows_per_batch: int | None = field(
-        default=None,
-        metadata=_help(
-            "a process's batch is R rows of at most --max_tokens tokens, from the whole data; "
-            "default with --max_tokens: 1, unless --per_device_train_batch_size is given",
-            "R",
-        ),
-    )
-    on_overflow: Overflow = field(
+    on_overflow: Overflow = _option(
+        "what is larger than the budget is cut (split), cut and without samples longer than it "
+        "(drop), or refused (error)",
         default="split",
-        metadata=_help(
-            "what is larger than the budget is cut (split), cut and without samples longer than "
-            "it (drop), or refused (error)"
-        ),
     )
-    weighting: Weighting = field(default="token", metadata=_help("what counts once in the loss"))
-    on_bad_line: Literal["error", "skip"] = field(
-        default="error", metadata=_help("stop at a line that cannot be used, or skip and list it")
+    weighting: Weighting = _option("what counts once in the loss", default="token")
+    on_bad_line: OnBadLine = _option(
+        "stop at a line that cannot be used, or skip and list it", default="error"
     )
-    backend: Backend = field(
-        default="auto", metadata=_help("of attention; auto: flex on a GPU, else cpu")
+    backend: Backend = _option("of attention; auto: flex on a GPU, else cpu", default="auto")
+    from_config: bool = _option("draw random weights from the model's config", default=False)
+    dtype: DType = _option("of the weights; auto: the checkpoint's", default="auto")
+    use_peft: bool = _option("train LoRA adapters only", default=False)
+    lora_r: int = _option("rank of the adapters", "R", default=16)
+    lora_alpha: int = _option("they count A / R times", "A", default=32)
+    lora_dropout: float = _option("must be 0", "P", default=0.0)
+    lora_target_modules: Sequence[str] = _option(
+        "which modules get adapters", "NAME", default=("all-linear",)
     )
-    from_config: bool = field(
-        default=False, metadata=_help("draw random weights from the model's config")
-    )
-    dtype: DType = field(default="auto", metadata=_help("of the weights; auto: the checkpoint's"))
-    use_peft: bool = field(default=False, metadata=_help("train LoRA adapters only"))
-    lora_r: int = field(default=16, metadata=_help("rank of the adapters", "R"))
-    lora_alpha: int = field(default=32, metadata=_help("they count A / R times", "A"))
-    lora_dropout: float = field(default=0.0, metadata=_help("must be 0", "P"))
-    lora_target_modules: Sequence[str] = field(
-        default=("all-linear",), metadata=_help("which modules get adapters", "NAME")
-    )
-    resume: bool = field(default=False, metadata=_help("go on from the last checkpoint, or begin"))
+    resume: bool = _option("go on from the last checkpoint, or begin", default=False)
 
 
 def add_lora(model: PreTrainedModel, config: TrainConfig) -> Any:

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers.trainer_utils import has_length
 
 from flexmask.data.messages import Conversation
@@ -128,16 +127,12 @@ def _contents(item: Any) -> bytes | None:
         parents = [-1 if segment.parent is None else segment.parent for segment in item.segments]
         leaves = [leaf.segment for leaf in item.leaves]
         structure = json.dumps([item.lengths.tolist(), parents, leaves]).encode()
-        return structure + _bytes(item.input_ids, item.loss_weights)
+        return structure + item.input_ids.tobytes() + item.loss_weights.tobytes()
     if isinstance(item, (list, tuple)) and all(isinstance(part, Sample) for part in item):
-        return b"".join(_bytes(sample.input_ids, sample.loss_weights) for sample in item)
+        return b"".join(s.input_ids.tobytes() + s.loss_weights.tobytes() for s in item)
     if isinstance(item, Conversation):
         item = [item.messages, item.tools]
     try:
         return json.dumps(item).encode()
     except TypeError:
         return None
-
-
-def _bytes(input_ids: np.ndarray, loss_weights: np.ndarray) -> bytes:
-    return input_ids.astype(np.int64).tobytes() + loss_weights.astype(np.float64).tobytes()

@@ -91,7 +91,7 @@ def _read_turn(template: ChatTemplate, messages: list[Message], index: int) -> _
     if not message["content"].strip() and "tool_calls" not in message:
         start = len(written)  # nothing but a thought
     if "reasoning_content" in message or any(
-        tags.close.strip() in written[:start] for tags in THINKING_TAGS
+        tag.strip() in written[:start] for tag in THINKING_TAGS.values()
     ):
         codes[:start] = _THINKING
     elif answers:
