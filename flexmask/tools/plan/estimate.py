@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from flexmask.model.cost import CostModel
-from flexmask.tools.plan.memory import logits_bytes_per_token, saved_bytes_per_token, state_bytes
+from flexmask.model.structure import text_config
+from flexmask.tools.plan.memory import saved_bytes_per_token
 from flexmask.tools.plan.survey import Plan
+
+_COPIES = 4  # weights, gradients, and the two moments of AdamW
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ def estimate(plan: Plan, model: PreTrainedModel) -> Estimate:
     activations = None
     if saved is not None:
         budget = plan.overflow.max_tokens if plan.overflow else None
-        per_token = saved + logits_bytes_per_token(model)
+        # a token's logits, and their gradient in fp32
+        per_token = saved + text_config(model).vocab_size * (model.dtype.itemsize + 4)
         activations = {
             way: round(per_token * (size if budget is None else min(size, budget)))
             for way, size in plan.largest.items()
@@ -103,7 +107,7 @@ def estimate(plan: Plan, model: PreTrainedModel) -> Estimate:
             )
             for window in cost.windows
         ],
-        state_bytes=state_bytes(model),
+        state_bytes=_COPIES * sum(p.numel() * p.element_size() for p in model.parameters()),
         saved_bytes_per_token=saved,
         activation_bytes=activations,
     )

@@ -24,18 +24,6 @@ from flexmask.model.structure import text_config
 
 _NAME = "flexmask_shapes"  # of an attention without arithmetic; never set on a model with weights
 _LENGTHS = (64, 192)
-_COPIES = 4  # weights, gradients, and the two moments of AdamW
-
-
-def state_bytes(model: PreTrainedModel) -> int:
-    """Bytes of weights, gradients and AdamW's two moments, all in the dtype of the weights."""
-    return _COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def logits_bytes_per_token(model: PreTrainedModel) -> int:
-    """Bytes that a step needs for each token's logits and, in fp32, their gradient."""
-    itemsize = next(model.parameters()).element_size()
-    return text_config(model).vocab_size * (itemsize + 4)
 
 
 def saved_bytes_per_token(model: PreTrainedModel) -> float | None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,14 +81,14 @@ def count_mistrained(
         tokenizer: the one that they were rendered with.
     """
     messages = [conversation.messages[int(str(sample.key))] for sample in samples]
-    turns = [
-        _read_turn(sample, message, tokenizer)
-        for sample, message in zip(samples, messages, strict=True)
-    ]
+    turns = list(map(partial(_read_turn, tokenizer), samples, messages))
     counts = Mistraining()
     for index, (turn, message) in enumerate(zip(turns, messages, strict=True)):
         num_trained = turn.ids.size - turn.context
-        _count_one_render(counts, turn, turns[-1])
+        left_at = max(turn.context, common_prefix_length(turn.ids, turns[-1].ids))
+        lost = max(0, turn.thinking_end - left_at)
+        counts.one_render_never_trained += lost
+        counts.one_render_wrong_context += turn.ids.size - left_at - lost
         if any(_is_dropped(earlier, turn) for earlier in turns[:index]):
             counts.thinking_in_history += num_trained
         if not turn.thinks:
@@ -100,18 +101,11 @@ def count_mistrained(
     return counts
 
 
-def _read_turn(sample: Sample, message: dict[str, Any], tokenizer: Any) -> _Turn:
+def _read_turn(tokenizer: Any, sample: Sample, message: dict[str, Any]) -> _Turn:
     context = int(np.count_nonzero(sample.loss_weights == 0))
     thinking = message.get("reasoning_content", "").strip()
     length = _thinking_length(tokenizer, sample.input_ids[context:].tolist(), thinking)
     return _Turn(sample.input_ids, context, context + length)
-
-
-def _count_one_render(counts: Mistraining, turn: _Turn, last: _Turn) -> None:
-    left_at = max(turn.context, common_prefix_length(turn.ids, last.ids))
-    lost = max(0, turn.thinking_end - left_at)
-    counts.one_render_never_trained += lost
-    counts.one_render_wrong_context += turn.ids.size - left_at - lost
 
 
 def _is_dropped(earlier: _Turn, turn: _Turn) -> bool:

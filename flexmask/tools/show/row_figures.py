@@ -6,7 +6,7 @@ Needs matplotlib (`flexmask[train]`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -164,8 +164,14 @@ def _label_answers(axes: Axes, picture: RowPicture) -> None:
     """
     length = picture.tree.num_tokens
     distance = length / 45
+    starts = packed_starts(picture.tree, picture.order)
+    answers = []  # the middle row of each sample's last segment, where it is trained
+    for leaf in picture.tree.leaves:
+        start, size = int(starts[leaf.segment]), picture.tree.segments[leaf.segment].length
+        if picture.trained[start : start + size].any():
+            answers.append((start + size / 2, f"message {leaf.key}"))
     at = -distance
-    for row, name in sorted(_answer_places(picture)):
+    for row, name in sorted(answers):
         if at + distance > row + 1.5 * distance:
             continue
         at = max(row, at + distance)
@@ -178,15 +184,6 @@ def _label_answers(axes: Axes, picture: RowPicture) -> None:
             clip_on=False,
         )
         axes.text(length * 1.04, at, name, fontsize=7.5, va="center", color=INK, parse_math=False)
-
-
-def _answer_places(picture: RowPicture) -> Iterator[tuple[float, str]]:
-    """Yield the middle row of each sample's last segment, where it is trained, and its name."""
-    starts = packed_starts(picture.tree, picture.order)
-    for leaf in picture.tree.leaves:
-        start, length = int(starts[leaf.segment]), picture.tree.segments[leaf.segment].length
-        if picture.trained[start : start + length].any():
-            yield start + length / 2, f"message {leaf.key}"
 
 
 def _add_legend(figure: Figure, pictures: Sequence[RowPicture], block: int) -> None:
