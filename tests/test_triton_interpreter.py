@@ -46,9 +46,10 @@ interpreted = pytest.mark.skipif(not IS_CHILD, reason="runs in a process of its 
 
 @pytest.mark.processes
 @pytest.mark.skipif(IS_CHILD, reason="is that process")
-def test_kernels_pass_in_the_interpreter():
+@pytest.mark.parametrize("file", [Path(__file__), BENCHMARK], ids=lambda path: path.stem)
+def test_kernels_pass_in_the_interpreter(file):
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, BENCHMARK],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", file],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parent.parent,
         capture_output=True,
