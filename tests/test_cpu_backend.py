@@ -94,7 +94,7 @@ LONG = {
     ids=["all", "window", "chunk", "softcap", "softcap-window"],
 )
 def test_long_rows_equal_reference(name, options):
-    inputs = random_inputs(LONG[name], dtype=torch.float32)
+    inputs = random_inputs(LONG[name], heads=2, kv_heads=1, dtype=torch.float32)
     ours = run(LONG[name], *inputs, backend="cpu", **options)
     assert worst_ratio(ours, run_reference(LONG[name], *inputs, **options)) < 1
 
@@ -118,7 +118,7 @@ def eager_attention(q, k, v, mask, *, sinks=None, softcap=None):
 @pytest.mark.parametrize("name", LONG)
 def test_error_within_twice_eager_error(name, softcap, dtype):
     mask = LONG[name]
-    inputs = random_inputs(mask, dtype=dtype)
+    inputs = random_inputs(mask, heads=2, kv_heads=1, dtype=dtype)
     ours = run(mask, *inputs, backend="cpu", softcap=softcap)
     eager = run(mask, *inputs, function=eager_attention, softcap=softcap)
     references = run_reference(mask, *inputs, softcap=softcap)

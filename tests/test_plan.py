@@ -238,7 +238,7 @@ def test_overflow_equals_what_pack_does(data, tokenizer, rendered, max_tokens):
 def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
     path = tmp_path / "many.jsonl"
     messages = [{"role": "user", "content": "2"}, {"role": "assistant", "content": "2"}]
-    path.write_text((json.dumps({"messages": messages}) + "\n" + "{\n") * 4000)
+    path.write_text((json.dumps({"messages": messages}) + "\n" + "{\n") * 2000)
     rng = np.random.default_rng(0)
 
     def render(conversation, tokenizer, **settings):
@@ -256,7 +256,7 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
     def watch(items):
         for seen, item in enumerate(items, start=1):
             yield item
-            if seen in (2000, 8000):
+            if seen in (1000, 4000):
                 alive.append(num_alive())
                 memory.append(tracemalloc.get_traced_memory()[0])
 
@@ -264,9 +264,9 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
     tracemalloc.start()
     plan = make_plan([path], Renderer(tokenizer), on_bad_line="skip", progress=watch)
     tracemalloc.stop()
-    assert plan.conversations == plan.num_bad_lines == 4000
+    assert plan.conversations == plan.num_bad_lines == 2000
     assert len(plan.bad_lines) == 20
-    assert memory[1] - memory[0] < 50_000  # of 3,000 conversations and as many bad lines
+    assert memory[1] - memory[0] < 50_000  # of 1,500 conversations and as many bad lines
     assert max(alive) <= before + 3
 
 
@@ -401,7 +401,7 @@ def test_json_alone_is_all_that_stdout_holds(data, capsys):
 
 def test_predicted_and_measured_stand_side_by_side(data, tmp_path, capsys):
     few = tmp_path / "few.jsonl"
-    few.write_text("".join(data.read_text().splitlines(keepends=True)[:2]))
+    few.write_text("".join(sorted(data.read_text().splitlines(keepends=True), key=len)[:2]))
     config = json.loads(CONFIG_PATH.read_text()) | {"num_hidden_layers": 1, "hidden_size": 32}
     (tmp_path / "config.json").write_text(json.dumps(config))
     options = ("--model", tmp_path, "--measure", 2, "--json", tmp_path / "plan.json")

@@ -129,7 +129,7 @@ def test_the_estimate_says_what_layers_with_a_window_see(tmp_path):
 
 def test_the_command_counts_the_windows_of_its_model(tmp_path, capsys):
     data, model = tmp_path / "data.jsonl", tmp_path / "model"
-    data.write_text("".join(DATA_PATH.read_text().splitlines(keepends=True)[:2]))
+    data.write_text("".join(sorted(DATA_PATH.read_text().splitlines(keepends=True), key=len)[:2]))
     model.mkdir()
     config = json.loads(CONFIG_PATH.read_text())
     config |= {"sliding_window": 64, "use_sliding_window": True}
