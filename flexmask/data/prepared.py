@@ -60,7 +60,6 @@ class PreparedDataset(Sequence[PrefixTree]):
         folder: the folder.
         manifest: its manifest.
         chosen: the trees taken, by their number in the folder, int64 [n]; all where None.
-        shards: the shards, if they are open already.
 
     Attributes:
         num_tokens: of each tree, int64 [n].
@@ -69,17 +68,12 @@ class PreparedDataset(Sequence[PrefixTree]):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        manifest: dict[str, Any],
-        chosen: np.ndarray | None = None,
-        shards: list[Shard] | None = None,
+        self, folder: Path, manifest: dict[str, Any], chosen: np.ndarray | None = None
     ) -> None:
         self.folder = folder
         self.manifest = manifest
-        if shards is None:  # safetensors maps them into memory
-            shards = [Shard(folder / shard["name"]) for shard in manifest["shards"]]
-        self._shards = shards
+        # Safetensors maps them into memory.
+        self._shards = shards = [Shard(folder / shard["name"]) for shard in manifest["shards"]]
         self._ends = np.cumsum([len(shard) for shard in shards])
         self._chosen = np.arange(self._ends[-1]) if chosen is None else chosen
         self.num_tokens = np.concatenate([shard.num_tokens for shard in shards])[self._chosen]
@@ -127,7 +121,7 @@ class PreparedDataset(Sequence[PrefixTree]):
 
     def take(self, indices: np.ndarray) -> PreparedDataset:
         """The trees of these indices."""
-        return PreparedDataset(self.folder, self.manifest, self._chosen[indices], self._shards)
+        return PreparedDataset(self.folder, self.manifest, self._chosen[indices])
 
     def _find(self, index: int) -> tuple[Shard, int]:
         number = int(self._chosen[index])

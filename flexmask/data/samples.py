@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from flexmask.data.checks import check_context, check_turn
-from flexmask.data.message_fields import read_tools
-from flexmask.data.messages import Conversation, parse_conversation
+from flexmask.data.messages import Conversation, parse_conversation, read_tools
 from flexmask.data.template import ChatTemplate, Message
 from flexmask.data.tokenize import encode_texts
 from flexmask.errors import DataError, TemplateError

@@ -1,10 +1,13 @@
 """Chat templates: how a tokenizer's own template writes one turn of a conversation.
 
 The template is the oracle. A turn is what it writes for the prompt at inference, P, and what it
-then writes for the message, F without P, up to the stop token (`turn_ends`):
+then writes for the message, F without P, up to the stop token:
 
     P = template(messages[:i], add_generation_prompt=True)
     F = template(messages[:i + 1])
+
+Most templates write the stop token behind the message. Some models (GLM-4) end their turn with the
+role of the next one, which is a part of the next message: it is looked up there.
 
 Some templates do not continue their own prompt. The next three steps are tried in this order, and
 a turn that none of them completes is refused:
@@ -25,11 +28,10 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from flexmask.data.jinja import CompiledTemplate, Message, check_template
-from flexmask.data.turn_ends import last_special, next_role
 from flexmask.errors import TemplateError
 from flexmask.tree.sample import common_prefix_length
 
@@ -41,6 +43,16 @@ _OWN_SETTINGS = {
 # How models write their thinking where their chat template does not say: how the prompt ends that
 # opens it, and what is written between thinking and answer.
 THINKING_TAGS = {"<think>\n": "\n</think>\n\n"}
+
+_QUESTION = {"role": "user", "content": "asked"}
+_ANSWER = {"role": "assistant", "content": "said"}
+_FUNCTION = {"name": "look", "arguments": {"at": "it"}}
+_CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "id": "call00000", "function": _FUNCTION}],
+}
+_RESULT = {"role": "tool", "name": "look", "tool_call_id": "call00000", "content": "seen"}
 
 
 class ChatTemplate:
@@ -71,7 +83,6 @@ class ChatTemplate:
             raise TemplateError(f"chat_template_kwargs must not set {name!r}; flexmask sets it")
         self._compiled = CompiledTemplate(tokenizer, self.tools, self.settings)
         self._changed: dict[tuple[Any, int], tuple[Message, Message]] = {}
-        self._next_roles: dict[bool, str] = {}  # after a tool call, after another message
 
     def prompt(self, history: Sequence[Message]) -> str:
         """Return what the model is given at inference, after the messages of `history`."""
@@ -103,8 +114,9 @@ class ChatTemplate:
         return self._up_to_stop(written, history, message, full)
 
     def stop_token(self, completion: str) -> str | None:
-        """Return the special token that `completion` ends with, or None."""
-        return last_special(self.tokenizer, completion)
+        """Return the special token that `completion` ends with, the longest, or None."""
+        tokens = _special_tokens(self.tokenizer, len(self.tokenizer))
+        return max(filter(completion.endswith, tokens), key=len, default=None)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         # Arguments are objects, and JSON text for a template that joins strings (DeepSeek-V3).
@@ -177,21 +189,33 @@ class ChatTemplate:
         return text
 
     def _next_role(self, message: Message) -> str:
-        calls = "tool_calls" in message
-        if calls not in self._next_roles:
-            self._next_roles[calls] = next_role(self.tokenizer, self._render, after_call=calls)
-        if self._next_roles[calls]:
-            _announce(
-                "the chat template ends assistant messages with the role of the next turn: its "
-                "special token is trained as the stop token, so generation has to stop there "
-                "(eos_token_id of the generation settings)"
-            )
-        else:
+        """Return the special token, and white space before it, with which the next turn begins.
+
+        That is a user's after an answer, a tool's after a call; "" where it begins with none, or
+        with that of all text (BOS).
+        """
+        reply, following = (_CALL, _RESULT) if "tool_calls" in message else (_ANSWER, _QUESTION)
+        try:
+            written = self._render([_QUESTION, reply])
+            text = self._render([_QUESTION, reply, following])
+        except TemplateError:
+            written = text = ""
+        rest = text[len(written) :] if text.startswith(written) else ""
+        begun = rest.lstrip()
+        tokens = _special_tokens(self.tokenizer, len(self.tokenizer))
+        token = max(filter(begun.startswith, tokens), key=len, default="")
+        if token in ("", self.tokenizer.bos_token):
             _announce(
                 "the chat template ends assistant messages without a special token: "
                 "the end of a turn is not trained"
             )
-        return self._next_roles[calls]
+            return ""
+        _announce(
+            "the chat template ends assistant messages with the role of the next turn: its "
+            "special token is trained as the stop token, so generation has to stop there "
+            "(eos_token_id of the generation settings)"
+        )
+        return rest[: len(rest) - len(begun)] + token
 
 
 def _composed(prompt: str, full: str, message: Message) -> str | None:
@@ -219,6 +243,13 @@ def _quiet(message: Message) -> Message:
     """Return a message without what templates drop from earlier turns: thinking, words at calls."""
     quiet = {key: value for key, value in message.items() if key != "reasoning_content"}
     return {**quiet, "content": ""} if "tool_calls" in message else quiet
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Any, num_tokens: int) -> tuple[str, ...]:
+    """Return the special tokens of a tokenizer; `num_tokens` notices tokens added later."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
 
 @cache

@@ -102,7 +102,12 @@ class ResumableTrainer(Trainer):
                     self.state.best_model_checkpoint = str(final)
                     if self.args.should_save:
                         self.state.save_to_json(str(staged / "trainer_state.json"))
-                self._publish(staged, final)
+                self.accelerator.wait_for_everyone()  # each has written its part
+                if self.is_world_process_zero():
+                    _rename(staged, final)
+                self.accelerator.wait_for_everyone()
+                if self.is_local_process_zero() and staged.exists():  # on a disk of its own
+                    _rename(staged, final)
             finally:
                 self._staging = None
         if self.args.push_to_hub:
@@ -114,15 +119,6 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(run_dir), self.args.save_total_limit, best)
-
-    def _publish(self, staged: Path, final: Path) -> None:
-        """Give a checkpoint its name once every process has written its part of it."""
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            _rename(staged, final)
-        self.accelerator.wait_for_everyone()
-        if self.is_local_process_zero() and staged.exists():  # this machine has a disk of its own
-            _rename(staged, final)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
