@@ -127,9 +127,9 @@ def draw_training(log: list[dict[str, float]], path: Path) -> None:
     from flexmask.plots import draw_losses
 
     curves = {}
-    for name in ("loss", "eval_loss"):
-        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+    for name, key in (("training", "loss"), ("evaluation", "eval_loss")):
+        points = [(entry["step"], entry[key]) for entry in log if key in entry]
         if points:
             steps, losses = zip(*points, strict=True)
-            curves["training" if name == "loss" else "evaluation"] = (steps, losses)
+            curves[name] = (steps, losses)
     draw_losses(curves, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader
 from transformers.trainer_utils import has_length
 
 from flexmask.errors import DataError, UnsupportedModelError
@@ -98,9 +98,10 @@ class TreeTrainer(ResumableTrainer):
                 "evaluation data must have a length when several processes share it, or its last "
                 "conversations would count twice; make a list of it"
             )
-        return super().get_eval_dataloader(
-            _FilledUp(eval_dataset, self.args.eval_batch_size * self.args.world_size)
-        )
+        missing = -len(eval_dataset) % (self.args.eval_batch_size * self.args.world_size)
+        blanks = [build_tree([Sample([0], [0.0])])] * missing  # which train nothing
+        filled_up: list[Any] = [eval_dataset, blanks]
+        return super().get_eval_dataloader(ConcatDataset(filled_up))
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator; each process reads for itself, since rows differ in length."""
@@ -153,22 +154,6 @@ class TreeTrainer(ResumableTrainer):
         self, data_collator: Any, description: str | None = None
     ) -> Any:
         return data_collator
-
-
-class _FilledUp(Dataset):
-    """A dataset, and after it as many trees that train nothing as make `multiple` divide it."""
-
-    _BLANK = build_tree([Sample([0], [0.0])])
-
-    def __init__(self, dataset: Any, multiple: int) -> None:
-        self.dataset = dataset
-        self.length = -(-len(dataset) // multiple) * multiple
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index] if index < len(self.dataset) else self._BLANK
 
 
 def _weight(batch: dict[str, Any]) -> float:
