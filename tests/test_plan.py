@@ -432,6 +432,7 @@ def test_bad_lines_are_skipped_on_request_and_listed(data, tmp_path, capsys):
         (("--tokenizer", "no/such/place"), "no/such/place: cannot be loaded as a tokenizer"),
         (("--max_tokens", 0), "--max_tokens must be at least 1, got 0"),
         (("--measure",), "name one with --model"),
+        (("--measure", 0), "--measure must be at least 1, got 0"),
         (("--model", "no/such/place"), "no/such/place: cannot be loaded as a model config"),
         (("--plot", "no/such/place/plan.png"), "no such folder"),
         (("--plot", "plan.pdf"), "plan.pdf: must end in .png or .svg"),

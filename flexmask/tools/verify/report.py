@@ -138,15 +138,13 @@ class VerifyReport:
         largest = _worst(worst)
         num_failing = sum(not difference.is_within for difference in worst)
         text = (
-            f"a wrong mask ({control.mask}) passes this check, so it proves nothing; check more "
-            "conversations, or in --dtype float32"
+            f"a wrong mask ({control.mask}) fails this check, as it must, in {num_failing} of "
+            f"{pluralize(len(worst), 'turn')} that it changes, by up to "
+            f"{largest.by_bound:,.0f} times the bound"
+            if num_failing
+            else f"a wrong mask ({control.mask}) passes this check, so it proves nothing; check "
+            "more conversations, or in --dtype float32"
         )
-        if num_failing:
-            text = (
-                f"a wrong mask ({control.mask}) fails this check, as it must, in {num_failing} of "
-                f"{pluralize(len(worst), 'turn')} that it changes, by up to "
-                f"{largest.by_bound:,.0f} times the bound"
-            )
         self.add("control", num_failing > 0, text, largest)
 
     def _differences(self, compared: Comparison) -> list[tuple[ParameterGroup, Difference]]:
@@ -155,21 +153,16 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data; numbers that are not finite become null."""
-        data: dict[str, Any] = {
+        step, control = self.step, self.control
+        return {
             "proved": self.is_proved,
             "checked": self.checked,
             "findings": [finding.to_json() for finding in self.findings],
             "turns": list(map(self._figures, self.turns)),
-            "step": None,
-            "control": None,
+            "step": step and {"tokens": step[1]} | self._figures(step[0]),
+            "control": control
+            and {"mask": control.mask, "turns": list(map(self._figures, control.turns))},
         }
-        if self.step is not None:
-            step, num_tokens = self.step
-            data["step"] = {"tokens": num_tokens} | self._figures(step)
-        if self.control is not None:
-            turns = list(map(self._figures, self.control.turns))
-            data["control"] = {"mask": self.control.mask, "turns": turns}
-        return data
 
     def _figures(self, compared: Comparison) -> dict[str, Any]:
         """The figures of a turn or step as plain data."""
