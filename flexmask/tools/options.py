@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from flexmask.errors import DataError
 from flexmask.files import check_target, write_json
+from flexmask.plots import check_picture
 from flexmask.training.options import TrainConfig
 
 _FIELDS = {field.name: field for field in fields(TrainConfig)}
@@ -61,13 +62,32 @@ def _settings(name: str) -> dict[str, Any]:
     return settings | {"type": kind}
 
 
+def add_number(
+    parser: argparse.ArgumentParser, name: str, default: int, text: str, *, lowest: int = 1
+) -> None:
+    """Add an option that is a number from `lowest` on; `text` is its help."""
+    parser.add_argument(
+        name,
+        type=int,
+        action=at_least(lowest),
+        default=default,
+        metavar="N",
+        help=f"{text}; default: {default}",
+    )
+
+
+def add_picture(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """Add an option that names a picture to draw, PNG or SVG; `text` is its help."""
+    parser.add_argument(name, action=_checked(check_picture), metavar="FILE", help=text)
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add `--json`, which `print_report` heeds."""
     parser.add_argument(
         "--json",
         nargs="?",
         const="-",
-        action=checked(_check_json),
+        action=_checked(_check_json),
         metavar="FILE",
         help="as JSON; without FILE, print it",
     )
@@ -85,7 +105,7 @@ def print_report(options: argparse.Namespace, data: dict[str, Any], text: str) -
         write_json(data, options.json)
 
 
-def checked(check: Callable[[Any, str], object]) -> type[argparse.Action]:
+def _checked(check: Callable[[Any, str], object]) -> type[argparse.Action]:
     """An action that stores a value unless `check(value, option)` raises a FlexmaskError."""
 
     class Checked(argparse.Action):
@@ -103,7 +123,7 @@ def at_least(lowest: int) -> type[argparse.Action]:
         if number < lowest:
             raise DataError(f"{option} must be at least {lowest}, got {number}")
 
-    return checked(check)
+    return _checked(check)
 
 
 class _JsonObject(argparse.Action):

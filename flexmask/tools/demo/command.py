@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flexmask.tools.options import add_options, at_least
+from flexmask.tools.options import add_number, add_options
 
 USAGE = "demo [DATA...]"
 HELP = "train single-pass and N-pass side by side and show that they coincide"
@@ -15,14 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "data", nargs="*", help="default: the tutoring conversations that ship")
     add = parser.add_argument
     add("--output", default="demo-output", metavar="DIR", help="default: demo-output")
-    add("--steps", type=int, action=at_least(1), default=40, help="optimizer steps; default: 40")
-    add(
-        "--batch_size",
-        type=int,
-        action=at_least(1),
-        default=4,
-        help="conversations a step; default: 4",
-    )
+    add_number(parser, "--steps", 40, "optimizer steps")
+    add_number(parser, "--batch_size", 4, "conversations a step")
     add("--seed", type=int, default=0)
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError
-from flexmask.plots import check_picture
-from flexmask.tools.options import add_json, add_options, at_least, checked, print_report
+from flexmask.tools.options import add_json, add_options, add_picture, at_least, print_report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,12 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="run steps on the first N conversations beside the estimate; default: 4",
     )
-    parser.add_argument(
-        "--plot",
-        action=checked(check_picture),
-        metavar="FILE",
-        help="draw turns and lengths, as PNG or SVG",
-    )
+    add_picture(parser, "--plot", "draw turns and lengths, as PNG or SVG")
     add_json(parser)
 
 

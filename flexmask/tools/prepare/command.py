@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from flexmask.errors import pluralize
-from flexmask.tools.options import add_options
+from flexmask.tools.options import add_number, add_options
 
 USAGE = "prepare DATA... --tokenizer PATH_OR_ID --output DIR"
 HELP = "render conversations once, into a folder that `flexmask train` reads"
@@ -19,9 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "tokenizer", required=True, help="folder or hub id")
     add_options(parser, "output", help="a new folder, or one to go on with")
     add_options(parser, "chat_template", "chat_template_kwargs", "weighting", "on_bad_line")
-    add = parser.add_argument
-    add("--num_proc", type=int, default=1, metavar="N", help="processes; default: 1")
-    add("--shard_lines", type=int, default=1000, metavar="N", help="of a shard; default: 1000")
+    add_number(parser, "--num_proc", 1, "processes")
+    add_number(parser, "--shard_lines", 1000, "of a shard")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,8 +8,7 @@ import shutil
 import sys
 
 from flexmask.errors import DataError
-from flexmask.plots import check_picture
-from flexmask.tools.options import add_options, at_least, checked
+from flexmask.tools.options import add_number, add_options, add_picture
 
 USAGE = "show [DATA...]"
 HELP = "print and draw the packed row of one conversation"
@@ -22,22 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "data", nargs="*", help="default: the tutoring conversations that ship")
     add_options(parser, "tokenizer", help="default, without DATA: the one that ships")
     add_options(parser, "chat_template", "chat_template_kwargs", "max_tokens")
-    add = parser.add_argument
-    add(
-        "--index",
-        type=int,
-        action=at_least(0),
-        default=0,
-        metavar="I",
-        help="which one, from 0; default: 0",
+    add_number(parser, "--index", 0, "which one, from 0", lowest=0)
+    add_picture(parser, "--output", "draw the row as PNG or SVG, by the ending of FILE")
+    parser.add_argument(
+        "--compare", choices=("paper",), help="the paper's order of the same tokens beside it"
     )
-    add(
-        "--output",
-        action=checked(check_picture),
-        metavar="FILE",
-        help="draw the row as PNG or SVG, by the ending of FILE",
-    )
-    add("--compare", choices=("paper",), help="the paper's order of the same tokens beside it")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flexmask.tools.options import add_json, add_options, at_least, print_report
+from flexmask.tools.options import add_json, add_number, add_options, print_report
 
 USAGE = "verify DATA... --model PATH_OR_ID"
 HELP = "prove on your model, data and backend that the single pass equals N-pass"
@@ -15,15 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Exit code 0: proved; 1: not, the report says why; 2: unusable input."
     add_options(parser, "data", "model", "tokenizer", "chat_template", "chat_template_kwargs")
     add_options(parser, "on_bad_line", "backend", "from_config", "dtype")
+    add_number(parser, "--conversations", 3, "check the first N")
     add = parser.add_argument
-    add(
-        "--conversations",
-        type=int,
-        action=at_least(1),
-        default=3,
-        metavar="N",
-        help="check the first N; default: 3",
-    )
     add("--device", metavar="DEVICE", help="such as cpu or cuda:0; default: cuda if there is one")
     add("--seed", type=int, default=0, help="of random weights")
     add_json(parser)
