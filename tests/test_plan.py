@@ -12,6 +12,7 @@ import pytest
 import torch
 from chat_cases import chat_case
 from chat_tokenizer import chat_tokenizer
+from command_cases import run, write_config, write_conversations
 from hypothesis import given
 from hypothesis import strategies as st
 from model_cases import supported, tiny_model
@@ -28,7 +29,6 @@ from flexmask.model.cost import CostModel
 from flexmask.model.load import meta_model
 from flexmask.model.windows import FULL, Window
 from flexmask.model.work import Work, npass_work, single_pass_work
-from flexmask.tools.cli import main
 from flexmask.tools.plan.memory import saved_bytes, saved_bytes_per_token
 from flexmask.tools.plan.mistraining import count_mistrained
 from flexmask.tools.plan.row_budget import RowBudget
@@ -42,9 +42,7 @@ NUM_CONVERSATIONS = 20
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "conversations.jsonl"
-    lines = DATA_PATH.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:NUM_CONVERSATIONS]))
-    return path
+    return write_conversations(path, NUM_CONVERSATIONS)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +90,8 @@ def test_lengths_equal_brute_force(plan, rendered):
     assert list(plan.largest.values()) == [max(lengths), max(totals), max(sizes)]
 
 
-def test_tiles_equal_brute_force(rendered, tokenizer, data, tmp_path):
-    path = tmp_path / "few.jsonl"
-    path.write_text("".join(data.read_text().splitlines(keepends=True)[:3]))
+def test_tiles_equal_brute_force(rendered, tokenizer, tmp_path):
+    path = write_conversations(tmp_path / "few.jsonl", 3)
     few = make_plan([path], Renderer(tokenizer))
     visited, npass = 0, 0
     for conversation in rendered[:3]:
@@ -357,16 +354,10 @@ def test_predicted_activations_are_what_autograd_keeps():
     assert per_token * len(row) == pytest.approx(kept, rel=0.15)
 
 
-def run(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(["plan", *map(str, arguments)])
-    return stopped.value.code
-
-
 def test_the_table_and_the_json_hold_the_same_numbers(data, plan, tmp_path, capsys):
     file, picture = tmp_path / "plan.json", tmp_path / "plan.png"
     options = ("--json", file, "--plot", picture, "--max_tokens", 700)
-    assert run(data, "--tokenizer", TOKENIZER_PATH, *options) == 0
+    assert run("plan", data, "--tokenizer", TOKENIZER_PATH, *options) == 0
     out = capsys.readouterr().out
     report = json.loads(file.read_text())
     assert report["conversations"] == NUM_CONVERSATIONS
@@ -384,7 +375,7 @@ def test_the_table_and_the_json_hold_the_same_numbers(data, plan, tmp_path, caps
 
 def test_the_docs_show_what_the_command_prints(tmp_path, capsys):
     options = ("--model", CONFIG_PATH.parent, "--max_tokens", 1024)
-    assert run(DATA_PATH, "--tokenizer", TOKENIZER_PATH, *options) == 0
+    assert run("plan", DATA_PATH, "--tokenizer", TOKENIZER_PATH, *options) == 0
     docs = Path(__file__).parent.parent / "docs" / "cli.md"
     assert capsys.readouterr().out.strip() in docs.read_text()
 
@@ -395,17 +386,15 @@ def test_json_names_are_in_the_docs(plan):
 
 
 def test_json_alone_is_all_that_stdout_holds(data, capsys):
-    assert run(data, "--tokenizer", TOKENIZER_PATH, "--json") == 0
+    assert run("plan", data, "--tokenizer", TOKENIZER_PATH, "--json") == 0
     assert json.loads(capsys.readouterr().out)["conversations"] == NUM_CONVERSATIONS
 
 
-def test_predicted_and_measured_stand_side_by_side(data, tmp_path, capsys):
-    few = tmp_path / "few.jsonl"
-    few.write_text("".join(sorted(data.read_text().splitlines(keepends=True), key=len)[:2]))
-    config = json.loads(CONFIG_PATH.read_text()) | {"num_hidden_layers": 1, "hidden_size": 32}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_predicted_and_measured_stand_side_by_side(tmp_path, capsys):
+    few = write_conversations(tmp_path / "few.jsonl", 2, shortest=True)
+    write_config(tmp_path, num_hidden_layers=1, hidden_size=32)
     options = ("--model", tmp_path, "--measure", 2, "--json", tmp_path / "plan.json")
-    assert run(few, "--tokenizer", TOKENIZER_PATH, *options) == 0
+    assert run("plan", few, "--tokenizer", TOKENIZER_PATH, *options) == 0
     assert "measured on cpu" in capsys.readouterr().out
     report = json.loads((tmp_path / "plan.json").read_text())
     measured, estimate = report["measured"], report["estimate"]
@@ -419,7 +408,7 @@ def test_predicted_and_measured_stand_side_by_side(data, tmp_path, capsys):
 def test_bad_lines_are_skipped_on_request_and_listed(data, tmp_path, capsys):
     path = tmp_path / "mixed.jsonl"
     path.write_text("{\n" + data.read_text().splitlines(keepends=True)[0] + '{"messages": []}\n')
-    assert run(path, "--tokenizer", TOKENIZER_PATH, "--on-bad-line", "skip") == 0
+    assert run("plan", path, "--tokenizer", TOKENIZER_PATH, "--on-bad-line", "skip") == 0
     out = capsys.readouterr().out
     assert "2 bad lines skipped" in out
     assert "mixed.jsonl:1: " in out
@@ -441,7 +430,7 @@ def test_bad_lines_are_skipped_on_request_and_listed(data, tmp_path, capsys):
 )
 def test_bad_options_are_one_line(data, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
-    assert run(data, "--tokenizer", TOKENIZER_PATH, *options) == 2
+    assert run("plan", data, "--tokenizer", TOKENIZER_PATH, *options) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("flexmask: error: ")
     assert message in error
@@ -457,7 +446,7 @@ def test_bad_data_is_one_line_and_leaves_nothing(tmp_path, capsys, text, message
     if text is not None:
         path.write_text(text)
     output = tmp_path / "plan.json"
-    assert run(path, "--tokenizer", TOKENIZER_PATH, "--json", output) == 2
+    assert run("plan", path, "--tokenizer", TOKENIZER_PATH, "--json", output) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert not output.exists()
 
@@ -470,17 +459,17 @@ def test_a_model_that_cannot_be_patched_is_refused():
 
 
 def test_such_a_model_is_refused_before_the_data_is_read(tmp_path, capsys):
-    config = json.loads(CONFIG_PATH.read_text()) | {"attention_dropout": 0.1}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_config(tmp_path, attention_dropout=0.1)
     missing = tmp_path / "none.jsonl"
-    assert run(missing, "--tokenizer", TOKENIZER_PATH, "--model", tmp_path) == 2
+    assert run("plan", missing, "--tokenizer", TOKENIZER_PATH, "--model", tmp_path) == 2
     assert "attention_dropout must be 0" in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_another_model_is_refused(data, tmp_path, capsys):
-    config = {"vocab_size": 50, "pad_token_id": None, "eos_token_id": None}
-    (tmp_path / "config.json").write_text(json.dumps(json.loads(CONFIG_PATH.read_text()) | config))
-    assert run(data, "--tokenizer", TOKENIZER_PATH, "--model", tmp_path, "--measure", 1) == 2
+    write_config(tmp_path, vocab_size=50, pad_token_id=None, eos_token_id=None)
+    assert (
+        run("plan", data, "--tokenizer", TOKENIZER_PATH, "--model", tmp_path, "--measure", 1) == 2
+    )
     assert "the tokenizer belongs to another model" in capsys.readouterr().err
 
 
@@ -489,5 +478,5 @@ def test_a_stopped_run_leaves_no_file(data, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("flexmask.files.json.dumps", stop)
-    assert run(data, "--tokenizer", TOKENIZER_PATH, "--json", tmp_path / "plan.json") == 130
+    assert run("plan", data, "--tokenizer", TOKENIZER_PATH, "--json", tmp_path / "plan.json") == 130
     assert not list(tmp_path.iterdir())

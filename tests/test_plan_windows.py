@@ -8,6 +8,7 @@ import pytest
 import torch
 from backend_cases import within_window
 from chat_cases import chat_case
+from command_cases import run, write_conversations, write_model
 from hypothesis import given
 from hypothesis import strategies as st
 from mask_strategies import windows
@@ -17,13 +18,12 @@ from transformers import AutoTokenizer
 
 from flexmask import PrefixTree, Segment, compile_mask, render_samples
 from flexmask.data.trees import Renderer
-from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
+from flexmask.demo import TOKENIZER_PATH
 from flexmask.model import work
 from flexmask.model.cost import CostModel
 from flexmask.model.load import meta_model
 from flexmask.model.windows import FULL, Window
 from flexmask.model.work import npass_tiled, npass_work, single_pass_tiled, single_pass_work
-from flexmask.tools.cli import main
 from flexmask.tools.plan.estimate import estimate
 from flexmask.tools.plan.report import estimate_text
 from flexmask.tools.plan.survey import make_plan
@@ -110,8 +110,7 @@ def test_batches_of_a_windowed_model_are_balanced_by_what_it_sees():
 
 
 def test_the_estimate_says_what_layers_with_a_window_see(tmp_path):
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(DATA_PATH.read_text().splitlines(keepends=True)[:3]))
+    data = write_conversations(tmp_path / "data.jsonl", 3)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
     cost = CostModel.of(model := tiny_model("gemma2"))
     plan = make_plan([data], Renderer(tokenizer), windows=cost.windows)
@@ -128,17 +127,11 @@ def test_the_estimate_says_what_layers_with_a_window_see(tmp_path):
 
 
 def test_the_command_counts_the_windows_of_its_model(tmp_path, capsys):
-    data, model = tmp_path / "data.jsonl", tmp_path / "model"
-    data.write_text("".join(sorted(DATA_PATH.read_text().splitlines(keepends=True), key=len)[:2]))
-    model.mkdir()
-    config = json.loads(CONFIG_PATH.read_text())
-    config |= {"sliding_window": 64, "use_sliding_window": True}
-    config |= {"num_hidden_layers": 2, "hidden_size": 32}
-    config["layer_types"] = ["sliding_attention", "full_attention"]
-    (model / "config.json").write_text(json.dumps(config))
-    options = ["--tokenizer", TOKENIZER_PATH, "--model", model, "--measure", 1, "--json"]
-    with pytest.raises(SystemExit):
-        main(["plan", *map(str, [data, *options])])
+    data = write_conversations(tmp_path / "data.jsonl", 2, shortest=True)
+    settings = {"num_hidden_layers": 2, "sliding_window": 64, "use_sliding_window": True}
+    layers = ["sliding_attention", "full_attention"]
+    model = write_model(tmp_path / "model", layer_types=layers, **settings)
+    run("plan", data, "--tokenizer", model, "--model", model, "--measure", 1, "--json")
     report = json.loads(capsys.readouterr().out)
     (kind,) = report["estimate"]["bounded_layers"]
     assert (kind["window"], kind["layers"]) == (64, 1)

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pyarrow
 import pytest
+from command_cases import run, write_model
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
@@ -27,10 +28,9 @@ from flexmask.data.prepared import open_prepared
 from flexmask.data.shards import Shard
 from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.data.trees import load_trees, split_dataset
-from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
+from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError
 from flexmask.packing.fitting import FittedTrees
-from flexmask.tools.cli import main
 
 LINES = DATA_PATH.read_text().splitlines(keepends=True)[:40]
 BAD = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"
@@ -435,38 +435,25 @@ def test_a_budget_reads_only_the_trees_that_it_cuts(whole, tokenizer, monkeypatc
         FittedTrees(dataset, budget, on_overflow="error")
 
 
-def command(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return stopped.value.code
-
-
 def test_training_on_a_prepared_folder_equals_training_on_the_file(data, tmp_path, capsys):
-    model = tmp_path / "model"
-    model.mkdir()
-    tiny = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48}
-    tiny |= {"num_attention_heads": 2, "layer_types": ["full_attention"]}
-    (model / "config.json").write_text(json.dumps(json.loads(CONFIG_PATH.read_text()) | tiny))
-    for file in TOKENIZER_PATH.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    folder = tmp_path / "prepared"
-    assert command("prepare", data, "--tokenizer", model, "--output", folder) == 0
+    model, folder = write_model(tmp_path / "model"), tmp_path / "prepared"
+    assert run("prepare", data, "--tokenizer", model, "--output", folder) == 0
     assert "40 conversations, " in capsys.readouterr().out
     losses = []
     for source, output in ((data, "a"), (folder, "b")):
         train = ("train", source, "--model", model, "--output", tmp_path / output)
         steps = ("--max_steps", 2, "--per_device_train_batch_size", 2, "--logging_steps", 1)
         others = ("--from_config", "--use_cpu", "--eval_split", 0.1, "--disable_tqdm", "true")
-        assert command(*train, *steps, *others) == 0
+        assert run(*train, *steps, *others) == 0
         log = json.loads((tmp_path / output / "trainer_state.json").read_text())["log_history"]
         losses.append([entry.get("loss", entry.get("eval_loss")) for entry in log])
     assert losses[0] == losses[1]
-    assert command("train", *train[1:], "--weighting", "turn") == 2
+    assert run("train", *train[1:], "--weighting", "turn") == 2
     assert "b: holds another run" in capsys.readouterr().err
 
 
 def test_command_refuses_what_is_no_json_object(data, tmp_path, capsys):
     given = ("prepare", data, "--tokenizer", TOKENIZER_PATH, "--output", tmp_path / "out")
-    assert command(*given, "--chat_template_kwargs", "[1]") == 2
+    assert run(*given, "--chat_template_kwargs", "[1]") == 2
     assert "must be a JSON object, got [1]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from chat_cases import chat_case
 from chat_tokenizer import chat_tokenizer
+from command_cases import run
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import sample_lists, segment_trees
@@ -19,7 +20,6 @@ from flexmask import PrefixTree, build_tree, compile_mask, render_samples
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import parse_conversation
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.tools.cli import main
 from flexmask.tools.show.kinds import label_tree
 from flexmask.tools.show.orders import density, papers_order, tile_counts
 from flexmask.tools.show.row_figures import RowPicture, draw_rows
@@ -57,12 +57,6 @@ def sums(tmp_path):
     return path
 
 
-def run(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main(["show", *map(str, arguments)])
-    return stopped.value.code
-
-
 def labelled(record, tokenizer, **settings):
     conversation = parse_conversation(record)
     samples = render_samples(conversation, tokenizer, chat_template_kwargs=settings)
@@ -85,12 +79,12 @@ def shipped(index):
 
 def test_the_text_of_a_small_conversation(sums, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    assert run(sums, "--tokenizer", TOKENIZER_PATH) == 0
+    assert run("show", sums, "--tokenizer", TOKENIZER_PATH) == 0
     assert capsys.readouterr().out == TEXT
 
 
 def test_without_data_it_shows_what_ships(capsys):
-    assert run("--index", 3) == 0
+    assert run("show", "--index", 3) == 0
     assert capsys.readouterr().out.startswith("tutoring.jsonl:4: ")
 
 
@@ -253,7 +247,7 @@ def test_the_papers_order_goes_turn_by_turn(index, tokenizer):
 
 
 def test_compare_names_both_densities(capsys):
-    assert run("--index", 197, "--compare", "paper") == 0
+    assert run("show", "--index", 197, "--compare", "paper") == 0
     densities = re.findall(r"^density (\d\.\d+)", capsys.readouterr().out, re.MULTILINE)
     assert len(densities) == 2
     assert float(densities[0]) > 1.3 * float(densities[1])
@@ -263,7 +257,7 @@ def test_pictures_are_written_whole(sums, tmp_path, capsys):
     begin = {"png": b"\x89PNG", "SVG": b"<?xml", "svg": b"<?xml"}
     for ending, magic in begin.items():
         output = tmp_path / f"row.{ending}"
-        assert run(sums, "--tokenizer", TOKENIZER_PATH, "--output", output) == 0
+        assert run("show", sums, "--tokenizer", TOKENIZER_PATH, "--output", output) == 0
         assert output.read_bytes().startswith(magic)
         assert output.stat().st_size > 5000
         assert f"written: {output}" in capsys.readouterr().out
@@ -276,7 +270,10 @@ def test_a_picture_names_its_kinds_samples_and_density(sums, tmp_path, monkeypat
 
     monkeypatch.setitem(rcParams, "svg.fonttype", "none")
     output = tmp_path / "row.svg"
-    assert run(sums, "--tokenizer", TOKENIZER_PATH, "--compare", "paper", "--output", output) == 0
+    assert (
+        run("show", sums, "--tokenizer", TOKENIZER_PATH, "--compare", "paper", "--output", output)
+        == 0
+    )
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", output.read_text())
     assert {"context", "thinking", "response", "trained", "message 1", "message 3"} <= set(texts)
     assert "tool" not in texts
@@ -301,7 +298,7 @@ def test_a_thought_without_an_answer_is_thinking(tokenizer):
 
 def test_a_budget_splits_the_row(tmp_path, capsys):
     output = tmp_path / "rows.png"
-    assert run("--index", 197, "--max_tokens", 2000, "--output", output) == 0
+    assert run("show", "--index", 197, "--max_tokens", 2000, "--output", output) == 0
     sizes = re.findall(r"^row \d of 3: ([\d,]+) tokens", capsys.readouterr().out, re.MULTILINE)
     assert len(sizes) == 3
     assert all(int(size.replace(",", "")) <= 2000 for size in sizes)
@@ -334,7 +331,7 @@ def test_bad_input_is_one_line(arguments, message, sums, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     known = {"DATA": sums.name, "T": str(TOKENIZER_PATH)}
-    assert run(*(known.get(argument, argument) for argument in arguments)) == 2
+    assert run("show", *(known.get(argument, argument) for argument in arguments)) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert re.match(f"flexmask: error: .*{message}", line)
@@ -351,7 +348,7 @@ def test_a_failed_picture_leaves_the_old_one(error, sums, tmp_path, monkeypatch,
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
     output = tmp_path / "row.png"
     output.write_bytes(b"old")
-    code = run(sums, "--tokenizer", TOKENIZER_PATH, "--output", output)
+    code = run("show", sums, "--tokenizer", TOKENIZER_PATH, "--output", output)
     assert code == (2 if isinstance(error, OSError) else 130)
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert output.read_bytes() == b"old"
@@ -360,7 +357,7 @@ def test_a_failed_picture_leaves_the_old_one(error, sums, tmp_path, monkeypatch,
 
 def test_the_docs_show_what_the_program_prints(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "90")
-    assert run("--index", 0) == 0
+    assert run("show", "--index", 0) == 0
     assert f"```text\n{capsys.readouterr().out}```" in (ROOT / "docs/cli.md").read_text()
 
 
@@ -373,5 +370,5 @@ def test_docs_pictures_come_from_their_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT if os.environ.get("FLEXMASK_WRITE_DOCS") else tmp_path)
     Path("docs/images").mkdir(parents=True, exist_ok=True)
     for picture, command in commands.items():
-        assert run(*shlex.split(command)) == 0
+        assert run("show", *shlex.split(command)) == 0
         assert Path(picture).read_bytes()[16:24] == (ROOT / picture).read_bytes()[16:24]  # size

@@ -10,44 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_cases import run, write_conversations, write_model
 from forked import TORCHRUN, launch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
-from flexmask.tools.cli import main
-
-TINY = {
-    "num_hidden_layers": 1,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 2,
-    "layer_types": ["full_attention"],
-}
+from flexmask.demo import TOKENIZER_PATH
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    """A folder with a one-layer model's config and the shipped tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    config = json.loads(CONFIG_PATH.read_text()) | TINY
-    (folder / "config.json").write_text(json.dumps(config))
-    for file in TOKENIZER_PATH.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "conversations.jsonl"
-    path.write_text("".join(DATA_PATH.read_text().splitlines(keepends=True)[:8]))
-    return path
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return stopped.value.code
+    return write_conversations(tmp_path_factory.mktemp("data") / "conversations.jsonl", 8)
 
 
 def train(model_dir, data, output, *others):
@@ -264,16 +242,12 @@ def test_several_files_are_one_set_of_data_with_the_settings_of_the_template(
     said = capsys.readouterr().err
     assert "*.jsonl: 5 conversations, " in said
     assert "a.jsonl:1: must have at most max_tokens = 9 tokens" in said
-    with pytest.raises(SystemExit):
-        main(["show", str(data), "--tokenizer", str(model_dir), *map(str, options[:2]),
-              *options[4:6]])  # fmt: skip
+    run("show", data, "--tokenizer", model_dir, *options[:2], *options[4:6])
     assert "calm<|im_start|>" in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_another_model_is_one_line(model_dir, data, tmp_path, capsys):
-    config = json.loads((model_dir / "config.json").read_text())
-    small = config | {"vocab_size": 1500, "pad_token_id": 0}
-    (tmp_path / "config.json").write_text(json.dumps(small))
+    write_model(tmp_path, vocab_size=1500, pad_token_id=0)
     names = (data, "--model", tmp_path, "--tokenizer", model_dir, "--from_config")
     assert run("train", *names, "--output", tmp_path / "out", "--use_cpu") == 2
     assert "must be below the model's vocab_size of 1500" in capsys.readouterr().err
@@ -288,17 +262,10 @@ def test_damaged_weights_are_one_line(model_dir, data, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory, model_dir, data):
+def ends(tmp_path_factory):
     """What became of runs that were killed, or met a full disk."""
-    from flexmask.model.load import random_model
-
-    files = tmp_path_factory.mktemp("ends")
-    torch.manual_seed(0)
-    random_model(AutoConfig.from_pretrained(model_dir)).save_pretrained(files)
-    for file in TOKENIZER_PATH.iterdir():
-        (files / file.name).write_bytes(file.read_bytes())
-    lines = sorted(data.read_text().splitlines(keepends=True), key=len)
-    (files / "data.jsonl").write_text("".join(lines[:6]))
+    files = write_model(tmp_path_factory.mktemp("ends"), with_weights=True)
+    write_conversations(files / "data.jsonl", 6, shortest=True)
     results = tmp_path_factory.mktemp("runs") / "results.json"
     script = Path(__file__).with_name("killed_runs.py")
     settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -384,11 +351,8 @@ def test_bad_options_are_one_line_and_leave_nothing(
     assert not output.exists()
 
 
-def test_a_model_that_cannot_be_patched_is_refused(model_dir, data, tmp_path, capsys):
-    config = json.loads((model_dir / "config.json").read_text()) | {"attention_dropout": 0.1}
-    for file in model_dir.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_a_model_that_cannot_be_patched_is_refused(data, tmp_path, capsys):
+    write_model(tmp_path, attention_dropout=0.1)
     assert train(tmp_path, data, tmp_path / "out") == 2
     assert "attention_dropout" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_cases import write_conversations, write_model
 from forked import TORCHRUN, launch
 from model_cases import tiny_model
 from safetensors.torch import load_file
@@ -74,20 +75,8 @@ def test_the_stock_trainer_is_refused_where_it_would_round_loss_weights(results)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with a tiny model, its tokenizer, and six conversations."""
-    from transformers import AutoConfig
-
-    from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
-    from flexmask.model.load import random_model
-
-    folder = tmp_path_factory.mktemp("files")
-    config = AutoConfig.from_pretrained(CONFIG_PATH)
-    config.update({"num_hidden_layers": 1, "hidden_size": 32, "layer_types": ["full_attention"]})
-    torch.manual_seed(0)
-    random_model(config).save_pretrained(folder)
-    for file in TOKENIZER_PATH.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    lines = DATA_PATH.read_text().splitlines(keepends=True)
-    (folder / "data.jsonl").write_text("".join(sorted(lines, key=len)[:6]))
+    folder = write_model(tmp_path_factory.mktemp("files"), with_weights=True)
+    write_conversations(folder / "data.jsonl", 6, shortest=True)
     return folder
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from command_cases import run, write_conversations, write_model
 from model_cases import tiny_model
 from strategies import random_samples
 from torch import nn
@@ -11,8 +12,6 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from flexmask import Sample
 from flexmask.backends.reference import reference_attention
-from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
-from flexmask.tools.cli import main
 from flexmask.tools.verify.differences import Difference
 from flexmask.tools.verify.parameter_groups import GROUPS, parameter_groups
 from flexmask.tools.verify.proof import Chat, verify_model
@@ -167,35 +166,20 @@ def test_a_difference_that_is_not_a_number_is_above_any_bound():
 
 @pytest.fixture
 def model_dir(tmp_path):
-    """A folder with a one-layer model's config and the shipped tokenizer."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    config = json.loads(CONFIG_PATH.read_text())
-    config |= {"num_hidden_layers": 1, "hidden_size": 32, "layer_types": ["full_attention"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    for file in TOKENIZER_PATH.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+    return write_model(tmp_path / "model")
 
 
 @pytest.fixture
 def data(tmp_path):
-    path = tmp_path / "conversations.jsonl"
-    path.write_text("".join(DATA_PATH.read_text().splitlines(keepends=True)[:3]))
-    return path
+    return write_conversations(tmp_path / "conversations.jsonl", 3)
 
 
-def run(model_dir, data, *options):
-    with pytest.raises(SystemExit) as stopped:
-        main(
-            ["verify", str(data), "--model", str(model_dir), "--from_config"]
-            + [str(option) for option in options]
-        )
-    return stopped.value.code
+def verify(model_dir, data, *options):
+    return run("verify", data, "--model", model_dir, "--from_config", *options)
 
 
 def test_the_command_says_what_it_checked(model_dir, data, tmp_path, capsys):
-    assert run(model_dir, data, "--conversations", 2, "--json", tmp_path / "report.json") == 0
+    assert verify(model_dir, data, "--conversations", 2, "--json", tmp_path / "report.json") == 0
     out = capsys.readouterr().out
     for text in ("Qwen3ForCausalLM, 1 layer,", "float32 on cpu", "2 conversations, ", "whole step"):
         assert text in out
@@ -210,7 +194,7 @@ def test_the_command_says_what_it_checked(model_dir, data, tmp_path, capsys):
 
 def test_a_broken_backend_has_exit_code_1(model_dir, data, monkeypatch, capsys):
     monkeypatch.setattr("flexmask.backends.api._implementation", lambda name: causal_attention)
-    assert run(model_dir, data, "--conversations", 2, "--json") == 1
+    assert verify(model_dir, data, "--conversations", 2, "--json") == 1
     assert json.loads(capsys.readouterr().out)["proved"] is False
 
 
@@ -220,7 +204,7 @@ def test_a_template_that_does_not_continue_its_prompt_is_a_finding(model_dir, da
         "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
     (model_dir / "bad.jinja").write_text(template)
-    assert run(model_dir, data, "--chat_template", model_dir / "bad.jinja") == 1
+    assert verify(model_dir, data, "--chat_template", model_dir / "bad.jinja") == 1
     out = capsys.readouterr().out
     assert "FAILED  template" in out
     assert "does not continue its own prompt" in out
@@ -228,9 +212,8 @@ def test_a_template_that_does_not_continue_its_prompt_is_a_finding(model_dir, da
 
 
 def test_dropout_left_on_is_a_finding(model_dir, data, capsys):
-    config = json.loads((model_dir / "config.json").read_text()) | {"attention_dropout": 0.1}
-    (model_dir / "config.json").write_text(json.dumps(config))
-    assert run(model_dir, data) == 1
+    write_model(model_dir, attention_dropout=0.1)
+    assert verify(model_dir, data) == 1
     out = capsys.readouterr().out
     assert "FAILED  dropout" in out
     assert "attention_dropout = 0.1" in out
@@ -249,7 +232,7 @@ def test_dropout_left_on_is_a_finding(model_dir, data, capsys):
 )
 def test_unusable_input_is_one_line(model_dir, data, monkeypatch, capsys, options, message):
     monkeypatch.chdir(model_dir)
-    assert run(model_dir, data, *options) == 2
+    assert verify(model_dir, data, *options) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("flexmask: error: ")
     assert message in error
@@ -259,19 +242,15 @@ def test_takes_several_files_and_refuses_what_is_none(model_dir, data, tmp_path,
     lines = data.read_text().splitlines(keepends=True)
     (tmp_path / "a.jsonl").write_text(lines[0])
     (tmp_path / "b.jsonl").write_text(lines[1])
-    assert run(model_dir, tmp_path / "[ab].jsonl") == 0
+    assert verify(model_dir, tmp_path / "[ab].jsonl") == 0
     assert "[ab].jsonl: 2 conversations, " in capsys.readouterr().out
-    assert run(model_dir, "none.jsonl") == 2
+    assert verify(model_dir, "none.jsonl") == 2
     assert "flexmask: error: none.jsonl: no such file" in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_another_model_is_refused(model_dir, data, capsys):
-    config = json.loads((model_dir / "config.json").read_text()) | {
-        "vocab_size": 100,
-        "pad_token_id": None,
-    }
-    (model_dir / "config.json").write_text(json.dumps(config))
-    assert run(model_dir, data) == 2
+    write_model(model_dir, vocab_size=100, pad_token_id=None)
+    assert verify(model_dir, data) == 2
     assert "the tokenizer belongs to another model" in capsys.readouterr().err
 
 
