@@ -124,6 +124,7 @@ HYBRIDS = {
 }
 # One of them for each kind of layer.
 MIXER_KINDS = ("lfm2", "qwen3_5_text", "bamba", "jamba", "minimax", "zaya")
+_FEW_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 MIXED = {**WINDOWED, "layer_types": ["sliding_attention", "full_attention"]}
 LATENT = {  # heads of 12 for scores and of 8 for values
     "q_lora_rank": 12,
@@ -135,6 +136,8 @@ LATENT = {  # heads of 12 for scores and of 8 for values
     "head_dim": 4,
 }
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2, "n_shared_experts": 1}
+_DEEPSEEK = LATENT | EXPERTS | {"n_routed_experts": 8, "n_group": 4, "topk_group": 2}
+_DEEPSEEK |= {"first_k_dense_replace": 1}
 SHARED = {  # layers that share keys and values, and have inputs of their own
     "num_hidden_layers": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -187,40 +190,38 @@ _WARM = {  # a temperature that changes within the samples
         "llama_4_scaling_beta": 0.5,
     }
 }
+
+
+def _alike(families, settings):
+    return dict.fromkeys(families, settings)
+
+
 # What a family's config needs: to be one that trees are exact on, and to have all that it can have.
 SETTINGS = {
     **dict.fromkeys(ONE_WINDOW, WINDOWED),
     **dict.fromkeys(BY_LAYER_TYPE, MIXED),
-    "qwen2": {**MIXED, "use_sliding_window": True},
+    **_alike(("qwen2", "qwen3", "smollm3"), {**MIXED, "use_sliding_window": True}),
     "qwen2_moe": {
         **MIXED,
         **_EXPERTS,
         "shared_expert_intermediate_size": 16,
         "use_sliding_window": True,
     },
-    "qwen3": {**MIXED, "use_sliding_window": True},
     "qwen3_moe": {**WINDOWED, **_EXPERTS, "use_sliding_window": True},
-    "smollm3": {**MIXED, "use_sliding_window": True},
     "seed_oss": {"attention_dropout": 0.0, "residual_dropout": 0.0},
     "starcoder2": {**WINDOWED, "residual_dropout": 0.0, "embedding_dropout": 0.0},
     "ministral3": {**WINDOWED, **_WARM},
-    "mistral4": {
-        **LATENT,
-        **EXPERTS,
-        **_WARM,
-        "head_dim": 12,
-        "n_routed_experts": 8,
-        "n_group": 4,
-        "topk_group": 2,
-        "first_k_dense_replace": 1,
-    },
+    "mistral4": _DEEPSEEK | _WARM | {"head_dim": 12},
     **HYBRIDS,
-    "qwen2_vl_text": {**MIXED, **AXES, "use_sliding_window": True},
-    "qwen2_5_vl_text": {**MIXED, **AXES, "use_sliding_window": True},
-    "qwen3_vl_text": AXES,
+    **_alike(
+        ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"),
+        {**MIXED, **AXES, "use_sliding_window": True},
+    ),
+    **_alike(
+        ("qwen3_vl_text", "glm4v_text", "hunyuan_vl_text", "glm_ocr_text", "cosmos3_edge_text"),
+        AXES,
+    ),
     "qwen3_vl_moe_text": AXES | _EXPERTS,
-    "glm4v_text": AXES,
-    "qwen2_5_omni_text": {**MIXED, **AXES, "use_sliding_window": True},
     "qwen3_omni_moe_text": {**AXES, **_EXPERTS, "mlp_only_layers": [0]},
     "ernie4_5_vl_moe_text": {
         "rope_parameters": {**AXES["rope_parameters"], "mrope_section": [1, 1, 2]},
@@ -230,9 +231,6 @@ SETTINGS = {
         "moe_num_shared_experts": 1,
         "moe_k": 2,
     },
-    "hunyuan_vl_text": AXES,
-    "glm_ocr_text": AXES,
-    "cosmos3_edge_text": AXES,
     "muse_glimmer_text": {**MIXED, "layer_rope_theta": [1e4, 0]},
     "muse_spark_text": {
         **MIXED,
@@ -268,19 +266,20 @@ SETTINGS = {
         | {"moe_top_k": 2},
     },
     "glm4v_moe_text": {**AXES, **EXPERTS, "n_routed_experts": 4, "head_dim": 16},
-    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    **_alike(("gpt2", "gpt_bigcode"), {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
     "phimoe": {**WINDOWED, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
-    "gemma2": {**MIXED, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
+    **_alike(
+        ("gemma2", "vaultgemma"),
+        {**MIXED, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
+    ),
     "gemma3_text": {**MIXED, "query_pre_attn_scalar": 8},
     "gemma3n_text": {
         **SHARED,
         "laurel_rank": 4,
         "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
     },
-    "gemma4_text": {**SHARED, "global_head_dim": 16},
-    "gemma4_unified_text": {**SHARED, "global_head_dim": 16},
-    "vaultgemma": {**MIXED, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
-    "gpt_oss": {**MIXED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    **_alike(("gemma4_text", "gemma4_unified_text"), {**SHARED, "global_head_dim": 16}),
+    "gpt_oss": MIXED | _FEW_LOCAL,
     "llama4_text": {
         "layer_types": ["chunked_attention", "full_attention"],
         "no_rope_layers": [1, 0],
@@ -291,17 +290,12 @@ SETTINGS = {
         "intermediate_size_mlp": 48,
         "num_local_experts": 4,
     },
-    "deepseek_v2": {**LATENT, **EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1},
-    "deepseek_v3": {
-        **LATENT,
-        **EXPERTS,
-        "n_routed_experts": 8,
-        "n_group": 4,
-        "topk_group": 2,
-        "first_k_dense_replace": 1,
-    },
-    "sarvam_moe": {**EXPERTS, "n_routed_experts": 4},
-    "sarvam_mla": {**LATENT, **EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    **_alike(
+        ("deepseek_v2", "sarvam_mla", "glm4_moe_lite"),
+        {**LATENT, **EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    ),
+    "deepseek_v3": _DEEPSEEK,
+    **_alike(("sarvam_moe", "glm4_moe", "solar_open"), {**EXPERTS, "n_routed_experts": 4}),
     "dory": {  # the layer in the middle runs twice
         **WINDOWED,
         "num_hidden_layers": 3,
@@ -309,23 +303,17 @@ SETTINGS = {
         "n_input_layers": 1,
         "n_output_layers": 1,
     },
-    "glm4_moe_lite": {**LATENT, **EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1},
     "minicpm3": {**LATENT, "dim_model_base": 32, "scale_emb": 1.0},
     "youtu": LATENT,
     "axk1": {**LATENT, **EXPERTS, "n_routed_experts": 8, "n_group": 2, "topk_group": 1},
     "kolibri1": {**MIXED, **_EXPERTS, "shared_expert_intermediate_size": 16},
-    "glm4_moe": {**EXPERTS, "n_routed_experts": 4},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16},
-    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "minimax_m2": _FEW_LOCAL,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "jetmoe": {"num_local_experts": 4, "kv_channels": 8},
-    "afmoe": {**MIXED, **EXPERTS, "num_experts": 4},
-    "laguna": {**MIXED, **EXPERTS, "num_experts": 4},
+    **_alike(("afmoe", "laguna", "exaone_moe", "mellum"), {**MIXED, **EXPERTS, "num_experts": 4}),
     "hy_v3": {**EXPERTS, "num_experts": 4},
-    "solar_open": {**EXPERTS, "n_routed_experts": 4},
     "dots1": {**MIXED, **EXPERTS, "n_routed_experts": 4},
-    "exaone_moe": {**MIXED, **EXPERTS, "num_experts": 4},
-    "mellum": {**MIXED, **EXPERTS, "num_experts": 4},
     "mimo_v2_flash": {**MIXED, **EXPERTS, "n_routed_experts": 4},
     "flint": {
         **MIXED,
@@ -344,7 +332,6 @@ SETTINGS = {
     "granitemoe_swa": {**MIXED, "num_local_experts": 4},
     "opt": {"dropout": 0.0, "attention_dropout": 0.0, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "biogpt": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "layerdrop": 0.0},
-    "gpt_bigcode": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
 
 
