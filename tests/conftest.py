@@ -17,10 +17,17 @@ if find_spec("hypothesis") is not None:  # which the tests for a GPU do without
     settings.register_profile("flexmask", deadline=None, derandomize=True, max_examples=60)
     settings.load_profile("flexmask")
 
+if find_spec("triton") is None:
+    collect_ignore = ["test_triton_interpreter.py", "test_kernel_benchmark.py"]
+
 
 def pytest_collection_modifyitems(items):
     """Put the longest tests first, so that several workers end at nearly the same time."""
     items.sort(key=lambda item: item.get_closest_marker("processes") is None)
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        for item in items:
+            if item.get_closest_marker("interpreted"):
+                item.add_marker(pytest.mark.skip(reason="test_interpreter.py starts it"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,31 +1,22 @@
-"""`python -m benchmarks kernels` on tiny rows in Triton's interpreter: every path but the GPU's.
-
-Like `test_triton_interpreter`, whose process runs this file too, it needs TRITON_INTERPRET=1.
-"""
+"""`python -m benchmarks kernels` on tiny rows in Triton's interpreter: every path but the GPU's."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 import torch
-from backend_cases import mask_from_depths, random_inputs, windowed
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from mask_strategies import masks, windows
-
-pytest.importorskip("triton")
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("runs in the interpreter's process", allow_module_level=True)
-
 import triton
 import triton.language as tl
+from backend_cases import mask_from_depths, random_inputs, windowed
 from flexmask_kernels.backward_keys import turn_of
 from flexmask_kernels.backward_pass import backward
 from flexmask_kernels.configs import KERNELS, Config
 from flexmask_kernels.forward_pass import forward
 from flexmask_kernels.inputs import Counters, Inputs, Options
 from flexmask_kernels.tuning import forced_configs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mask_strategies import masks, windows
 from torch.nn.attention.flex_attention import create_block_mask
 
 from benchmarks import kernel_checks, kernel_methods, kernels
@@ -38,6 +29,8 @@ from benchmarks.report import write_report
 from benchmarks.subprocess_calls import CallFailedError
 from flexmask import PrefixTree, compile_mask
 from flexmask.backends import triton as triton_backend
+
+pytestmark = pytest.mark.interpreted
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,7 @@
-"""Liger's fused loss on trees: its own kernel, in Triton's interpreter, in a process of its own."""
+"""Liger's fused loss on trees: its own kernel, in Triton's interpreter."""
 
 import copy
 import inspect
-import os
-import subprocess
-import sys
 
 import pytest
 from model_cases import (
@@ -23,9 +20,7 @@ from trainer_cases import trees as weighted_trees
 from flexmask import FlexmaskError, TreeCollator, patch
 from flexmask.training.trainer import TreeTrainer
 
-IS_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not IS_CHILD, reason="runs in a process of its own")
-
+pytestmark = pytest.mark.interpreted
 
 # Families that Liger has a fused loss for; its softcap, gemma2's, does not run in the interpreter.
 FAMILIES = (
@@ -47,7 +42,6 @@ def train(model, folder, data=CONVERSATIONS):
     ).train()
 
 
-@interpreted
 def test_three_steps_with_the_fused_loss_equal_npass(tmp_path):
     model = tiny_model("llama")
     train(model, tmp_path)
@@ -55,7 +49,6 @@ def test_three_steps_with_the_fused_loss_equal_npass(tmp_path):
     assert_same_weights(parameters(model), *npass_weights())
 
 
-@interpreted
 @pytest.mark.parametrize("family", supported(FAMILIES))
 def test_the_fused_loss_equals_separate_sequences(family):
     from liger_kernel.transformers import monkey_patch
@@ -75,26 +68,9 @@ def test_the_fused_loss_equals_separate_sequences(family):
     assert grads < bounds(family)[1]
 
 
-@interpreted
 def test_loss_weights_that_the_fused_loss_would_lose_are_refused(tmp_path):
     with pytest.raises(FlexmaskError, match="computed its loss without loss_weights"):
         train(tiny_model("llama"), tmp_path, weighted_trees("turn"))
-
-
-@pytest.mark.processes
-@pytest.mark.skipif(IS_CHILD, reason="started by this test")
-def test_liger_passes_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
-    result = subprocess.run(
-        command,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
-    assert f"{3 + len(supported(FAMILIES))} passed" in result.stdout
 
 
 def test_a_fused_loss_that_would_shift_the_labels_again_is_refused():

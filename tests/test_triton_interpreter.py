@@ -1,17 +1,8 @@
-"""The Triton kernels in Triton's interpreter, on CPU tensors, against the fp64 reference.
-
-Kernels are interpreted only if TRITON_INTERPRET=1 is set before they are imported, which it is not
-in an ordinary run: there `test_kernels_pass_in_the_interpreter` runs this file in a process of its
-own, and everything else here is skipped.
-"""
+"""The Triton kernels in Triton's interpreter, on CPU tensors, against the fp64 reference."""
 
 import copy
-import os
-import subprocess
-import sys
 from collections import Counter
 from functools import wraps
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -26,6 +17,17 @@ from backend_cases import (
     windowed,
     worst_ratio,
 )
+from flexmask_kernels import autotune as tuner
+from flexmask_kernels import backward_pass
+from flexmask_kernels import candidates as candidates_module
+from flexmask_kernels.autotune import autotune, compile_ahead
+from flexmask_kernels.backward_pass import backward
+from flexmask_kernels.candidates import candidates, typical_row
+from flexmask_kernels.configs import KERNELS, Config
+from flexmask_kernels.descriptors import fits_tma, walked_tensors
+from flexmask_kernels.forward_pass import forward
+from flexmask_kernels.inputs import Counters, Inputs, Options
+from flexmask_kernels.tuning import choose_config, forced_configs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_strategies import masks, windows
@@ -34,52 +36,24 @@ from strategies import random_samples
 from torch.utils.checkpoint import checkpoint
 
 from flexmask import TreeMask, attention, patch
+from flexmask.backends import choose_backend
+from flexmask.backends import triton as backend
 from flexmask.backends.api import dispatch
 from flexmask.backends.cache import _cache
 
-pytest.importorskip("triton")
-
-BENCHMARK = Path(__file__).with_name("test_kernel_benchmark.py")
-IS_CHILD = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not IS_CHILD, reason="runs in a process of its own")
+pytestmark = pytest.mark.interpreted
 
 
-@pytest.mark.processes
-@pytest.mark.skipif(IS_CHILD, reason="is that process")
-@pytest.mark.parametrize("file", [Path(__file__), BENCHMARK], ids=lambda path: path.stem)
-def test_kernels_pass_in_the_interpreter(file):
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", file],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-6000:]
-    assert " passed" in result.stdout
+@pytest.fixture(autouse=True)
+def _outputs_start_as_nan():
+    empty = torch.empty
 
+    def filled(*args, **kwargs):
+        x = empty(*args, **kwargs)
+        return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(2**30)
 
-if IS_CHILD:
-    from flexmask_kernels import backward_pass
-    from flexmask_kernels.backward_pass import backward
-    from flexmask_kernels.configs import KERNELS, Config
-    from flexmask_kernels.descriptors import fits_tma, walked_tensors
-    from flexmask_kernels.forward_pass import forward
-    from flexmask_kernels.inputs import Counters, Inputs, Options
-    from flexmask_kernels.tuning import forced_configs
-
-    from flexmask.backends import triton as backend
-
-    @pytest.fixture(autouse=True)
-    def _outputs_start_as_nan():
-        empty = torch.empty
-
-        def filled(*args, **kwargs):
-            x = empty(*args, **kwargs)
-            return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(2**30)
-
-        with mock.patch.object(torch, "empty", filled):
-            yield
+    with mock.patch.object(torch, "empty", filled):
+        yield
 
 
 # a chain, a branch, a deeper branch, another tree, padding: full, partial and empty tiles of 16
@@ -109,7 +83,6 @@ def run_triton(mask, *inputs, deterministic=False, **options):
         torch.use_deterministic_algorithms(False)
 
 
-@interpreted
 @settings(max_examples=20)
 @given(
     mask=masks(max_rows=2, max_tokens=26),
@@ -142,7 +115,6 @@ def test_output_and_gradients_equal_reference(
         )
 
 
-@interpreted
 @pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
 @pytest.mark.parametrize("limits", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -153,7 +125,6 @@ def test_conversation_equals_reference(shape, limits, deterministic):
     assert worst_ratio(ours, run_reference(CONVERSATION, *inputs, **limits)) < 1
 
 
-@interpreted
 @pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
 def test_descriptors_read_what_pointers_read(deterministic):
     mask = stack([SMALL, SMALL])
@@ -167,7 +138,6 @@ def test_descriptors_read_what_pointers_read(deterministic):
         assert torch.equal(pointers, descriptors)
 
 
-@interpreted
 def test_tensors_that_do_not_fit_a_descriptor_are_read_by_pointers():
     config = Config(16, 16, 4, 2, use_tma=True)
     x = torch.zeros(1, 8, 2, 8, dtype=torch.float16).transpose(1, 2)
@@ -196,7 +166,6 @@ def eager_attention(q, k, v, mask, *, sinks=None):
     return torch.softmax(scores, -1) @ v
 
 
-@interpreted
 @pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
 def test_fp16_error_within_twice_eager_error(deterministic):
     shape = {"heads": 2, "kv_heads": 1, "width": 64, "value_width": 64}
@@ -209,7 +178,6 @@ def test_fp16_error_within_twice_eager_error(deterministic):
         assert (result.double() - exact).abs().max() <= bound
 
 
-@interpreted
 def test_a_wrong_mask_is_noticed():
     inputs = random_inputs(CONVERSATION, dtype=torch.float32)
     wrong = CONVERSATION.subtree_end.clone()
@@ -219,7 +187,6 @@ def test_a_wrong_mask_is_noticed():
     assert worst_ratio([out], exact) > 100
 
 
-@interpreted
 @pytest.mark.parametrize("limits", [{}, {"window": 9}], ids=["all", "window"])
 def test_deterministic_gradients_are_bitwise_equal(limits):
     inputs = random_inputs(SMALL, dtype=torch.float32)
@@ -228,7 +195,6 @@ def test_deterministic_gradients_are_bitwise_equal(limits):
         assert torch.equal(x, y)
 
 
-@interpreted
 @pytest.mark.parametrize(("splits", "num_round"), [(1, 1), (2, 64), (4, 1)])
 def test_heads_of_a_group_may_be_split_over_programs_in_any_order(splits, num_round):
     inputs = random_inputs(SMALL, heads=8, kv_heads=2, dtype=torch.float32)
@@ -241,7 +207,6 @@ def test_heads_of_a_group_may_be_split_over_programs_in_any_order(splits, num_ro
     assert worst_ratio(ours, run_reference(SMALL, *inputs)) < 1
 
 
-@interpreted
 @pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_counters_equal_the_tiles(shape, deterministic):
@@ -260,7 +225,6 @@ def test_counters_equal_the_tiles(shape, deterministic):
     assert counters.backward_queries.tolist() == (expected if deterministic else [0, 0])
 
 
-@interpreted
 @pytest.mark.parametrize("limits", [{"window": 60}, {"chunk": 60}], ids=["window", "chunk"])
 def test_a_window_skips_tiles_and_keeps_full_ones(limits):
     mask = windowed(mask_from_depths([*range(200)]), **limits)
@@ -274,7 +238,6 @@ def test_a_window_skips_tiles_and_keeps_full_ones(limits):
     assert counters.forward.tolist() == [full, visible.any((1, 3)).sum() - full]
 
 
-@interpreted
 def test_strides_do_not_matter():
     q, k, v, dout = random_inputs(SMALL, dtype=torch.float32)
     odd = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (q, k, v, dout)]
@@ -283,14 +246,12 @@ def test_strides_do_not_matter():
     assert worst_ratio(run_triton(SMALL, *odd), run_reference(SMALL, q, k, v, dout)) < 1
 
 
-@interpreted
 def test_one_row_of_mask_serves_a_batch():
     inputs = random_inputs(stack([SMALL, SMALL]), dtype=torch.float32)
     ours = run_triton(SMALL, *inputs, window=9)
     assert worst_ratio(ours, run_reference(stack([SMALL, SMALL]), *inputs, window=9)) < 1
 
 
-@interpreted
 def test_large_scores_do_not_overflow():
     q, k, v, dout = random_inputs(SMALL, dtype=torch.float32)
     inputs = (q * 100, k * 100, v, dout)
@@ -300,15 +261,11 @@ def test_large_scores_do_not_overflow():
     assert worst_ratio(ours[:1], run_reference(SMALL, *inputs, sinks=sinks)[:1]) < 10
 
 
-@interpreted
 def test_auto_stays_with_cpu_in_the_interpreter():
-    from flexmask.backends import choose_backend
-
     assert choose_backend("cpu").name == "cpu"
     assert choose_backend("cpu", "triton").name == "triton"
 
 
-@interpreted
 def test_compiles_as_one_graph_with_gradients():
     inputs = random_inputs(SMALL, dtype=torch.float32)
 
@@ -323,7 +280,6 @@ def test_compiles_as_one_graph_with_gradients():
         assert torch.equal(x, y)
 
 
-@interpreted
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointing_changes_nothing(use_reentrant):
     *qkv, dout = random_inputs(SMALL, dtype=torch.float32)
@@ -337,7 +293,6 @@ def test_checkpointing_changes_nothing(use_reentrant):
         assert torch.equal(x, y)
 
 
-@interpreted
 @pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
 def test_operators_keep_their_promises(deterministic):
     mask = mask_from_depths([0, 1, 2, 1, 2, 0, 0])
@@ -362,12 +317,7 @@ def test_operators_keep_their_promises(deterministic):
         )
 
 
-@interpreted
 def test_autotune_keeps_the_fastest_and_knows_no_length(tmp_path, monkeypatch):
-    from flexmask_kernels.autotune import autotune
-    from flexmask_kernels.candidates import typical_row
-    from flexmask_kernels.tuning import choose_config
-
     monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
     row = TreeMask(typical_row(5000, "cpu"))  # raises if these are no subtree ends
     assert row.num_visible < 0.5 * 5000**2 / 2
@@ -376,7 +326,7 @@ def test_autotune_keeps_the_fastest_and_knows_no_length(tmp_path, monkeypatch):
     times = iter([2.0, 1.0, 3.0] * len(KERNELS))  # of all, then of the best
     again = iter([2.0, 1.0] * len(KERNELS))
     options = [Config(16, 16, 4, stages) for stages in (1, 2, 3)]
-    monkeypatch.setattr(autotune_module(), "_FINALISTS", 2)
+    monkeypatch.setattr(tuner, "_FINALISTS", 2)
     clocks = [lambda run, found=found: run() and next(found) for found in (times, again)]
     autotune(*(q, k, v, mask.subtree_end), clocks=clocks, try_out=lambda *_: options)
     longer = random_inputs(CONVERSATION, width=16, value_width=16, dtype=torch.float32)
@@ -386,16 +336,8 @@ def test_autotune_keeps_the_fastest_and_knows_no_length(tmp_path, monkeypatch):
         assert choose_config(kernel, longer[0], longer[2], is_plain=False) != options[0]
 
 
-def autotune_module():
-    from flexmask_kernels import autotune
-
-    return autotune
-
-
-@interpreted
 def test_autotune_leaves_out_what_fails_or_disagrees_and_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
-    tuner = autotune_module()
     mask = mask_from_depths([*range(7)])
     q, k, v, _ = random_inputs(mask, width=16, value_width=16, dtype=torch.float32)
     good, wrong, broken = options = [Config(16, 16, 4, stages) for stages in (1, 2, 3)]
@@ -407,11 +349,9 @@ def test_autotune_leaves_out_what_fails_or_disagrees_and_says_why(tmp_path, monk
         out, lse2 = forward(inputs, settings, plan)
         return (out * 1.001 if config == wrong else out), lse2
 
-    from flexmask_kernels.tuning import choose_config
-
     monkeypatch.setattr(tuner, "choose_config", choose_config, raising=False)
     monkeypatch.setattr(tuner, "forward", sometimes)
-    tuned = tuner.autotune(
+    tuned = autotune(
         *(q, k, v, mask.subtree_end),
         kernels=["forward"],
         clocks=[lambda run: run() and 1.0] * 2,
@@ -423,11 +363,7 @@ def test_autotune_leaves_out_what_fails_or_disagrees_and_says_why(tmp_path, monk
     assert tuned.trials[2].failure == "RuntimeError: PassManager::run failed"
 
 
-@interpreted
 def test_autotune_stops_in_time_with_at_least_the_current_configuration(tmp_path, monkeypatch):
-    from flexmask_kernels.autotune import autotune
-    from flexmask_kernels.candidates import candidates
-
     monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
     mask = mask_from_depths([*range(7)])
     q, k, v, _ = random_inputs(mask, width=16, value_width=16, dtype=torch.float32)
@@ -439,24 +375,17 @@ def test_autotune_stops_in_time_with_at_least_the_current_configuration(tmp_path
         assert tuned.num_candidates == len(set(candidates(kernel, q, v)))
 
 
-@interpreted
 @pytest.mark.parametrize(("capability", "has_tma"), [(80, False), (90, True), (120, True)])
 def test_descriptors_are_tried_where_there_is_tma(capability, has_tma):
-    from flexmask_kernels import candidates
-
     q = torch.empty(1, 1, 1, 128, dtype=torch.bfloat16)
-    with mock.patch.object(candidates, "capability_of", return_value=capability):
-        first, second, *others = candidates.candidates("forward", q, q)
+    with mock.patch.object(candidates_module, "capability_of", return_value=capability):
+        first, second, *others = candidates("forward", q, q)
     assert not first.use_tma
     assert (second == first._replace(use_tma=True)) == has_tma
     assert any(config.use_tma for config in others) == has_tma
 
 
-@interpreted
 def test_compiling_ahead_runs_every_candidate_in_its_own_configuration():
-    from flexmask_kernels.autotune import compile_ahead
-    from flexmask_kernels.tuning import choose_config
-
     q, _, v, _ = random_inputs(SMALL, dtype=torch.float32)
     pairs = [(kernel, Config(16, 16, 1, stages)) for kernel in KERNELS for stages in range(1, 9)]
     seen = []
@@ -466,10 +395,7 @@ def test_compiling_ahead_runs_every_candidate_in_its_own_configuration():
     assert len(seen) == len(pairs)
 
 
-@interpreted
 def test_an_unreadable_cache_is_ignored(tmp_path, monkeypatch):
-    from flexmask_kernels.tuning import choose_config
-
     monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
     (tmp_path / "configs.json").write_text('{"forward": 3}')
     q, _, v, _ = random_inputs(SMALL, width=16, value_width=16, dtype=torch.float32)
@@ -492,7 +418,6 @@ def num_plans(monkeypatch):
     return counts
 
 
-@interpreted
 def test_plans_are_made_once_for_each_kind_of_layer(num_plans):
     model = tiny_model(
         "gemma2", num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2
@@ -504,7 +429,6 @@ def test_plans_are_made_once_for_each_kind_of_layer(num_plans):
     assert num_plans == {True: 2, False: 2}  # the backward pass has one kernel
 
 
-@interpreted
 def test_plans_are_made_once_in_a_compiled_graph(num_plans):
     q, k, v, dout = random_inputs(SMALL, dtype=torch.float32)
 
@@ -518,7 +442,6 @@ def test_plans_are_made_once_in_a_compiled_graph(num_plans):
     assert num_plans == {True: 2}  # forward and backward
 
 
-@interpreted
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "llama4_text", "deepseek_v3"])
 def test_models_with_all_options_equal_separate_sequences(family):
     model, samples, theirs = npass_case(family)

@@ -93,20 +93,7 @@ def dispatch(
 ) -> Tensor:
     """`attention` without its checks of shapes and values: for callers that hold only tensors.
 
-    Args:
-        q: queries [B, H, L, D].
-        k: keys [B, H_kv, L, D].
-        v: values [B, H_kv, L, D_v].
-        subtree_end: int32 [B, L] or [1, L].
-        scale: as in `attention`, like all that follow.
-        softcap: bound of the scores.
-        sinks: logits [H].
-        window: in positions.
-        chunk: in positions.
-        backend: a name, or "auto".
-
-    Returns:
-        [B, H, L, D_v].
+    It takes a mask's `subtree_end`, int32 [B, L] or [1, L]; the rest is as there.
 
     Raises:
         MaskError: a backend that does not fit the device.
