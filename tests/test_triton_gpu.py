@@ -4,40 +4,15 @@ from unittest import mock
 
 import pytest
 import torch
-from backend_cases import mask_from_depths, random_inputs, run, run_reference, stack
+from backend_cases import mask_from_depths, run, run_reference
+from gpu_cases import MASKS, OPTIONS, inputs_on_gpu, on_gpu, options_on_gpu
 from torch.utils.checkpoint import checkpoint
 
-from flexmask import PrefixTree, compile_mask
 from flexmask.backends.api import dispatch
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-
-MASKS = {
-    "conversation": compile_mask(PrefixTree.from_turns([(30, 220, 80)] * 3)),
-    "caterpillar": mask_from_depths([d for depth in range(300) for d in (depth, depth + 1)]),
-    "padded": mask_from_depths([*range(500), *[0] * 123]),
-}
-MASKS["batch"] = stack(list(MASKS.values()))
-
-OPTIONS = {
-    "plain": {},
-    "scale": {"scale": 0.3},
-    "softcap": {"softcap": 2.0},
-    "window": {"window": 100},
-    "chunk": {"chunk": 128},
-    "both": {"window": 200, "chunk": 256},
-    "sinks": {"sinks": torch.linspace(-1, 2, 8)},
-}
+pytestmark = on_gpu
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 modes = pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
-
-
-def inputs_on_gpu(mask, dtype=torch.bfloat16, width=64, value_width=None, kv_heads=2):
-    shape = {"heads": 8, "kv_heads": kv_heads, "width": width, "value_width": value_width or width}
-    return [x.cuda() for x in random_inputs(mask, dtype=dtype, **shape)]
 
 
 def run_triton(mask, *inputs, deterministic=False, **options):
@@ -69,10 +44,7 @@ def check(mask, inputs, deterministic, **options):
 @pytest.mark.parametrize("name", MASKS)
 def test_error_within_twice_low_precision_reference(name, option, dtype, deterministic):
     mask = MASKS[name].to("cuda")
-    options = {
-        k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in OPTIONS[option].items()
-    }
-    check(mask, inputs_on_gpu(mask, dtype), deterministic, **options)
+    check(mask, inputs_on_gpu(mask, dtype), deterministic, **options_on_gpu(option))
 
 
 @modes
@@ -166,7 +138,7 @@ def test_counters_equal_the_tiles_of_the_mask(deterministic):
     counters = Counters(*torch.zeros(3, 2, dtype=torch.int32, device="cuda"))
     inputs = Inputs(q, k, v, mask.subtree_end.cuda())
     options = Options(0.1)
-    out, lse2 = forward(inputs, options, counters)
+    out, lse2 = forward(inputs, options, counters=counters)
     backward(dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters)
     kernels = {"forward": counters.forward}
     kernels["backward_keys" if deterministic else "backward_fused"] = counters.backward_keys

@@ -1,0 +1,38 @@
+"""Masks, options and inputs of the tests that need a CUDA device."""
+
+import pytest
+import torch
+from backend_cases import mask_from_depths, random_inputs, stack
+
+from flexmask import PrefixTree, compile_mask
+
+on_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+MASKS = {
+    "conversation": compile_mask(PrefixTree.from_turns([(30, 220, 80)] * 3)),
+    "caterpillar": mask_from_depths([d for depth in range(300) for d in (depth, depth + 1)]),
+    "padded": mask_from_depths([*range(500), *[0] * 123]),
+}
+MASKS["batch"] = stack(list(MASKS.values()))
+OPTIONS = {
+    "plain": {},
+    "scale": {"scale": 0.3},
+    "softcap": {"softcap": 2.0},
+    "window": {"window": 100},
+    "chunk": {"chunk": 128},
+    "both": {"window": 200, "chunk": 256},
+    "sinks": {"sinks": torch.linspace(-1, 2, 8)},
+    "sinks, window": {"window": 100, "sinks": torch.linspace(-1, 2, 8)},
+}
+
+
+def options_on_gpu(name):
+    options = OPTIONS[name].items()
+    return {key: x.cuda() if isinstance(x, torch.Tensor) else x for key, x in options}
+
+
+def inputs_on_gpu(mask, dtype=torch.bfloat16, width=64, value_width=None, kv_heads=2):
+    shape = {"heads": 8, "kv_heads": kv_heads, "width": width, "value_width": value_width or width}
+    return [x.cuda() for x in random_inputs(mask, dtype=dtype, **shape)]
