@@ -210,14 +210,15 @@ def test_heads_of_a_group_may_be_split_over_programs_in_any_order(splits, num_ro
 @pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_counters_equal_the_tiles(shape, deterministic):
+    mask = BATCH if shape == "large" else CONVERSATION
     H, zeros = 2, torch.zeros(3, 2, dtype=torch.int32)
     counters = Counters(*zeros)
-    q, k, v, dout = random_inputs(BATCH, heads=H, kv_heads=1, dtype=torch.float32)
-    inputs, options = Inputs(q, k, v, BATCH.subtree_end), Options(0.5)
+    q, k, v, dout = random_inputs(mask, heads=H, kv_heads=1, dtype=torch.float32)
+    inputs, options = Inputs(q, k, v, mask.subtree_end), Options(0.5)
     with tiles(shape):
         out, lse2 = forward(inputs, options, counters=counters)
         backward(dout, inputs, out, lse2, options, deterministic=deterministic, counters=counters)
-    rows = BATCH.tiles(*SHAPES[shape])
+    rows = mask.tiles(*SHAPES[shape])
     full = H * sum(row.num_full for row in rows)
     expected = [full, H * sum(row.num_visited for row in rows) - full]
     assert counters.forward.tolist() == expected
@@ -422,7 +423,7 @@ def test_plans_are_made_once_for_each_kind_of_layer(num_plans):
     model = tiny_model(
         "gemma2", num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2
     )
-    _, batch = packed(random_samples(1))
+    _, batch = packed(random_samples(1, num_samples=2, stem=3, tail=2))
     loss = patch(model, backend="triton")(**batch).loss
     assert num_plans == {True: 1, False: 1}
     loss.backward()
