@@ -44,8 +44,9 @@ def choose_backend(device: torch.device | str, backend: str = "auto") -> Backend
         raise MaskError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "triton":
         if kind != "cuda" and not (kind == "cpu" and is_interpreting()):
+            remedy = "cpu" if kind == "cpu" else "reference"
             raise MaskError(
-                f"backend 'triton' needs CUDA tensors, got {kind}; use backend='{_elsewhere(kind)}'"
+                f"backend 'triton' needs CUDA tensors, got {kind}; use backend='{remedy}'"
             )
         if not _HAS_TRITON:
             raise UnsupportedModelError(
@@ -73,7 +74,3 @@ def _automatic(kind: str) -> BackendChoice:
 def is_interpreting() -> bool:
     """Whether Triton kernels run on the CPU, in Triton's interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
-
-
-def _elsewhere(kind: str) -> str:
-    return "cpu" if kind == "cpu" else "reference"

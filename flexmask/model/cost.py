@@ -40,7 +40,6 @@ class CostModel:
     """What one unit of work costs with a model.
 
     Attributes:
-        num_parameters: all of them.
         linear: parameters of linear layers that one token meets; of experts, the active share.
         widths: heads times their width, the mean of keys and values, of the attention layers of
             each window together.
@@ -48,7 +47,6 @@ class CostModel:
         head: parameters of the output head, 0 without one.
     """
 
-    num_parameters: int
     linear: float
     widths: Mapping[Window, float]
     num_layers: Mapping[Window, int]
@@ -71,7 +69,6 @@ class CostModel:
         for layer, window in zip(attention_layers(decoder), windows, strict=True):
             widths[window] = widths.get(window, 0.0) + _width(layer, config)
         return cls(
-            num_parameters=model.num_parameters(),
             linear=_linear_parameters(decoder, config),
             widths=widths,
             num_layers=Counter(windows),
@@ -84,17 +81,12 @@ class CostModel:
         return tuple(window for window in self.widths if window != FULL)
 
     @property
-    def attention_width(self) -> float:
-        """Heads times their width, added up over all attention layers."""
-        return sum(self.widths.values())
-
-    @property
     def pairs_per_token(self) -> float:
         """Visible pairs that cost as much as the linear layers do for one token.
 
         Every layer counts as if it saw all of them: for trees of which only that number is known.
         """
-        return 6 * (self.linear + self.head) / (12 * self.attention_width)
+        return 6 * (self.linear + self.head) / (12 * sum(self.widths.values()))
 
     def flops(self, work: Work) -> float:
         """Operations of forward and backward."""

@@ -25,8 +25,10 @@ def find_model(model: nn.Module) -> PreTrainedModel:
         UnsupportedModelError: there is none.
     """
     if not isinstance(model, nn.Module):
+        is_plain = model is None or isinstance(model, str)
+        given = repr(model) if is_plain else f"a {type(model).__name__}"
         raise UnsupportedModelError(
-            f"flexmask takes a model, got {_described(model)}; "
+            f"flexmask takes a model, got {given}; "
             "load one with AutoModelForCausalLM.from_pretrained"
         )
     top = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
@@ -35,11 +37,6 @@ def find_model(model: nn.Module) -> PreTrainedModel:
             f"{type(model).__name__} holds no Hugging Face model; load it with AutoModelForCausalLM"
         )
     return top
-
-
-def _described(given: object) -> str:
-    """What was given in place of a model, in a few words."""
-    return repr(given) if given is None or isinstance(given, str) else f"a {type(given).__name__}"
 
 
 def find_decoder(top: PreTrainedModel) -> PreTrainedModel:

@@ -91,7 +91,7 @@ def estimate(plan: Plan, model: PreTrainedModel) -> Estimate:
     return Estimate(
         model_type=model.config.model_type,
         dtype=str(model.dtype).removeprefix("torch."),
-        num_parameters=cost.num_parameters,
+        num_parameters=model.num_parameters(),
         npass_flops=cost.flops(plan.npass.work),
         single_pass_flops=cost.flops(plan.single_pass.work),
         speed_up=cost.speed_up(plan.npass.work, plan.single_pass.work),

@@ -133,7 +133,8 @@ def _context_codes(
         found = sorted(_find_fields(render, message, prompt))
         for number, field in enumerate(found, start=1):
             is_last = number == len(found)
-            stop = _after_stop(prompt, field.stop, stops) if is_last else found[number].start
+            own = (len(stop) for stop in stops if prompt.startswith(stop, field.stop))
+            stop = field.stop + max(own, default=0) if is_last else found[number].start
             codes[field.start : stop] = field.code
             end_of_tools = stop if field.code == _TOOL else None
     tokens = _token_codes(template.tokenizer, prompt, codes)
@@ -179,11 +180,6 @@ def _changed(text: str, other: str) -> tuple[int, int]:
     same_end = common_prefix_length(text[::-1], other[::-1])
     stop = len(text) - same_end
     return common_prefix_length(text[:stop], other[: len(other) - same_end]), stop
-
-
-def _after_stop(text: str, start: int, stops: tuple[str, ...]) -> int:
-    """The place after the stop token at `start`, or `start` where there is none."""
-    return start + max((len(stop) for stop in stops if text.startswith(stop, start)), default=0)
 
 
 def _token_codes(tokenizer: Any, text: str, codes: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from flexmask.backends.choice import choose_backend
 from flexmask.data.files import BadLine, find_data_files, read_files
@@ -49,7 +48,12 @@ def verify(options: argparse.Namespace) -> VerifyReport:
     )
     if not chats:
         return VerifyReport(findings=[finding], checked={"data": data})
-    model = _load_model(options, device)
+    transformers.set_seed(options.seed)
+    model = load_model(options.model, options.dtype, from_config=options.from_config)
+    if model.dtype not in WIDER:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WIDER)
+        raise DataError(f"{options.model}: dtype must be one of {names}, got {model.dtype}")
+    torch.nn.Module.to(model, device)
     config = text_config(model)
     check_vocabulary(config.vocab_size, (sample.input_ids for sample in samples))
     progress = partial(tqdm, desc="verifying", unit="turn")
@@ -94,21 +98,6 @@ def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat]
         if len(chats) + len(refused) == options.conversations:
             break
     return chats, refused
-
-
-def _load_model(options: argparse.Namespace, device: torch.device) -> PreTrainedModel:
-    """The model to check, in its data type, on its device.
-
-    Raises:
-        DataError: it cannot be loaded, or has a data type without a wider one to compare with.
-    """
-    transformers.set_seed(options.seed)
-    model = load_model(options.model, options.dtype, from_config=options.from_config)
-    if model.dtype not in WIDER:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WIDER)
-        raise DataError(f"{options.model}: dtype must be one of {names}, got {model.dtype}")
-    torch.nn.Module.to(model, device)
-    return model
 
 
 def _device(name: str | None) -> torch.device:
