@@ -40,6 +40,28 @@ def windowed(mask, window=None, chunk=None):
     return replace(mask, window=window, chunk=chunk)
 
 
+@contextmanager
+def empty_is_nan():
+    """Memory that is not written shows: `torch.empty` gives NaN, or an integer out of range."""
+    empty = torch.empty
+
+    def filled(*args, **kwargs):
+        x = empty(*args, **kwargs)
+        return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(2**30)
+
+    with mock.patch.object(torch, "empty", filled):
+        yield
+
+
+def run_triton(mask, *inputs, deterministic=False, **options):
+    """`run` of the Triton kernels in either mode of their backward pass."""
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        return run(mask, *inputs, backend="triton", **options)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def random_inputs(
     mask, *, heads=4, kv_heads=2, width=8, value_width=8, dtype=torch.float64, seed=0
 ):

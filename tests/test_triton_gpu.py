@@ -1,10 +1,10 @@
 """The Triton kernels on a GPU: values, both modes of the backward pass, graphs."""
 
-from unittest import mock
+from functools import partial
 
 import pytest
 import torch
-from backend_cases import mask_from_depths, run, run_reference
+from backend_cases import empty_is_nan, mask_from_depths, run, run_reference, run_triton
 from gpu_cases import MASKS, OPTIONS, inputs_on_gpu, on_gpu, options_on_gpu
 from torch.utils.checkpoint import checkpoint
 
@@ -13,14 +13,6 @@ from flexmask.backends.api import dispatch
 pytestmark = on_gpu
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 modes = pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
-
-
-def run_triton(mask, *inputs, deterministic=False, **options):
-    torch.use_deterministic_algorithms(deterministic)
-    try:
-        return run(mask, *inputs, backend="triton", **options)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def check(mask, inputs, deterministic, **options):
@@ -96,13 +88,7 @@ def test_strides_do_not_matter():
 @modes
 def test_results_overwrite_memory_that_holds_nan(deterministic):
     mask = MASKS["batch"].to("cuda")
-    empty = torch.empty
-
-    def filled(*args, **kwargs):
-        x = empty(*args, **kwargs)
-        return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(2**30)
-
-    with mock.patch.object(torch, "empty", filled):
+    with empty_is_nan():
         check(mask, inputs_on_gpu(mask), deterministic)
 
 
@@ -111,10 +97,7 @@ def test_checkpointing_changes_nothing(use_reentrant):
     mask = MASKS["conversation"].to("cuda")
     *qkv, dout = inputs_on_gpu(mask)
     leaves = [x.detach().requires_grad_() for x in qkv]
-
-    def attend(q, k, v):
-        return dispatch(q, k, v, mask.subtree_end, backend="triton")
-
+    attend = partial(dispatch, subtree_end=mask.subtree_end, backend="triton")
     torch.use_deterministic_algorithms(True)
     try:
         out = checkpoint(attend, *leaves, use_reentrant=use_reentrant)

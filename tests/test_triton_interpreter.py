@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from backend_cases import (
+    empty_is_nan,
     mask_from_depths,
     random_inputs,
     run,
     run_reference,
+    run_triton,
     stack,
     windowed,
     worst_ratio,
@@ -46,13 +48,7 @@ pytestmark = pytest.mark.interpreted
 
 @pytest.fixture(autouse=True)
 def _outputs_start_as_nan():
-    empty = torch.empty
-
-    def filled(*args, **kwargs):
-        x = empty(*args, **kwargs)
-        return x.fill_(torch.nan) if x.is_floating_point() else x.fill_(2**30)
-
-    with mock.patch.object(torch, "empty", filled):
+    with empty_is_nan():
         yield
 
 
@@ -73,14 +69,6 @@ WINDOWS = {"all": {}, "window": {"window": 30}, "chunk": {"chunk": 32}}
 def tiles(shape):
     block_q, block_k = SHAPES[shape]
     return forced_configs(dict.fromkeys(KERNELS, Config(block_q, block_k, 4, 2)))
-
-
-def run_triton(mask, *inputs, deterministic=False, **options):
-    torch.use_deterministic_algorithms(deterministic)
-    try:
-        return run(mask, *inputs, backend="triton", **options)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @settings(max_examples=20)
