@@ -45,29 +45,26 @@ _DELTA = _TWO_KINDS | {
     "linear_value_head_dim": 16,
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_SHARED_EXPERT = _EXPERTS | {"shared_expert_intermediate_size": 16}
+_FEW_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_SPARSE = {"mlp_layer_types": ["dense", "sparse"]}
 _MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 8}
 _MAMBA2 |= {"mamba_chunk_size": 8}  # so that samples take several
 _KIMI = _TWO_KINDS | {"linear_num_heads": 2, "linear_head_dim": 16}
 _KIMI |= {"kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
-_KIMI |= {"num_key_value_heads": 4, "mlp_layer_types": ["dense", "sparse"]}
-_KIMI |= {
-    "n_group": 1,
-    "topk_group": 1,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-}
+_KIMI |= _SPARSE | _FEW_LOCAL | {"num_key_value_heads": 4, "moe_intermediate_size": 16}
+_KIMI |= {"n_group": 1, "topk_group": 1}
 # Small layers of each kind, in families that have several.
 HYBRIDS = {
-    "qwen3_next": _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 16},
+    "qwen3_next": _DELTA | _SHARED_EXPERT,
     "qwen3_5_text": _DELTA,
-    "qwen3_5_moe_text": _DELTA | _EXPERTS | {"shared_expert_intermediate_size": 16},
+    "qwen3_5_moe_text": _DELTA | _SHARED_EXPERT,
     "olmo_hybrid": _DELTA | {"linear_num_key_heads": 4},
     "lara_mini": _DELTA
-    | _EXPERTS
+    | _SHARED_EXPERT
     | WINDOWED
-    | {"shared_expert_intermediate_size": 16, "num_hidden_layers": 3}
-    | {"layer_types": ["linear_attention", "sliding_attention", "full_attention"]},
+    | {"layer_types": ["linear_attention", "sliding_attention", "full_attention"]}
+    | {"num_hidden_layers": 3},
     "kimi_linear": _KIMI,
     "bailing_hybrid": _KIMI,
     "lfm2": {"layer_types": ["conv", "full_attention"]},
@@ -101,30 +98,20 @@ HYBRIDS = {
     "minimax": _TWO_KINDS
     | {"block_size": 8, "num_local_experts": 4, "linear_attn_beta_factor": 2}
     | WINDOWED,
-    "zaya": {
-        "layer_types": ["hybrid_sliding", "hybrid"],
-        "num_experts": 4,
-        "num_experts_per_tok": 1,
-        "moe_intermediate_size": 16,
-        "router_hidden_size": 8,
-    }
+    "zaya": _EXPERTS
+    | {"layer_types": ["hybrid_sliding", "hybrid"], "num_experts_per_tok": 1}
+    | {"router_hidden_size": 8}
     | WINDOWED,
     "granitemoehybrid": _MAMBA2
     | {"layer_types": ["mamba", "attention"]}
     | {"shared_intermediate_size": 16, "num_local_experts": 4},
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "moe"], "ssm_state_size": 8}
-    | {
-        "chunk_size": 8,
-        "mamba_num_heads": 4,
-        "mamba_head_dim": 16,
-        "n_groups": 2,
-        "n_routed_experts": 4,
-    }
+    | {"chunk_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 16}
+    | {"n_groups": 2, "n_routed_experts": 4}
     | {"moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16},
 }
 # One of them for each kind of layer.
 MIXER_KINDS = ("lfm2", "qwen3_5_text", "bamba", "jamba", "minimax", "zaya")
-_FEW_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 MIXED = {**WINDOWED, "layer_types": ["sliding_attention", "full_attention"]}
 LATENT = {  # heads of 12 for scores and of 8 for values
     "q_lora_rank": 12,
@@ -201,12 +188,7 @@ SETTINGS = {
     **dict.fromkeys(ONE_WINDOW, WINDOWED),
     **dict.fromkeys(BY_LAYER_TYPE, MIXED),
     **_alike(("qwen2", "qwen3", "smollm3"), {**MIXED, "use_sliding_window": True}),
-    "qwen2_moe": {
-        **MIXED,
-        **_EXPERTS,
-        "shared_expert_intermediate_size": 16,
-        "use_sliding_window": True,
-    },
+    "qwen2_moe": MIXED | _SHARED_EXPERT | {"use_sliding_window": True},
     "qwen3_moe": {**WINDOWED, **_EXPERTS, "use_sliding_window": True},
     "seed_oss": {"attention_dropout": 0.0, "residual_dropout": 0.0},
     "starcoder2": {**WINDOWED, "residual_dropout": 0.0, "embedding_dropout": 0.0},
@@ -234,12 +216,11 @@ SETTINGS = {
     "muse_glimmer_text": {**MIXED, "layer_rope_theta": [1e4, 0]},
     "muse_spark_text": {
         **MIXED,
+        **_SPARSE,
+        **_FEW_LOCAL,
         "layer_rope_theta": [1e4, 0],
-        "mlp_layer_types": ["dense", "sparse"],
         "moe_hidden_size": 24,
         "moe_intermediate_size": 16,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
     },
     "step3p5": {
         **MIXED,
@@ -247,7 +228,7 @@ SETTINGS = {
         "num_sliding_attention_heads": 8,
         "rope_theta": [1e4, 1e3],
         "partial_rotary_factors": [0.5, 1.0],
-        "mlp_layer_types": ["dense", "sparse"],
+        **_SPARSE,
         "swiglu_limits": [0.0, 0.5],
         "n_routed_experts": 4,
         "share_expert_dim": 16,
@@ -306,28 +287,16 @@ SETTINGS = {
     "minicpm3": {**LATENT, "dim_model_base": 32, "scale_emb": 1.0},
     "youtu": LATENT,
     "axk1": {**LATENT, **EXPERTS, "n_routed_experts": 8, "n_group": 2, "topk_group": 1},
-    "kolibri1": {**MIXED, **_EXPERTS, "shared_expert_intermediate_size": 16},
+    "kolibri1": MIXED | _SHARED_EXPERT,
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16},
     "minimax_m2": _FEW_LOCAL,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "jetmoe": {"num_local_experts": 4, "kv_channels": 8},
     **_alike(("afmoe", "laguna", "exaone_moe", "mellum"), {**MIXED, **EXPERTS, "num_experts": 4}),
     "hy_v3": {**EXPERTS, "num_experts": 4},
-    "dots1": {**MIXED, **EXPERTS, "n_routed_experts": 4},
-    "mimo_v2_flash": {**MIXED, **EXPERTS, "n_routed_experts": 4},
-    "flint": {
-        **MIXED,
-        **_EXPERTS,
-        "shared_expert_intermediate_size": 16,
-        "mlp_only_layers": [0],
-    },
-    "beam": {
-        **MIXED,
-        **_EXPERTS,
-        "mlp_layer_types": ["dense", "sparse"],
-        "n_group": 2,
-        "topk_group": 1,
-    },
+    **_alike(("dots1", "mimo_v2_flash"), {**MIXED, **EXPERTS, "n_routed_experts": 4}),
+    "flint": MIXED | _SHARED_EXPERT | {"mlp_only_layers": [0]},
+    "beam": MIXED | _EXPERTS | _SPARSE | {"n_group": 2, "topk_group": 1},
     "cohere2_moe": {**MIXED, "num_experts": 4, "num_experts_per_tok": 2},
     "granitemoe_swa": {**MIXED, "num_local_experts": 4},
     "opt": {"dropout": 0.0, "attention_dropout": 0.0, "ffn_dim": 48, "word_embed_proj_dim": 32},

@@ -467,9 +467,8 @@ def test_such_a_model_is_refused_before_the_data_is_read(tmp_path, capsys):
 
 def test_a_tokenizer_of_another_model_is_refused(data, tmp_path, capsys):
     write_config(tmp_path, vocab_size=50, pad_token_id=None, eos_token_id=None)
-    assert (
-        run("plan", data, "--tokenizer", TOKENIZER_PATH, "--model", tmp_path, "--measure", 1) == 2
-    )
+    options = ("--model", tmp_path, "--measure", 1)
+    assert run("plan", data, "--tokenizer", TOKENIZER_PATH, *options) == 2
     assert "the tokenizer belongs to another model" in capsys.readouterr().err
 
 
