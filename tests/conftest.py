@@ -22,12 +22,16 @@ if find_spec("triton") is None:
 
 
 def pytest_collection_modifyitems(items):
-    """Put the longest tests first, so that several workers end at nearly the same time."""
+    """Put the longest tests first, so that workers end together; skip what cannot run here."""
     items.sort(key=lambda item: item.get_closest_marker("processes") is None)
+    missing = {}
     if os.environ.get("TRITON_INTERPRET") != "1":
-        for item in items:
-            if item.get_closest_marker("interpreted"):
-                item.add_marker(pytest.mark.skip(reason="test_interpreter.py starts it"))
+        missing["interpreted"] = "test_interpreter.py starts it"
+    if not torch.cuda.is_available():
+        missing["gpu"] = "needs a CUDA device"
+    for item in items:
+        for mark in missing.keys() & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(pytest.mark.skip(reason=missing[mark]))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,15 +1,10 @@
 """Masks, options and inputs of the tests that need a CUDA device."""
 
-import pytest
 import torch
 from backend_cases import mask_from_depths, random_inputs, stack
 
 from flexmask import PrefixTree, compile_mask
 
-on_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 MASKS = {
     "conversation": compile_mask(PrefixTree.from_turns([(30, 220, 80)] * 3)),
     "caterpillar": mask_from_depths([d for depth in range(300) for d in (depth, depth + 1)]),

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from backend_cases import mask_from_depths, run, run_reference
-from gpu_cases import MASKS, OPTIONS, inputs_on_gpu, on_gpu, options_on_gpu
+from gpu_cases import MASKS, OPTIONS, inputs_on_gpu, options_on_gpu
 from torch._dynamo.utils import counters
 
-pytestmark = on_gpu
+pytestmark = pytest.mark.gpu
 
 
 def assert_near_reference(mask, inputs, **options):

@@ -12,10 +12,7 @@ from flexmask import attention, build_tree, compile_mask, pack, patch
 from flexmask.backends.flex import kept_graphs
 from flexmask.model.npass import npass_batches
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 FAMILIES = ("llama", "gemma2", "gpt_oss", "llama4_text", "deepseek_v3")  # what attention has to do
 LATENT = {"head_dim": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16}

@@ -5,12 +5,12 @@ from functools import partial
 import pytest
 import torch
 from backend_cases import empty_is_nan, mask_from_depths, run, run_reference, run_triton
-from gpu_cases import MASKS, OPTIONS, inputs_on_gpu, on_gpu, options_on_gpu
+from gpu_cases import MASKS, OPTIONS, inputs_on_gpu, options_on_gpu
 from torch.utils.checkpoint import checkpoint
 
 from flexmask.backends.api import dispatch
 
-pytestmark = on_gpu
+pytestmark = pytest.mark.gpu
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 modes = pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
 
