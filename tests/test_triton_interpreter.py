@@ -53,7 +53,7 @@ def _outputs_start_as_nan():
 
 
 # a chain, a branch, a deeper branch, another tree, padding: full, partial and empty tiles of 16
-CONVERSATION = mask_from_depths([*range(48), *range(36, 54), *range(14, 31), *range(20), 0, 0, 0])
+CONVERSATION = mask_from_depths([*range(48), *range(36, 50), *range(14, 22), *range(9), 0, 0, 0])
 SMALL = mask_from_depths([*range(12), *range(3, 20), 0, 0])
 BATCH = stack([CONVERSATION, mask_from_depths([d for n in range(40) for d in (n, n + 1)])])
 
