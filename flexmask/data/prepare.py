@@ -119,7 +119,8 @@ def _only_run(folder: Path) -> Iterator[None]:
         ) from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
+            with disk_errors(folder, REMEDY):
+                raise
         warnings.warn(
             f"{folder}: files cannot be locked here; see to it that no other run writes this "
             "folder",

@@ -13,6 +13,7 @@ from flexmask.data.messages import Conversation
 from flexmask.data.trees import Renderer
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, pluralize
+from flexmask.files import disk_errors
 from flexmask.model.load import load_tokenizer
 from flexmask.packing.split import split_tree
 from flexmask.tools.show.kinds import label_tree
@@ -99,10 +100,8 @@ def _draw(pictures: Sequence[RowPicture], path: str, heading: str) -> None:
         raise DataError(
             f"--output draws at most {_MOST_PICTURES} rows, got {len(pictures)}; raise --max_tokens"
         )
-    try:
+    with disk_errors(path, "make room, or name another file for --output"):
         draw_rows(pictures, path, heading=heading)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _read(data: Sequence[str], index: int) -> Conversation:

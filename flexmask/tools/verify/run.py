@@ -15,7 +15,7 @@ from flexmask.backends.choice import choose_backend
 from flexmask.data.files import BadLine, find_data_files, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.trees import Renderer
-from flexmask.errors import DataError, TemplateError, pluralize
+from flexmask.errors import DataError, TemplateError, one_line, pluralize
 from flexmask.model.checks import check_vocabulary
 from flexmask.model.load import load_model, load_tokenizer
 from flexmask.model.structure import text_config
@@ -105,6 +105,5 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"--device {name} cannot be used: {reason}") from None
+        raise DataError(f"--device {name} cannot be used: {one_line(error)}") from None
     return device
