@@ -11,8 +11,10 @@ pytestmark = pytest.mark.gpu
 
 def assert_near_reference(mask, inputs, **options):
     exact = run_reference(mask, *inputs, **options)
+    largest = max(reference.abs().max() for reference in exact)
     for result, reference in zip(run(mask, *inputs, backend="flex", **options), exact, strict=True):
-        bound = 4 * torch.finfo(torch.bfloat16).eps * reference.abs().max()
+        size = reference.abs().max() or largest  # a lone token's queries and keys have no gradient
+        bound = 4 * torch.finfo(torch.bfloat16).eps * size
         assert (result.double() - reference).abs().max() <= bound
 
 
@@ -43,8 +45,8 @@ def test_flex_serves_grouped_heads_of_any_width(kv_heads, width):
 def test_flex_serves_rows_of_any_length_and_does_not_compile_for_each():
     torch._dynamo.reset()
     counters.clear()
-    for length in (2, 60, 127, 128, 129, 300, 1000):
+    for length in (1, 2, 60, 127, 128, 129, 256, 300, 384, 1000):
         mask = mask_from_depths([*range(length - length // 3), *range(length // 3)]).to("cuda")
         assert_near_reference(mask, inputs_on_gpu(mask))
-    # two rows' tables and one row's share a graph; a row below 128 tokens has a kernel of its own
-    assert counters["stats"]["unique_graphs"] <= 4
+    # one token, less than a block, one block, whole blocks, any other length
+    assert counters["stats"]["unique_graphs"] <= 5

@@ -20,6 +20,7 @@ from mask_strategies import masks, windows
 from model_cases import npass, packed, tiny_model
 from strategies import random_samples
 from torch._dynamo.utils import counters
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from flexmask import PrefixTree, attention, compile_mask, patch
 from flexmask.backends import api, flex, flex_tables
@@ -100,6 +101,28 @@ def test_forward_equals_reference_and_new_masks_do_not_compile_again():
     assert errors(stack(MASKS)) < 1
     assert errors(MASKS[0], batch=2) < 1
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_rows_of_whole_blocks_share_a_graph_that_knows_it(monkeypatch):
+    known = []
+
+    def keep(graph, inputs):
+        rows = [x for x in inputs if isinstance(x, torch.Tensor) and x.ndim == 4]
+        known.append(statically_known_true(rows[0].shape[2] % flex_tables.BLOCK == 0))
+        return graph
+
+    compiled = torch.compile(flex._attend, dynamic=True, fullgraph=True, backend=keep)
+    monkeypatch.setattr(flex, "_compiled", lambda: compiled)
+    for length in (300, 256, 384, 380):
+        assert errors(mask_from_depths([*range(length)])) < 1
+    assert known == [False, True]
+
+
+def test_short_rows_keep_out_of_the_kernel_for_decoding():
+    assert flex._with_defaults(None) == {"FORCE_USE_FLEX_ATTENTION": True}
+    options = {"BLOCK_M": 64, "FORCE_USE_FLEX_ATTENTION": False}
+    assert flex._with_defaults(options) == options
+    assert flex._with_defaults({"BACKEND": "FLASH"}) == {"BACKEND": "FLASH"}
 
 
 def test_softcap_and_window_equal_reference():

@@ -2,7 +2,8 @@
 
 Dong et al., arXiv 2412.05496. Eager callers share one compiled function; inside `torch.compile` the
 same function is traced into the caller's graph. Masks, lengths and batch sizes are inputs of the
-graph, so a new mask does not compile again; head counts, head widths, dtypes and options do.
+graph, so a new mask does not compile again; head counts, head widths, dtypes and options do. Rows
+of whole blocks, and rows below one, have graphs of their own.
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ def _attend(
 ) -> Tensor:
     """The region that is compiled."""
     B, H, L, _ = q.shape
+    if L % BLOCK == 0:  # a graph of its own: full tiles of whole blocks load without a mask
+        torch._check(L % BLOCK == 0)
     subtree_end = subtree_end.expand(B, L)
     if window_start is not None:
         window_start = window_start.expand(B, L)
@@ -154,13 +157,24 @@ def _attend(
         block_mask=block_mask,
         scale=scale,
         enable_gqa=k.shape[1] != H,
-        kernel_options=kernel_options,
+        kernel_options=_with_defaults(kernel_options),
     )
     if sinks is None:
         return attend()
     out, aux = attend(return_aux=AuxRequest(lse=True))
     share = torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype).view(1, H, 1))
     return (out * share.unsqueeze(-1)).to(out.dtype)
+
+
+def _with_defaults(options: FlexKernelOptions | None) -> FlexKernelOptions:
+    """Options that keep short rows from FlexAttention's kernel for decoding.
+
+    It has no tiles for rows below 128 tokens whose queries of one key head are more than 128, and
+    its search fails where it finds none.
+    """
+    if options is not None and "BACKEND" in options:  # takes no other way to choose a kernel
+        return options
+    return {"FORCE_USE_FLEX_ATTENTION": True, **(options or {})}
 
 
 def _soft_cap(bound: float) -> Callable[..., Tensor]:

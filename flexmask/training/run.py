@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flexmask.backends.flex_tables import BLOCK
 from flexmask.errors import DataError, FlexmaskError, one_line
 from flexmask.files import atomic_write
 from flexmask.model.load import load_model, load_tokenizer
@@ -47,6 +48,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         on_overflow=config.on_overflow,
         weighting=config.weighting,
         chat_template_kwargs=config.chat_template_kwargs,
+        pad_to_multiple_of=BLOCK if training.device.type == "cuda" else 1,
     )
     train_set, eval_set = load_datasets(config, collator, training)
     transformers.set_seed(training.seed)
