@@ -9,11 +9,15 @@ The kernels count their tiles themselves when asked to (COUNT_TILES); a test hol
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from flexmask_kernels.configs import Config
 
 from flexmask import TreeMask
+from flexmask.backends.choice import Call, choose_backend
+from flexmask.backends.varlen import plan_calls
+from flexmask.backends.varlen_plan import gather_cost
 
 # products of width D and of width D_v in each tile
 _PRODUCTS = {
@@ -33,6 +37,9 @@ class Shape(NamedTuple):
     width: int
     value_width: int
     element_size: int
+
+
+USUAL = Shape(32, 8, 128, 128, 2)  # heads of an 8B model, in 16 bits
 
 
 class KernelCost(NamedTuple):
@@ -82,6 +89,22 @@ def kernel_cost(
         num_tile_flops=flops * tiles_of_head * block_q * block_k,
         num_bytes=mask.shape[0] * mask.shape[1] * _bytes_of_token(kernel, shape),
     )
+
+
+def varlen_cost(mask: TreeMask, shape: Shape) -> dict[str, Any]:
+    """What the `varlen` backend calls and gathers for a mask, in 16 bits, and what "auto" takes."""
+    q, k = (
+        torch.empty(1, heads, 1, shape.width, dtype=torch.bfloat16)
+        for heads in (shape.num_heads, shape.num_kv_heads)
+    )
+    cost = gather_cost(mask.subtree_end)
+    end = mask.subtree_end
+    return {
+        **cost._asdict(),
+        "num_calls": [len(plan_calls(end, q, k, is_backward=b)) for b in (False, True)],
+        "num_bytes": cost.keys * shape.num_kv_heads * _row_bytes(shape),
+        "auto": choose_backend("cuda", call=Call(subtree_end=end)).name,
+    }
 
 
 def _bytes_of_token(kernel: str, shape: Shape) -> int:

@@ -89,13 +89,13 @@ def build_method(name: str, row: KernelRow, inputs: Inputs) -> Method:
     return _BUILDERS[name](row, inputs)
 
 
-def _triton(row: KernelRow, inputs: Inputs) -> Method:
+def _ours(backend: str, row: KernelRow, inputs: Inputs) -> Method:
     end = row.mask.subtree_end.to(inputs.q.device)
-    return Method(inputs, lambda q, k, v: dispatch(q, k, v, end, backend="triton"))
+    return Method(inputs, lambda q, k, v: dispatch(q, k, v, end, backend=backend))
 
 
 def _triton_split(row: KernelRow, inputs: Inputs) -> Method:
-    fast = _triton(row, inputs)
+    fast = _ours("triton", row, inputs)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # what the setting tells us, without the filling of memory that it does besides
@@ -248,8 +248,9 @@ def _npass(row: KernelRow, inputs: Inputs) -> Method:
 
 
 _BUILDERS: dict[str, Callable[[KernelRow, Inputs], Method]] = {
-    "triton": _triton,
+    "triton": partial(_ours, "triton"),
     "triton_split": _triton_split,
+    "varlen": partial(_ours, "varlen"),
     "flex": _flex,
     "npass": _npass,
     "dense": _dense,
@@ -258,8 +259,9 @@ _BUILDERS: dict[str, Callable[[KernelRow, Inputs], Method]] = {
     "flex_flash": _flex_flash,
 }
 METHODS = {
-    "triton": "flexmask, fast",
-    "triton_split": "flexmask, deterministic",
+    "triton": "triton, fast",
+    "triton_split": "triton, deterministic",
+    "varlen": "varlen",
     "flex": "FlexAttention",
     "flex_tma": "FlexAttention, TMA",
     "flex_flash": "FlexAttention, FLASH",

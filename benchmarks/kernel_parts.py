@@ -21,7 +21,7 @@ from triton import TritonError
 
 from benchmarks.attention_runs import Inputs
 from benchmarks.kernel_checks import Bounds, check_baseline, check_kernels, first_group
-from benchmarks.kernel_cost import Shape, kernel_cost
+from benchmarks.kernel_cost import Shape, kernel_cost, varlen_cost
 from benchmarks.kernel_methods import LeftOutError, Method, build_method
 from benchmarks.kernel_rows import KernelRow, named_row, row_names
 from benchmarks.record import Row
@@ -29,7 +29,10 @@ from benchmarks.subprocess_calls import reason_of
 from benchmarks.timing import Task, alternate, queue_seconds
 
 _FAILURES = (RuntimeError, ImportError, ValueError, TypeError, TritonError, LeftOutError)
-OURS = ("triton", "triton_split")
+OURS = ("triton", "triton_split", "varlen")
+
+
+SLOWER = {"triton": "slower", "varlen": "slower_than_varlen"}  # ratios to two of ours
 
 
 class Sizes(NamedTuple):
@@ -88,9 +91,10 @@ def describe(name: str, width: int, sizes: Sizes) -> Row:
         "num_npass_tokens": sum(lengths),
         "num_npass_pairs": sum(n * (n + 1) // 2 for n in lengths),
         "cost": costs,
+        "gather": varlen_cost(row.mask, shape),
         "bounds": None,
         **{kind: {"forward": {}, "backward": {}} for kind in ("elapsed_s", "tflops", "host_s")},
-        "slower": {"forward": {}, "backward": {}, "both": {}},
+        **{kind: {"forward": {}, "backward": {}, "both": {}} for kind in SLOWER.values()},
     }
 
 

@@ -7,26 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernel_methods import METHODS
+from benchmarks.kernel_parts import SLOWER
 from benchmarks.plots import draw_bars
 from benchmarks.record import Record, Row, Target
-from benchmarks.tables import Columns, Table, seconds, size, table, times
+from benchmarks.tables import Columns, Table, gather_table, seconds, size, table, times
 
 _RATES: dict[int, tuple[float, float]] = {  # {head width: TFLOP/s at least, forward and backward}
     128: (430, 330),
     64: (380, 300),
 }
 _LONG, _SHORT, _PAPER = (1.2, 1.5), (1.8, 2.0), 2.5  # times faster than FlexAttention
+_VARLEN = (1.2, 1.4)  # the same of varlen, forward and backward
 
 
 def tables(record: Record) -> list[Table]:
     rows, directions = record["rows"], ("forward", "backward")
     found = [_by_method(f"TFLOP/s, {d}", rows, "tflops", d, times) for d in directions]
     found += [_by_method(f"Time, {d}", rows, "elapsed_s", d, seconds) for d in directions]
-    for direction in (*directions, "both"):
-        heading = f"Time / time of our fast mode, {direction}"
-        found.append(_by_method(heading, rows, "slower", direction, times))
+    for ours, kind in SLOWER.items():
+        for direction in (*directions, "both"):
+            heading = f"Time / time of {METHODS[ours]}, {direction}"
+            found.append(_by_method(heading, rows, kind, direction, times))
     tuned = _tuning(record["details"]["tuning"])
-    return [*found, *_host(rows), *tuned, _costs(rows), *_left_out(rows)]
+    gathered = gather_table(row | row["gather"] | {"name": _label(row)} for row in rows)
+    return [*found, *_host(rows), *tuned, _costs(rows), gathered, *_left_out(rows)]
 
 
 def _by_method(
@@ -153,6 +157,10 @@ def targets(rows: Sequence[Row]) -> list[Target]:
                 f"times faster than FlexAttention, {direction}, lowest of the {kind} rows measured"
             )
             found += [Target(name, goal, min(ratios))] if ratios else []
+    for direction, goal in zip(("forward", "backward"), _VARLEN, strict=True):
+        ratios = _medians(long, "slower_than_varlen", direction, ["flex"])
+        name = f"times varlen is faster than FlexAttention, {direction}, lowest of the long rows"
+        found += [Target(name, goal, min(ratios))] if ratios else []
     ratios = _medians(rows, "slower", "both", ["flex_paper"])
     name = "times faster than FlexAttention on the paper's order, lowest of the rows measured"
     return found + ([Target(name, _PAPER, min(ratios))] if ratios else [])

@@ -1,4 +1,4 @@
-"""The Triton kernels against everything else that computes the same attention on a GPU.
+"""The Triton kernels and `varlen` against all else that computes the same attention on a GPU.
 
 Every part of the run is a call of `kernel_parts`, on a GPU in a process of its own. What fails,
 hangs or is wrong is written down with its reason, and the rest goes on.
@@ -16,29 +16,29 @@ from flexmask_kernels.configs import KERNELS
 
 from benchmarks import kernel_parts
 from benchmarks.kernel_methods import METHODS
-from benchmarks.kernel_parts import FULL, OURS, QUICK, Sizes, device
+from benchmarks.kernel_parts import FULL, OURS, QUICK, SLOWER, Sizes, device
 from benchmarks.kernel_report import draw, tables, targets
 from benchmarks.kernel_rows import row_names
 from benchmarks.record import Check, Measurement, Record, Row
 from benchmarks.subprocess_calls import CallFailedError, Subprocess
 from benchmarks.timing import ratios, spread
 
-TITLE = "Triton kernels"
+TITLE = "Attention on a GPU"
 ABOUT = """\
 Attention of one packed row, forward and backward, in bf16 with 32 query heads and 8 key heads. A
 row holds conversations as its name says ("16 x 60/300/120": turns, and tokens of context, reasoning
 and response), packed heavy-first. First the configurations are measured, by
-`flexmask_kernels.autotune`; then both modes of the kernels are held to fp64 on every row, by the
-budget of a plain evaluation in the same dtype, over memory filled with NaN. A baseline that is
-wrong, or cannot run, is listed with its reason. FlexAttention has block masks
-made beforehand and max-autotune, compiled for each length by itself. "Paper's order"
-is FlexAttention on the same tokens in the order of arXiv 2504.18246. SDPA has the mask as numbers
-to add. Packed N-pass holds the samples end to end, each causal, through torch's flash kernel: its
-rates are on its own pairs.
+`flexmask_kernels.autotune`; then both modes of the kernels, and `varlen`, are held to fp64 on every
+row, by the budget of a plain evaluation in the same dtype, over memory filled with NaN. A baseline
+that is wrong, or cannot run, is listed with its reason. FlexAttention has block masks made
+beforehand and max-autotune, compiled for each length by itself. "Paper's order" is FlexAttention on
+the same tokens in the order of arXiv 2504.18246. SDPA has the mask as numbers to add. Packed N-pass
+holds the samples end to end, each causal, through torch's flash kernel: its rates are on its own
+pairs.
 
 TFLOP/s are on visible pairs, two products forward, five backward, whatever a method does beyond
-that; times are the device's own. Ratios are a method's time divided by that of our fast mode, in
-turns."""
+that; times are the device's own. Ratios are a method's time divided by that of the Triton kernels'
+fast mode, or of `varlen`, in turns."""
 
 
 LIMIT_S = 430.0  # of 8 minutes; what starts in time may run a little longer
@@ -200,7 +200,8 @@ class _Run:
             return
         beside: list[str] = []
         if todo[0] not in OURS:
-            beside = [name for name in OURS if name not in row["left_out"]][:1]
+            right = [name for name in OURS if name not in row["left_out"]]
+            beside = [name for name in right if name in SLOWER] or right[:1]
             if not beside:
                 row["left_out"] |= dict.fromkeys(
                     todo, "nothing of ours is right to compare it with"
@@ -237,13 +238,14 @@ def _record(
             row["tflops"][direction][name] = spread([flops / s / 1e12 for s in seconds])
             if direction in host:
                 row["host_s"][direction][name] = host[direction][name]
-            if name != "triton" and "triton" in took[direction]:
-                slower = ratios(seconds, took[direction]["triton"])
-                row["slower"][direction][name] = spread(slower)
-    if "triton" in took["backward"]:
-        for name in took["backward"].keys() - {"triton"}:
-            whole = [_sum(took["forward"][x], took["backward"][x]) for x in (name, "triton")]
-            row["slower"]["both"][name] = spread(ratios(*whole))
+            for ours, kind in SLOWER.items():
+                if name != ours and ours in took[direction]:
+                    row[kind][direction][name] = spread(ratios(seconds, took[direction][ours]))
+    for ours, kind in SLOWER.items():
+        if ours in took["backward"]:
+            for name in took["backward"].keys() - {ours}:
+                whole = [_sum(took["forward"][x], took["backward"][x]) for x in (name, ours)]
+                row[kind]["both"][name] = spread(ratios(*whole))
 
 
 def _sum(forward: list[float], backward: list[float]) -> list[float]:

@@ -77,6 +77,22 @@ def targets_table(targets: Sequence[dict[str, Any]]) -> Table:
     return table("Targets", targets, columns)
 
 
+def gather_table(rows: Iterable[Row]) -> Table:
+    """What the `varlen` backend calls and gathers for rows of `kernel_cost.varlen_cost`."""
+    columns: Columns = {
+        "row": lambda row: row["name"],
+        "tokens": lambda row: f"{row['tokens']:,}",
+        "N-pass tokens": lambda row: f"{row['num_npass_tokens']:,}",
+        "sequences": lambda row: f"{row['sequences']:,}",
+        "gathered keys": lambda row: f"{row['keys']:,}",
+        "K and V": lambda row: size(row["num_bytes"]),
+        "calls forward, backward": lambda row: ", ".join(map(str, row["num_calls"])),
+        "pairs a key": lambda row: f"{row['pairs'] / row['keys']:.0f}",
+        '"auto"': lambda row: row["auto"],
+    }
+    return table("What `varlen` gathers", rows, columns)
+
+
 def describe_machine(environment: dict[str, Any]) -> str:
     """GPU, processor, threads and versions in one line, of what `describe_environment` returns."""
     versions = [f"{name} {number}" for name, number in environment["versions"].items() if number]

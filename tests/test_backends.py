@@ -1,6 +1,7 @@
 """`attention`: the reference against separate paths, the choice of a backend, and refusals."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mask_strategies import masks, windows
 
-from flexmask import FlexmaskError, TreeMask, attention
+from flexmask import FlexmaskError, PrefixTree, TreeMask, attention, compile_mask
 from flexmask.backends import choice, choose_backend
 from flexmask.backends.api import dispatch
+from flexmask.backends.choice import Call, record_choices
 from flexmask.backends.reference import MAX_TOKENS
 from flexmask.errors import MaskError, UnsupportedModelError
 
@@ -113,9 +115,38 @@ def test_auto_takes_cpu_on_cpu_and_says_why():
     assert "backward" in choose_backend("cpu").reason
 
 
-def test_auto_takes_flex_on_cuda_until_triton_has_run_on_one():
-    assert choose_backend("cuda").name == "flex"
-    assert "has not run on a GPU" in choose_backend("cuda").reason
+LONG_CHAINS = compile_mask(PrefixTree.from_turns([(300, 2200, 800)] * 3)).subtree_end
+SHORT_CHAINS = compile_mask(PrefixTree.from_turns([(3000, 20, 8), *[(5, 20, 8)] * 30])).subtree_end
+NO_BRANCHES = torch.arange(1, 9).repeat_interleave(30)[None] * 30
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "reason"),
+    [
+        (None, "varlen", "FlashAttention's kernels"),
+        (Call(subtree_end=LONG_CHAINS), "varlen", "gathered paths"),
+        (Call(subtree_end=NO_BRANCHES), "varlen", "gathered paths"),
+        (Call(subtree_end=SHORT_CHAINS), "flex", r"would gather [\d,]+ keys for [\d,]+ pairs"),
+        (Call(subtree_end=LONG_CHAINS, window=50), "flex", "would gather"),
+        (Call(dtype=torch.float32), "flex", "'varlen' takes bf16 and fp16, got torch.float32"),
+        (Call(width=320), "flex", "'varlen' takes heads at most 256 wide, got 320"),
+        (Call(softcap=30.0), "flex", "'varlen' takes no softcap"),
+    ],
+)
+def test_auto_takes_varlen_on_cuda_where_it_applies(call, name, reason):
+    choice = choose_backend("cuda", call=call)
+    assert choice.name == name
+    assert re.search(reason, choice.reason)
+
+
+def test_choices_are_counted_call_by_call():
+    q, k, v, _ = random_inputs(MASK)
+    with record_choices() as counts:
+        attention(q, k, v, MASK)
+        attention(q, k, v, MASK, backend="varlen")
+        attention(q, k, v, MASK)
+    attention(q, k, v, MASK)
+    assert [(choice.name, count) for choice, count in counts.items()] == [("cpu", 2), ("varlen", 1)]
 
 
 def test_triton_says_how_to_install_it(monkeypatch):
@@ -132,6 +163,7 @@ def test_triton_says_how_to_install_it(monkeypatch):
         ("cuda", "cpu", MaskError, r"backend 'cpu' needs CPU tensors, got cuda; use.*'flex'"),
         ("mps", "cpu", MaskError, r"backend 'cpu' needs CPU tensors, got mps; use.*'reference'"),
         ("mps", "flex", MaskError, r"'flex' needs CUDA or CPU tensors, got mps; use.*'reference'"),
+        ("mps", "varlen", MaskError, r"'varlen' needs CUDA or CPU tensors, got mps; use.*'ref"),
     ],
 )
 def test_rejects_a_backend_that_cannot_run(device, backend, error, message):

@@ -22,6 +22,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from benchmarks import kernel_checks, kernel_methods, kernels
 from benchmarks.__main__ import main
 from benchmarks.kernel_cost import Shape, kernel_cost
+from benchmarks.kernel_parts import OURS, SLOWER
 from benchmarks.kernel_report import targets
 from benchmarks.kernel_rows import make_row, named_row, row_names
 from benchmarks.mask import count_differences
@@ -29,6 +30,7 @@ from benchmarks.report import write_report
 from benchmarks.subprocess_calls import CallFailedError
 from flexmask import PrefixTree, compile_mask
 from flexmask.backends import triton as triton_backend
+from flexmask.backends import varlen
 
 pytestmark = pytest.mark.interpreted
 
@@ -54,8 +56,9 @@ def test_every_method_has_a_figure_or_a_reason(record):
                 or name in row["tflops"]["backward"]
                 or (name in row["tflops"]["forward"] and f"{name}, backward" in row["left_out"])
             )
-        assert set(row["tflops"]["backward"]) == {"triton", "triton_split", "dense", "npass"}
-        assert set(row["slower"]["both"]) == {"triton_split", "dense", "npass"}
+        assert set(row["tflops"]["backward"]) == {*OURS, "dense", "npass"}
+        for ours, kind in SLOWER.items():
+            assert set(row[kind]["both"]) == {*OURS, "dense", "npass"} - {ours}
         assert row["left_out"]["flex_tma"] == "USE_TMA needs a Hopper GPU or a newer one"
     assert not record["targets"]
     for tuned in record["details"]["tuning"]["16"].values():
@@ -66,13 +69,13 @@ def test_every_method_has_a_figure_or_a_reason(record):
 def test_both_modes_were_held_to_the_reference_on_every_row(record):
     names = {check["name"] for check in record["checks"]}
     for row in record["rows"]:
-        for mode in ("triton", "triton_split"):
+        for mode in OURS:
             assert f"gradient of q, {row['name']}, D 16, {mode}" in names
 
 
 def test_the_page_shows_what_has_no_figure_and_why(folder, tmp_path):
     page = write_report(folder, tmp_path).read_text()
-    assert "## Triton kernels" in page
+    assert "## Attention on a GPU" in page
     assert "FlexAttention has no backward pass on CPUs" in page
     assert (tmp_path / "images" / "benchmark-kernels-cpu.png").exists()
 
@@ -107,12 +110,15 @@ def test_a_wrong_kernel_has_no_figure_and_the_rest_has(tmp_path, monkeypatch, ca
     for row in record["rows"]:
         assert "triton" not in row["tflops"]["forward"]
         assert row["left_out"]["triton"].startswith("wrong gradient of q")
-        assert {"triton_split", "dense"} == set(row["tflops"]["backward"])
+        assert {"triton_split", "varlen", "dense"} == set(row["tflops"]["backward"])
 
 
 def test_without_a_right_mode_nothing_is_compared(tmp_path, monkeypatch):
     few_parts(monkeypatch, "dense")
-    monkeypatch.setattr(triton_backend, "forward", lambda *a: tuple(x / 2 for x in forward(*a)))
+    for module, name in ((triton_backend, "forward"), (varlen, "plain_forward")):
+        right = getattr(module, name)
+        wrong = lambda *a, f=right, **options: tuple(x / 2 for x in f(*a, **options))  # noqa: E731
+        monkeypatch.setattr(module, name, wrong)
     for row in quick_run(tmp_path, code=1)["rows"]:
         assert row["left_out"]["dense"] == "nothing of ours is right to compare it with"
         assert not row["tflops"]["forward"]
@@ -144,7 +150,7 @@ def test_a_run_out_of_time_is_recorded_whole_and_another_goes_on_with_it(tmp_pat
     for old, new in zip(between["rows"], after["rows"], strict=True):
         assert old["left_out"]["dense"] == kernels.NOT_REACHED
         assert new["elapsed_s"]["forward"]["npass"] == old["elapsed_s"]["forward"]["npass"]
-        assert new["tflops"]["backward"].keys() == {"triton", "triton_split", "npass", "dense"}
+        assert new["tflops"]["backward"].keys() == {*OURS, "npass", "dense"}
 
 
 def test_a_wrong_baseline_is_left_out_with_the_reason():
@@ -257,6 +263,7 @@ def test_the_lowest_figure_is_held_against_a_goal():
             "head_width": width,
             "tflops": {"forward": rates, "backward": rates},
             "slower": {"forward": faster, "backward": {}, "both": {"flex_paper": {"median": 3.0}}},
+            "slower_than_varlen": {"forward": flex, "backward": flex},
         }
 
     rows = [row(128, 500, 1.5), row(128, 420, 1.4), row(64, 1, 2.0, is_short=True)]
@@ -266,6 +273,8 @@ def test_the_lowest_figure_is_held_against_a_goal():
         "TFLOP/s backward, D 128, lowest of the long rows measured": (330, 420),
         f"{times_faster}, forward, lowest of the long rows measured": (1.2, 1.3),
         f"{times_faster}, forward, lowest of the short rows measured": (1.8, 1.9),
+        "times varlen is faster than FlexAttention, forward, lowest of the long rows": (1.2, 1.4),
+        "times varlen is faster than FlexAttention, backward, lowest of the long rows": (1.4, 1.4),
         f"{times_faster} on the paper's order, lowest of the rows measured": (2.5, 3.0),
     }
 

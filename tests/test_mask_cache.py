@@ -65,7 +65,7 @@ def test_what_inference_mode_made_can_be_trained_with(made_inside):
 
 
 def test_nothing_is_kept_for_a_captured_graph():
-    with mock.patch("flexmask.backends.cache._is_captured", return_value=True):
+    with mock.patch("flexmask.backends.cache.is_capturing", return_value=True):
         per_mask_cache(scaled, torch.empty(4, device="meta"))
     assert not _cache
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.state import AcceleratorState
 from model_cases import TINY, largest_error, npass, packed, single_pass, tiny_model
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from strategies import random_samples
@@ -245,6 +247,17 @@ def test_attention_with_an_option_that_is_not_covered_is_refused(model, batch, n
     pass_on(patch(model), **{name: IDS})
     with pytest.raises(FlexmaskError, match=f"attention with {name} is not exact"):
         model(**batch)
+
+
+@pytest.mark.parametrize("name", ["cp_size", "sp_size"])
+def test_rows_cut_between_processes_are_refused(model, batch, name, monkeypatch):
+    parallelism = ParallelismConfig()
+    setattr(parallelism, name, 2)
+    state = {**AcceleratorState._shared_state, "parallelism_config": parallelism}
+    monkeypatch.setattr(AcceleratorState, "_shared_state", state)
+    with pytest.raises(FlexmaskError, match=f"ParallelismConfig: {name} must be 1, got 2; it cuts"):
+        patch(model)(**batch)
+    assert model(IDS).logits is not None  # an ordinary batch may be cut
 
 
 def test_attention_to_later_tokens_is_refused(model, batch):

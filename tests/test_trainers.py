@@ -1,6 +1,7 @@
 """Three steps in every trainer that people use equal three steps of N-pass by hand."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -293,6 +294,17 @@ def test_a_model_that_is_not_patched_is_refused(tmp_path):
     )
     with pytest.raises(FlexmaskError, match="the model is not patched"):
         trainer.train()
+
+
+@pytest.mark.parametrize("name", ["cp_size", "sp_size"])
+def test_rows_cut_between_processes_are_refused(tmp_path, monkeypatch, name):
+    def set_up(trainer, **_):
+        parallelism = SimpleNamespace(**{"cp_size": 1, "sp_size": 1} | {name: 2})
+        trainer.accelerator = SimpleNamespace(parallelism_config=parallelism)
+
+    monkeypatch.setattr(ResumableTrainer, "__init__", set_up)
+    with pytest.raises(FlexmaskError, match=f"ParallelismConfig: {name} must be 1, got 2"):
+        TreeTrainer(model=patch(tiny_model("llama")), args=arguments(tmp_path))
 
 
 def test_loss_weights_rounded_on_the_way_are_refused():

@@ -1,6 +1,7 @@
 """`flexmask verify`: proves what is equal, and finds what is not."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from flexmask import Sample
+from flexmask.backends import BackendChoice
 from flexmask.backends.reference import reference_attention
 from flexmask.tools.verify.differences import Difference
 from flexmask.tools.verify.parameter_groups import GROUPS, parameter_groups
 from flexmask.tools.verify.proof import Chat, verify_model
+from flexmask.tools.verify.run import describe_choices
 
 CHATS = [Chat(random_samples(seed, num_samples=3)) for seed in range(2)]
 CHECKS = ["dropout", "patch", "mask", "loss", "gradients", "step", "control"]
@@ -24,7 +27,7 @@ def names(report, *, ok):
     return [finding.name for finding in report.findings if finding.is_ok is ok]
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "reference", "varlen"])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_proves_verified_families_and_backends(family, backend):
     report = verify_model(tiny_model(family), CHATS, backend=backend)
@@ -183,6 +186,7 @@ def test_the_command_says_what_it_checked(model_dir, data, tmp_path, capsys):
     out = capsys.readouterr().out
     for text in ("Qwen3ForCausalLM, 1 layer,", "float32 on cpu", "2 conversations, ", "whole step"):
         assert text in out
+    assert re.search("backend +cpu: flash kernels", out)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["proved"] is True
     assert [finding["name"] for finding in report["findings"]] == ["template", *CHECKS]
@@ -190,6 +194,16 @@ def test_the_command_says_what_it_checked(model_dir, data, tmp_path, capsys):
     assert report["turns"][0]["where"].endswith("conversations.jsonl:1")
     assert report["turns"][0]["gradients"]["attention"]["difference"] < 1e-5
     assert report["control"]["turns"]
+
+
+def test_the_report_names_each_backend_that_was_called():
+    choices = {
+        BackendChoice("varlen", "FlashAttention"): 2,
+        BackendChoice("flex", "7 keys"): 1,
+        BackendChoice("flex", "9 keys"): 3,
+    }
+    named = "varlen in 2 calls: FlashAttention; flex in 4 calls: 7 keys"
+    assert describe_choices(choices) == named
 
 
 def test_a_broken_backend_has_exit_code_1(model_dir, data, monkeypatch, capsys):

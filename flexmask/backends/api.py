@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from flexmask.backends.cache import per_mask_cache
-from flexmask.backends.choice import choose_backend
+from flexmask.backends.choice import Call, choose_backend
 from flexmask.backends.reference import reference_attention
 from flexmask.errors import MaskError
 from flexmask.tree.intervals import check_window, find_window_start
@@ -48,8 +48,9 @@ def attention(
             own window. For layers that differ from each other and share a mask without one; where
             both are given, they must be equal.
         chunk: a query sees only keys of its own chunk of `chunk` positions; None as before.
-        backend: "auto", "reference", "cpu", "flex" or "triton". A named backend that cannot do
-            exactly what is asked raises; `choose_backend` tells what "auto" takes, and why.
+        backend: "auto", "reference", "cpu", "varlen", "flex" or "triton". A named backend that
+            cannot do exactly what is asked raises; `choose_backend` tells what "auto" takes, and
+            why.
 
     Returns:
         [B, H, L, D_v] in the dtype of q.
@@ -101,11 +102,19 @@ def dispatch(
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks}
+    limits: dict[str, Any] = {"window": window, "chunk": chunk}
+    widest = max(q.shape[-1], v.shape[-1])
+    call = Call(q.dtype, widest, softcap, subtree_end, window, chunk)
+    name = choose_backend(q.device, backend, call).name
+    if name == "varlen":
+        from flexmask.backends.varlen import varlen_attention
+
+        return varlen_attention(q, k, v, subtree_end, **options, **limits)
     window_start = None
     if window is not None or chunk is not None:
-        window_start = per_mask_cache(find_window_start, subtree_end, window=window, chunk=chunk)
-    attend = _implementation(choose_backend(q.device, backend).name)
-    return attend(q, k, v, subtree_end, window_start, scale=scale, softcap=softcap, sinks=sinks)
+        window_start = per_mask_cache(find_window_start, subtree_end, **limits)
+    return _implementation(name)(q, k, v, subtree_end, window_start, **options)
 
 
 def _implementation(name: str) -> Callable[..., Tensor]:

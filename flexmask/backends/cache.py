@@ -57,11 +57,12 @@ def _can_be_told(x: Tensor) -> bool:
         return False
     if x.device.type == "cpu":
         return True
-    return not (x.is_inference() or _is_captured(x))
+    return not (x.is_inference() or is_capturing())
 
 
-def _is_captured(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured, inside which nobody can wait for the device."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _identity(x: Tensor) -> Place:

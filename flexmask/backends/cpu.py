@@ -28,6 +28,7 @@ from torch.nn.functional import pad
 from flexmask.backends.cache import per_mask_cache
 from flexmask.backends.calls import plan_rows
 from flexmask.backends.cpu_row import Row, row_backward, row_forward
+from flexmask.backends.sinks import sink_gradient
 from flexmask.tree.intervals import mask_mod
 
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -130,8 +131,7 @@ def _differentiate(ctx, dout: Tensor, _: Tensor | None):
     dq, dk, dv = _backward(dout, *saved, ctx.scale, ctx.softcap)
     dsinks = None
     if sinks is not None and ctx.needs_input_grad[5]:
-        weight = torch.exp(sinks.to(lse.dtype).view(1, -1, 1) - lse)
-        dsinks = -(weight * (dout.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
+        dsinks = sink_gradient(dout, out, lse, sinks)
     return dq, dk, dv, None, None, dsinks, None, None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flexmask.backends.calls import Call, Keys, Pairs, cut_calls
 from flexmask.backends.cpu_capped import Block, capped_backward, capped_forward
+from flexmask.backends.sinks import add_sinks
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -50,8 +51,7 @@ def row_forward(row: Row, out: Tensor, lse: Tensor) -> None:
             out_rows.lerp_(part.to(out.dtype), weight)
             torch.logaddexp(lse_rows, part_lse, out=lse_rows)
     if row.sinks is not None:
-        out.mul_(torch.sigmoid(lse - row.sinks).unsqueeze(-1))
-        torch.logaddexp(lse, row.sinks, out=lse)
+        add_sinks(out, lse, row.sinks)
 
 
 def row_backward(

@@ -50,6 +50,21 @@ def check_vocabulary(size: int, input_ids: Iterable[np.ndarray]) -> None:
         )
 
 
+def check_parallelism(parallelism: Any) -> None:
+    """Raise UnsupportedModelError if a row would be cut between processes.
+
+    Args:
+        parallelism: accelerate's `ParallelismConfig`, or None.
+    """
+    for name in ("cp_size", "sp_size"):
+        size = getattr(parallelism, name, None) or 1
+        if size > 1:
+            raise UnsupportedModelError(
+                f"ParallelismConfig: {name} must be 1, got {size}; it cuts rows between processes, "
+                "in which a tree would lose its mask. Take rows that fit one device (max_tokens)"
+            )
+
+
 def max_exact_length(config: PreTrainedConfig) -> int | None:
     """The longest sample for which the rotary embedding depends on each token alone, or None.
 

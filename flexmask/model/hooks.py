@@ -7,6 +7,7 @@ stack turns `subtree_end` into the mask that our attention knows, wherever it is
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
 from flexmask.errors import DataError, UnsupportedModelError
+from flexmask.model.checks import check_parallelism
 from flexmask.model.experts import has_auxiliary_loss, take_counts
 from flexmask.model.loss import TreeLoss
 from flexmask.model.mixers.forward import MixerForward
@@ -80,6 +82,8 @@ def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         raise DataError("flexmask is disabled for this model; run tree batches outside `disabled`")
     if is_tree_batch:
         _check_inputs(kwargs)
+        if not torch.compiler.is_compiling():
+            check_parallelism(_accelerate_parallelism())
         if patch.is_wrapped:  # some models around a decoder stack make its cache
             kwargs["use_cache"] = False
     for layer in patch.layers:
@@ -209,6 +213,12 @@ def _check_inputs(kwargs: Mapping[str, Any]) -> None:
     for name, value in kwargs.items():
         if value is not None and _NOT_TEXT.search(name):
             raise DataError(f"a tree batch is of text only, got {name}; leave it out")
+
+
+def _accelerate_parallelism() -> Any:
+    """The `ParallelismConfig` that accelerate was set up with, or None."""
+    state = sys.modules.get("accelerate.state")
+    return state and state.AcceleratorState._shared_state.get("parallelism_config")
 
 
 def _check_noise(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from flexmask.packing.fitting import Overflow
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Backend = Literal["auto", "reference", "cpu", "flex", "triton"]
+Backend = Literal["auto", "reference", "cpu", "varlen", "flex", "triton"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -63,7 +63,7 @@ class TrainConfig:
     on_bad_line: OnBadLine = _option(
         "stop at a line that cannot be used, or skip and list it", default="error"
     )
-    backend: Backend = _option("of attention; auto: flex on a GPU, else cpu", default="auto")
+    backend: Backend = _option("of attention; auto: varlen or flex on a GPU, else cpu", default="auto")
     from_config: bool = _option("draw random weights from the model's config", default=False)
     dtype: DType = _option("of the weights; auto: the checkpoint's", default="auto")
     use_peft: bool = _option("train LoRA adapters only", default=False)

@@ -10,6 +10,7 @@ from transformers.trainer_utils import has_length
 
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.model.adapter import is_patched
+from flexmask.model.checks import check_parallelism
 from flexmask.model.loss import as_bits
 from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.training.checkpoints import ResumableTrainer
@@ -35,6 +36,7 @@ class TreeTrainer(ResumableTrainer):
         self, *args: Any, batch_sampler: TreeBatchSampler | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        check_parallelism(self.accelerator.parallelism_config)
         self.batch_sampler = batch_sampler
 
     def get_train_dataloader(self) -> DataLoader:

@@ -74,7 +74,7 @@ def strides(*, constant: bool = True, **tensors: Tensor) -> dict[str, int]:
     From row to row it is a compile-time constant of what a kernel reads (`primitives.load_rows`),
     in capitals, and none of what it writes.
     """
-    found = {}
+    found: dict[str, int] = {}
     for name, x in tensors.items():
         batch, head, row, _ = x.stride()
         to_row = f"STRIDE_{name.upper()}" if constant else f"stride_{name}"

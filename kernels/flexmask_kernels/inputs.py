@@ -58,11 +58,13 @@ def prepare(inputs: Inputs) -> Inputs:
     widest = max(q.shape[3], v.shape[3])
     if widest > MAX_WIDTH:
         raise ValueError(f"heads must be at most {MAX_WIDTH} wide, got {widest}")
-    masks = [end] if start is None else [end, start]
     return Inputs(
-        *(unit_stride(x) for x in (q, k, v)),
-        *(x.to(torch.int32).contiguous() for x in masks),
-        sinks=None if sinks is None else sinks.to(torch.float32).contiguous(),
+        unit_stride(q),
+        unit_stride(k),
+        unit_stride(v),
+        end.to(torch.int32).contiguous(),
+        None if start is None else start.to(torch.int32).contiguous(),
+        None if sinks is None else sinks.to(torch.float32).contiguous(),
     )
 
 

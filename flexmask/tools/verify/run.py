@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from flexmask.backends.choice import choose_backend
+from flexmask.backends.choice import BackendChoice, choose_backend, record_choices
 from flexmask.data.files import BadLine, find_data_files, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.trees import Renderer
@@ -32,7 +34,7 @@ def verify(options: argparse.Namespace) -> VerifyReport:
         FlexmaskError: an input that cannot be used.
     """
     device = _device(options.device)
-    choice = choose_backend(device, options.backend)
+    choose_backend(device, options.backend)  # a name that does not fit the device is refused now
     tokenizer = load_tokenizer(options.tokenizer or options.model, options.chat_template)
     chats, refused = _read_chats(options, tokenizer)
     samples = [sample for chat in chats for sample in chat.samples]
@@ -57,7 +59,8 @@ def verify(options: argparse.Namespace) -> VerifyReport:
     config = text_config(model)
     check_vocabulary(config.vocab_size, (sample.input_ids for sample in samples))
     progress = partial(tqdm, desc="verifying", unit="turn")
-    report = verify_model(model, chats, backend=options.backend, progress=progress)
+    with record_choices() as choices:
+        report = verify_model(model, chats, backend=options.backend, progress=progress)
     report.findings.insert(0, finding)
     weights = "random weights" if options.from_config else "its own weights"
     report.checked = {
@@ -66,10 +69,24 @@ def verify(options: argparse.Namespace) -> VerifyReport:
         f"{model.num_parameters():,} parameters, {weights}",
         "in": f"{str(model.dtype).removeprefix('torch.')} on {model.device}, training mode; "
         f"N-pass attention: {config._attn_implementation}",
-        "backend": f"{choice.name}: {choice.reason}",
+        "backend": describe_choices(choices),
         "data": data,
     }
     return report
+
+
+def describe_choices(choices: Mapping[BackendChoice, int]) -> str:
+    """The backends that were called, each with its first reason, and how often, if several."""
+    counts: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    for (name, reason), count in choices.items():
+        counts[name] += count
+        reasons.setdefault(name, reason)
+    if len(counts) == 1:
+        return "".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return "; ".join(
+        f"{name} in {pluralize(count, 'call')}: {reasons[name]}" for name, count in counts.items()
+    )
 
 
 def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat], list[str]]:
