@@ -63,7 +63,9 @@ class TrainConfig:
     on_bad_line: OnBadLine = _option(
         "stop at a line that cannot be used, or skip and list it", default="error"
     )
-    backend: Backend = _option("of attention; auto: varlen or flex on a GPU, else cpu", default="auto")
+    backend: Backend = _option(
+        "of attention; auto: varlen or flex on a GPU, else cpu", default="auto"
+    )
     from_config: bool = _option("draw random weights from the model's config", default=False)
     dtype: DType = _option("of the weights; auto: the checkpoint's", default="auto")
     use_peft: bool = _option("train LoRA adapters only", default=False)
