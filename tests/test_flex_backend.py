@@ -3,7 +3,6 @@
 import copy
 from collections import Counter
 from functools import cache, wraps
-from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from backend_cases import (
     worst_ratio,
 )
 from hypothesis import given
+from hypothesis.strategies import sampled_from
 from mask_strategies import masks, windows
 from model_cases import npass, packed, tiny_model
 from strategies import random_samples
@@ -36,9 +36,9 @@ MASKS = [
 
 
 def tiles_in(counts, indices):
-    """bool [B, N, N]: the tiles that an index table lists, by its own line and column."""
-    B, _, N = counts.shape
-    grid = torch.zeros(B, N, N, dtype=torch.bool)
+    """bool [B, N, M]: the tiles that an index table lists, by its own line and column."""
+    B, _, N, M = indices.shape
+    grid = torch.zeros(B, N, M, dtype=torch.bool)
     for b in range(B):
         for line in range(N):
             grid[b, line, indices[b, 0, line, : counts[b, 0, line]].long()] = True
@@ -46,29 +46,27 @@ def tiles_in(counts, indices):
 
 
 def grids(tables):
-    """Partial and full tiles [B, N, N] by query and key block, from both orders of the tables."""
+    """Partial and full tiles [B, N, M] by query and key block, from both orders of the tables."""
     kv, full_kv, q, full_q = (tiles_in(*tables[i : i + 2]) for i in range(0, 8, 2))
     assert torch.equal(kv, q.transpose(1, 2))
     assert torch.equal(full_kv, full_q.transpose(1, 2))
     return kv, full_kv
 
 
-def tile_classes(dense, block):
+def tile_classes(dense, block_q, block_k):
     """Whether any, and whether all pairs of each tile are visible; ragged tiles are never full."""
     L = dense.shape[1]
-    missing = -L % block
-    padded = torch.nn.functional.pad(dense, (0, missing, 0, missing))
-    tiles = padded.unflatten(2, (-1, block)).unflatten(1, (-1, block))  # [B, N, block, N, block]
+    padded = torch.nn.functional.pad(dense, (0, -L % block_k, 0, -L % block_q))
+    tiles = padded.unflatten(2, (-1, block_k)).unflatten(1, (-1, block_q))  # [B, N, q, M, k]
     return tiles.any(4).any(2), tiles.all(4).all(2)
 
 
-@given(mask=masks(), limits=windows())
-def test_both_builders_find_exactly_the_visible_tiles(mask, limits):
+@given(mask=masks(), limits=windows(), block=sampled_from([(4, 4), (8, 4), (2, 6)]))
+def test_both_builders_find_exactly_the_visible_tiles(mask, limits, block):
     start = windowed(mask, **limits).window_start
-    with mock.patch.object(flex_tables, "BLOCK", 4):
-        tiles = flex_tables.tables_from_tiles(mask.subtree_end, start)
-        grid = flex_tables.tables_from_grid(mask.subtree_end, start)
-    visited, full = tile_classes(within_window(mask, **limits), 4)
+    tiles = flex_tables.tables_from_tiles(mask.subtree_end, start, block=block)
+    grid = flex_tables.tables_from_grid(mask.subtree_end, start, block=block)
+    visited, full = tile_classes(within_window(mask, **limits), *block)
     for tables in (tiles, grid):
         partial, is_full = grids(tables)
         assert torch.equal(partial, visited & ~full)
@@ -116,13 +114,6 @@ def test_rows_of_whole_blocks_share_a_graph_that_knows_it(monkeypatch):
     for length in (300, 256, 384, 380):
         assert errors(mask_from_depths([*range(length)])) < 1
     assert known == [False, True]
-
-
-def test_short_rows_keep_out_of_the_kernel_for_decoding():
-    assert flex._with_defaults(None) == {"FORCE_USE_FLEX_ATTENTION": True}
-    options = {"BLOCK_M": 64, "FORCE_USE_FLEX_ATTENTION": False}
-    assert flex._with_defaults(options) == options
-    assert flex._with_defaults({"BACKEND": "FLASH"}) == {"BACKEND": "FLASH"}
 
 
 def test_softcap_and_window_equal_reference():

@@ -183,6 +183,10 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--lora_r", 8), "--lora_r says how adapters are made; give --use_peft too"),
         (("--num_epochs", 3), "unknown option --num_epochs (did you mean --num_train_epochs?)"),
         (("--bf16", "true", "other.jsonl"), "other.jsonl: stands apart from the other DATA"),
+        (
+            ("--kernel_options", "{}"),
+            "kernel_options are FlexAttention's: they need backend='flex'",
+        ),
         (("--chat_template_kwargs", "[]"), "--chat_template_kwargs must be a JSON object"),
         (("--use_peft", "--lora_r", 0), "--lora_r must be at least 1, got 0"),
         (("--chat_template", sys.executable), "cannot be read: 'utf-8' codec"),

@@ -240,6 +240,7 @@ def test_dropout_left_on_is_a_finding(model_dir, data, capsys):
         (("--conversations", 0), "--conversations must be at least 1, got 0"),
         (("--device", "nowhere"), "--device nowhere cannot be used"),
         (("--device", "cpu", "--backend", "triton"), "backend 'triton' needs CUDA tensors"),
+        (("--backend", "flex", "--kernel_options", '{"M": 1}'), "FlexAttention has no 'M'"),
         (("--chat_template", "none.jinja"), "none.jinja: no such file"),
         (("--json", "no/such/place/report.json"), "no such folder"),
     ],

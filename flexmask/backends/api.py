@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flexmask.backends.cache import per_mask_cache
 from flexmask.backends.choice import Call, choose_backend
+from flexmask.backends.flex_options import check_kernel_options
 from flexmask.backends.reference import reference_attention
 from flexmask.errors import MaskError
 from flexmask.tree.intervals import check_window, find_window_start
@@ -31,6 +32,7 @@ def attention(
     window: int | None = None,
     chunk: int | None = None,
     backend: str = "auto",
+    kernel_options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Softmax attention in which token q sees token k where k <= q < subtree_end[k].
 
@@ -51,6 +53,7 @@ def attention(
         backend: "auto", "reference", "cpu", "varlen", "flex" or "triton". A named backend that
             cannot do exactly what is asked raises; `choose_backend` tells what "auto" takes, and
             why.
+        kernel_options: FlexAttention's own, such as {"BLOCK_M": 64}, with backend="flex".
 
     Returns:
         [B, H, L, D_v] in the dtype of q.
@@ -62,6 +65,7 @@ def attention(
     _check_tensors(q, k, v, sinks)
     _check_mask(q, mask)
     _check_options(scale, softcap)
+    check_kernel_options(kernel_options, backend)
     window = _one_of("window", mask.window, window)
     chunk = _one_of("chunk", mask.chunk, chunk)
     check_window(window, chunk)
@@ -76,6 +80,7 @@ def attention(
         window=window,
         chunk=chunk,
         backend=backend,
+        kernel_options=kernel_options,
     )
 
 
@@ -91,6 +96,7 @@ def dispatch(
     window: int | None = None,
     chunk: int | None = None,
     backend: str = "auto",
+    kernel_options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """`attention` without its checks of shapes and values: for callers that hold only tensors.
 
@@ -114,6 +120,8 @@ def dispatch(
     window_start = None
     if window is not None or chunk is not None:
         window_start = per_mask_cache(find_window_start, subtree_end, **limits)
+    if kernel_options is not None:
+        options["kernel_options"] = kernel_options
     return _implementation(name)(q, k, v, subtree_end, window_start, **options)
 
 

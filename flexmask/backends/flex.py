@@ -8,9 +8,10 @@ of whole blocks, and rows below one, have graphs of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +19,14 @@ from torch._functorch import config as functorch_config
 from torch.nn.attention.flex_attention import (
     AuxRequest,
     BlockMask,
-    FlexKernelOptions,
     flex_attention,
 )
 
+from flexmask.backends.flex_options import chip_of, complete, flash_block
 from flexmask.backends.flex_tables import BLOCK, block_tables, split_rows
 from flexmask.errors import UnsupportedModelError
 from flexmask.tree.block_mask import BlockTables
-from flexmask.tree.intervals import mask_mod
+from flexmask.tree.intervals import flat_mask_mod, mask_mod
 
 MIN_WIDTH = 16  # of a head, for the tensor cores
 MAX_COMPILES = 64  # of one process: combinations of dtypes, head counts, widths and options
@@ -41,16 +42,24 @@ def flex_backend(
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-    kernel_options: FlexKernelOptions | None = None,
+    kernel_options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """`reference_attention` by FlexAttention; differentiable, and with sinks, on CUDA only.
 
-    `kernel_options` are FlexAttention's own, such as block sizes.
+    `kernel_options` are FlexAttention's own, such as block sizes, as `check_kernel_options` takes
+    them.
 
     Raises:
-        UnsupportedModelError: fp64, narrow heads on CUDA; gradients or sinks on the CPU.
+        UnsupportedModelError: fp64, narrow heads on CUDA; gradients or sinks on the CPU; what the
+            FLASH kernels do not take.
     """
     _check(q, k, v, sinks)
+    chip = chip_of(q.device) if q.device.type == "cuda" else None
+    shape = (q.shape[-1], v.shape[-1], q.dtype)
+    options = complete(kernel_options, chip, *shape)
+    block = (BLOCK, BLOCK)
+    if options.get("BACKEND") == "FLASH":
+        block = flash_block(chip, *shape, has_sinks=sinks is not None)
     attend = _attend if torch.compiler.is_compiling() else _attend_eagerly
 
     def run(
@@ -71,10 +80,11 @@ def flex_backend(
             sinks,
             scale,
             softcap,
-            kernel_options,
+            block,
+            options,
         )
 
-    tables = block_tables(subtree_end, window_start)
+    tables = block_tables(subtree_end, window_start, block)
     if q.device.type != "cpu":
         return run(q, k, v, subtree_end, window_start, tables)
     # On the CPU row by row: torch 2.13 generates C++ that does not compile for a dynamic batch.
@@ -133,19 +143,22 @@ def _attend(
     sinks: Tensor | None,
     scale: float,
     softcap: float | None,
-    kernel_options: FlexKernelOptions | None,
+    block: tuple[int, int],
+    kernel_options: dict[str, Any],
 ) -> Tensor:
     """The region that is compiled."""
     B, H, L, _ = q.shape
     if L % BLOCK == 0:  # a graph of its own: full tiles of whole blocks load without a mask
         torch._check(L % BLOCK == 0)
-    subtree_end = subtree_end.expand(B, L)
-    if window_start is not None:
-        window_start = window_start.expand(B, L)
+    if kernel_options.get("BACKEND") == "FLASH":  # where two indices into memory are slow
+        visible = flat_mask_mod(subtree_end, window_start)
+    else:
+        start = None if window_start is None else window_start.expand(B, L)
+        visible = mask_mod(subtree_end.expand(B, L), start)
     block_mask = BlockMask(
         seq_lengths=(L, L),
-        BLOCK_SIZE=(BLOCK, BLOCK),
-        mask_mod=mask_mod(subtree_end, window_start),
+        BLOCK_SIZE=block,
+        mask_mod=visible,
         **tables._asdict(),
     )
     attend = partial(
@@ -157,24 +170,13 @@ def _attend(
         block_mask=block_mask,
         scale=scale,
         enable_gqa=k.shape[1] != H,
-        kernel_options=_with_defaults(kernel_options),
+        kernel_options=kernel_options,
     )
     if sinks is None:
         return attend()
     out, aux = attend(return_aux=AuxRequest(lse=True))
     share = torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype).view(1, H, 1))
     return (out * share.unsqueeze(-1)).to(out.dtype)
-
-
-def _with_defaults(options: FlexKernelOptions | None) -> FlexKernelOptions:
-    """Options that keep short rows from FlexAttention's kernel for decoding.
-
-    It has no tiles for rows below 128 tokens whose queries of one key head are more than 128, and
-    its search fails where it finds none.
-    """
-    if options is not None and "BACKEND" in options:  # takes no other way to choose a kernel
-        return options
-    return {"FORCE_USE_FLEX_ATTENTION": True, **(options or {})}
 
 
 def _soft_cap(bound: float) -> Callable[..., Tensor]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.backends.choice import BACKENDS
+from flexmask.backends.flex_options import check_kernel_options
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.checks import check_model, max_exact_length
 from flexmask.model.hooks import ModelPatch, check_batch, check_result, take_tree
@@ -38,7 +39,9 @@ from flexmask.model.windows import Window, layer_windows
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def patch(model: Model, *, backend: str = "auto") -> Model:
+def patch(
+    model: Model, *, backend: str = "auto", kernel_options: Mapping[str, Any] | None = None
+) -> Model:
     """The same model, able to run packed trees: `model(input_ids, position_ids, subtree_end)`.
 
     Ordinary batches, without `subtree_end`, run as before. A second call replaces the first.
@@ -46,6 +49,7 @@ def patch(model: Model, *, backend: str = "auto") -> Model:
     Args:
         model: a Hugging Face causal language model of a verified family, or one wrapped by peft.
         backend: "auto", "reference", "cpu", "flex" or "triton", as in `attention`.
+        kernel_options: FlexAttention's own, such as {"BLOCK_M": 64}, with backend="flex".
 
     Raises:
         UnsupportedModelError: single-pass training would not be exact, with the reason.
@@ -54,6 +58,7 @@ def patch(model: Model, *, backend: str = "auto") -> Model:
         raise UnsupportedModelError(
             f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}"
         )
+    check_kernel_options(kernel_options, backend)
     top = find_model(model)
     check_model(model, top)
     unpatch(model)
@@ -63,7 +68,7 @@ def patch(model: Model, *, backend: str = "auto") -> Model:
     state = ModelPatch(
         layers=[
             *(
-                _patch_layer(layer, backend, window)
+                _patch_layer(layer, backend, window, kernel_options)
                 for layer, window in zip(layers, layer_windows(decoder), strict=True)
             ),
             *(_patch_mixer(mixer, text_config(top)) for mixer in mixers),
@@ -144,13 +149,16 @@ def _state_of(model: nn.Module) -> ModelPatch | None:
     return find_decoder(find_model(model)).__dict__.get(STATE)
 
 
-def _patch_layer(layer: nn.Module, backend: str, window: Window) -> LayerPatch:
+def _patch_layer(
+    layer: nn.Module, backend: str, window: Window, kernel_options: Mapping[str, Any] | None
+) -> LayerPatch:
     """Give an attention module a configuration that names our attention."""
     config: PreTrainedConfig = layer.__dict__["config"]
-    state = LayerPatch(config, _eager_attention(layer), backend, window, temperature_of(layer))
-    own: PreTrainedConfig = copy.copy(config)
-    own._attn_implementation = {"": NAME}  # of this configuration, not of any inside it
-    setattr(layer, "config", own)  # noqa: B010 - mypy takes every attribute for a module
+    own = backend, window, temperature_of(layer), kernel_options
+    state = LayerPatch(config, _eager_attention(layer), *own)
+    copied: PreTrainedConfig = copy.copy(config)
+    copied._attn_implementation = {"": NAME}  # of this configuration, not of any inside it
+    setattr(layer, "config", copied)  # noqa: B010 - mypy takes every attribute for a module
     setattr(layer, STATE, state)
     return state
 

@@ -8,7 +8,7 @@ configuration names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeGuard
 
@@ -45,6 +45,7 @@ class LayerPatch:
         backend: the attention backend for trees.
         window: how far back its queries see.
         temperature: the factor by position that is in its queries, or None; see `temperature`.
+        kernel_options: of backend `flex`, or None.
         was_called: whether a tree mask has come by since the forward pass began.
     """
 
@@ -53,6 +54,7 @@ class LayerPatch:
     backend: str
     window: Window
     temperature: Temperature | None = None
+    kernel_options: Mapping[str, Any] | None = None
     was_called: bool = False
 
 
@@ -151,6 +153,7 @@ def _attend(
         softcap=softcap,
         sinks=s_aux,
         backend=layer.backend,
+        kernel_options=layer.kernel_options,
         **layer.window._asdict(),
     )
     return output.transpose(1, 2).contiguous()  # some families view it

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.backends.choice import choose_backend, is_interpreting
+from flexmask.backends.flex_options import check_kernel_options
 from flexmask.errors import DataError, UnsupportedModelError, one_line
 from flexmask.training.options import TrainConfig, add_lora
 
@@ -54,6 +55,7 @@ def check_backend(training: TrainingArguments, config: TrainConfig) -> None:
         raise UnsupportedModelError(
             "--backend flex has no backward pass on the CPU; use --backend cpu"
         )
+    check_kernel_options(config.kernel_options, config.backend)
 
 
 def check_model(training: TrainingArguments, config: TrainConfig) -> None:

@@ -66,6 +66,9 @@ class TrainConfig:
     backend: Backend = _option(
         "of attention; auto: varlen or flex on a GPU, else cpu", default="auto"
     )
+    kernel_options: Mapping[str, Any] | None = _option(
+        "FlexAttention's, for --backend flex, such as '{\"BLOCK_M\": 64}'", "JSON", default=None
+    )
     from_config: bool = _option("draw random weights from the model's config", default=False)
     dtype: DType = _option("of the weights; auto: the checkpoint's", default="auto")
     use_peft: bool = _option("train LoRA adapters only", default=False)

@@ -64,7 +64,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         if training.gradient_checkpointing:
             model.enable_input_require_grads()
         model = add_lora(model, config)
-    patch(model, backend=config.backend)
+    patch(model, backend=config.backend, kernel_options=config.kernel_options)
     freeze_unreached(model, training)
     if training.process_index == 0:
         tell_rounding(model)

@@ -20,9 +20,10 @@ from flexmask.tree.tiles import Tiles
 
 
 class BlockTables(NamedTuple):
-    """Counts int32 [B, 1, N] and indices int32 [B, 1, N, N] of N blocks, as in BlockMask.
+    """Counts int32 [B, 1, N] and indices int32 [B, 1, N, M], as in BlockMask.
 
-    Each line of a table lists its columns first; what follows is never used.
+    N are the blocks of queries and M those of keys; for the last four the other way round. Each
+    line of a table lists its columns first; what follows is never used.
     """
 
     kv_num_blocks: Tensor
@@ -70,9 +71,10 @@ def index_tables(tiles: Sequence[Tiles], device: torch.device) -> BlockTables:
             order = by_query[is_listed[by_query]]
             pairs.setdefault(f"{prefix}kv", []).append((row.query[order], row.key[order]))
             pairs.setdefault(f"{prefix}q", []).append((row.key[is_listed], row.query[is_listed]))
-    num_blocks = tiles[0].num_q_blocks
+    sizes = tiles[0].num_q_blocks, tiles[0].num_k_blocks
+    shapes = {name: sizes if name.endswith("kv") else sizes[::-1] for name in pairs}
     counts = {
-        name: np.stack([np.bincount(line, minlength=num_blocks) for line, _ in rows])
+        name: np.stack([np.bincount(line, minlength=shapes[name][0]) for line, _ in rows])
         for name, rows in pairs.items()
     }
     width = max(1, *(int(count.max()) for count in counts.values()))
@@ -80,23 +82,26 @@ def index_tables(tiles: Sequence[Tiles], device: torch.device) -> BlockTables:
     for name, rows in pairs.items():
         count = torch.from_numpy(counts[name].astype(np.int32))
         tables[f"{name}_num_blocks"] = count.unsqueeze(1).to(device)
-        tables[f"{name}_indices"] = _index_table(rows, counts[name], width).to(device)
+        tables[f"{name}_indices"] = _index_table(rows, counts[name], width, shapes[name]).to(device)
     return BlockTables(**tables)
 
 
 def _index_table(
-    rows: list[tuple[np.ndarray, np.ndarray]], counts: np.ndarray, width: int
+    rows: list[tuple[np.ndarray, np.ndarray]],
+    counts: np.ndarray,
+    width: int,
+    shape: tuple[int, int],
 ) -> Tensor:
-    """The columns of each line first, int32 [B, 1, N, N].
+    """The columns of each line first, int32 [B, 1, N, M] where `shape` is (N, M).
 
     Lines lie `width` apart in memory: entries past a line's count are never used, so they may alias
     the lines below instead of taking memory of their own.
     """
-    B, N = counts.shape
-    table = np.zeros((B, N * width + N - width), np.int32)
+    N, M = shape
+    table = np.zeros((len(rows), N * width + max(0, M - width)), np.int32)
     for b, (line, column) in enumerate(rows):
         rank = np.arange(line.size) - np.repeat(np.cumsum(counts[b]) - counts[b], counts[b])
         table[b, line * width + rank] = column
     return torch.from_numpy(table).as_strided(
-        (B, 1, N, N), (table.shape[1], table.shape[1], width, 1)
+        (len(rows), 1, N, M), (table.shape[1], table.shape[1], width, 1)
     )

@@ -38,6 +38,21 @@ def mask_mod(subtree_end: Tensor, window_start: Tensor | None = None) -> MaskMod
     return tree_mask
 
 
+def flat_mask_mod(subtree_end: Tensor, window_start: Tensor | None = None) -> MaskMod:
+    """`mask_mod` with a single index into memory: of one row, the token's own."""
+    B, L = subtree_end.shape
+    first = torch.arange(0, B * L, L, dtype=torch.int32, device=subtree_end.device)
+    ends = subtree_end.reshape(-1)
+    starts = None if window_start is None else window_start.reshape(-1)
+
+    def tree_mask(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        key, query = (kv_idx, q_idx) if B == 1 else (first[b] + kv_idx, first[b] + q_idx)
+        visible = (kv_idx <= q_idx) & (q_idx < ends[key])
+        return visible if starts is None else visible & (kv_idx >= starts[query])
+
+    return tree_mask
+
+
 def dense_mask(subtree_end: Tensor, window_start: Tensor | None = None) -> Tensor:
     """The mask as bool [B, L, L]: True where the query (second dimension) sees the key (third)."""
     B, L = subtree_end.shape

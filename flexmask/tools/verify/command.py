@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.description = "Exit code 0: proved; 1: not, the report says why; 2: unusable input."
     add_options(parser, "data", "model", "tokenizer", "chat_template", "chat_template_kwargs")
-    add_options(parser, "on_bad_line", "backend", "from_config", "dtype")
+    add_options(parser, "on_bad_line", "backend", "kernel_options", "from_config", "dtype")
     add_number(parser, "--conversations", 3, "check the first N")
     add = parser.add_argument
     add("--device", metavar="DEVICE", help="such as cpu or cuda:0; default: cuda if there is one")

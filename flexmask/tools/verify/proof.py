@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +61,7 @@ def verify_model(
     chats: Sequence[Chat],
     *,
     backend: str = "auto",
+    kernel_options: Mapping[str, Any] | None = None,
     progress: Progress = iter,
 ) -> VerifyReport:
     """The findings and figures for an unpatched model; it is left unpatched, in training mode.
@@ -68,12 +69,14 @@ def verify_model(
     Args:
         model: in float32, bfloat16 or float16.
         chats: the conversations, at least one.
-        backend: as in `patch`.
+        backend: as in `patch`, like the next.
+        kernel_options: likewise.
         progress: wraps the list of turns, such as `tqdm.tqdm`.
     """
     report = VerifyReport(dtype=model.dtype)
     with without_auxiliary_loss(text_config(model)) as had_one:
-        _Verification(report, model, chats, backend).run(progress)
+        options = {"backend": backend, "kernel_options": kernel_options}
+        _Verification(report, model, chats, options).run(progress)
     if had_one:
         text = "one sample has another than a batch of all, so all was compared without it"
         report.add("auxiliary loss", True, text)
@@ -84,13 +87,17 @@ class _Verification:
     """The checks of one model, each of which adds its findings or figures to the report."""
 
     def __init__(
-        self, report: VerifyReport, model: PreTrainedModel, chats: Sequence[Chat], backend: str
+        self,
+        report: VerifyReport,
+        model: PreTrainedModel,
+        chats: Sequence[Chat],
+        options: dict[str, Any],  # of `patch`
     ) -> None:
         self.report = report
         self.model = model.train()
         self.wider = _widened(model)
         self.chats = chats
-        self.backend = backend
+        self.options = options
         self.groups = parameter_groups(model)
 
     def run(self, progress: Progress) -> None:
@@ -192,7 +199,7 @@ class _Verification:
     @contextmanager
     def patched(self) -> Iterator[None]:
         """A block in which the model is patched."""
-        patch(self.model, backend=self.backend)
+        patch(self.model, **self.options)
         try:
             yield
         finally:

@@ -14,6 +14,7 @@ import transformers
 from tqdm import tqdm
 
 from flexmask.backends.choice import BackendChoice, choose_backend, record_choices
+from flexmask.backends.flex_options import check_kernel_options
 from flexmask.data.files import BadLine, find_data_files, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.trees import Renderer
@@ -35,6 +36,7 @@ def verify(options: argparse.Namespace) -> VerifyReport:
     """
     device = _device(options.device)
     choose_backend(device, options.backend)  # a name that does not fit the device is refused now
+    check_kernel_options(options.kernel_options, options.backend)
     tokenizer = load_tokenizer(options.tokenizer or options.model, options.chat_template)
     chats, refused = _read_chats(options, tokenizer)
     samples = [sample for chat in chats for sample in chat.samples]
@@ -59,8 +61,9 @@ def verify(options: argparse.Namespace) -> VerifyReport:
     config = text_config(model)
     check_vocabulary(config.vocab_size, (sample.input_ids for sample in samples))
     progress = partial(tqdm, desc="verifying", unit="turn")
+    chosen = {"backend": options.backend, "kernel_options": options.kernel_options}
     with record_choices() as choices:
-        report = verify_model(model, chats, backend=options.backend, progress=progress)
+        report = verify_model(model, chats, **chosen, progress=progress)
     report.findings.insert(0, finding)
     weights = "random weights" if options.from_config else "its own weights"
     report.checked = {
