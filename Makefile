@@ -37,8 +37,9 @@ check: test lint test-wheel            ## what CI runs
 test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/test_*_gpu.py
 
-bench-gpu: $(VENV)/dev.stamp            ## tune, check and measure the kernels on a GPU, write their page
+bench-gpu: $(VENV)/dev.stamp            ## measure attention and whole steps on a GPU, write their page
 	$(BIN)/python -m benchmarks kernels
+	$(BIN)/python -m benchmarks gpu_step
 	$(BIN)/python -m benchmarks report
 
 bench: $(VENV)/dev.stamp            ## run every benchmark that this machine can run

@@ -15,9 +15,10 @@ CASES = {
     "shapes": "the same for kinds of conversations, agents among them",
     "step": "whole training steps of a 100M-parameter llama",
     "memory": "peak memory against the length of the row",
-    "kernels": "the Triton kernels against what else runs on a GPU",
+    "kernels": "the Triton kernels and varlen against what else runs on a GPU",
+    "gpu_step": "whole training steps of 1.7B and 8B shapes on a GPU",
 }
-ON_GPU = ("kernels",)  # these run in steps, and say where they cannot
+ON_GPU = ("kernels", "gpu_step")  # these run in steps, and say where they cannot
 
 
 def load_case(name: str) -> ModuleType:

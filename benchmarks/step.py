@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3ForCausalLM
 
 from benchmarks import models
 from benchmarks.conversations import Turn, random_samples
@@ -101,11 +101,13 @@ def _measure(
         "dense": models.dense_batches([samples]),
     }
     head_rows = _check(model, batches, label, measurement)
-    _step(model, optimizer, batches["npass"][:1])()  # the first update makes the optimizer's state
+    make_step(
+        model, optimizer, batches["npass"][:1]
+    )()  # the first update makes the optimizer's state
 
     tasks = {
         name: Task(
-            _step(model, optimizer, batches[name]),
+            make_step(model, optimizer, batches[name]),
             partial(_prepare, model, is_patched=name in _PATCHED),
             None if name in ("npass", "single_pass") else 1,
         )
@@ -114,16 +116,18 @@ def _measure(
     found = compare(tasks, "single_pass", rounds=measurement.settings["rounds"], label=label)
     unpatch(model)
     return {
-        "num_tokens": {name: _num_tokens(batch) for name, batch in batches.items()},
+        "num_tokens": {name: count_tokens(batch) for name, batch in batches.items()},
         "num_head_positions": head_rows,
         "num_trained": models.count_trained(batches["single_pass"]),
         **found,
     }
 
 
-def _step(
+def make_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[Batch]
 ) -> Callable[[], None]:
+    """A function that runs a whole step: gradients of all batches, and the update."""
+
     def run() -> None:
         run_step(model, batches)
         optimizer.step()
@@ -151,7 +155,7 @@ def _check(
     losses, gradients, head_rows = {}, {}, {}
     for name in ("npass", "single_pass", "packed_npass", "dense"):
         _prepare(model, is_patched=name in _PATCHED)
-        with _counted_rows(model.lm_head) as counts:
+        with counted_positions(model.lm_head) as counts:
             losses[name] = run_step(model, batches[name])
         head_rows[name] = sum(counts)
         gradients[name] = take_gradients(model)
@@ -170,7 +174,7 @@ def _check(
 
 
 @contextmanager
-def _counted_rows(head: nn.Module) -> Iterator[list[int]]:
+def counted_positions(head: nn.Module) -> Iterator[list[int]]:
     """A block whose list receives the number of positions of each call of `head`."""
     counts: list[int] = []
     hook = head.register_forward_hook(
@@ -182,7 +186,8 @@ def _counted_rows(head: nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-def _num_tokens(batches: list[Batch]) -> int:
+def count_tokens(batches: list[Batch]) -> int:
+    """Tokens that the model runs on."""
     return sum(batch["input_ids"].numel() for batch in batches)
 
 
@@ -203,7 +208,11 @@ def _count(model: LlamaForCausalLM, row: Row) -> Row:
 
 
 def count_flops(
-    model: LlamaForCausalLM, *, num_tokens: int, num_pairs: int, num_head_positions: int
+    model: LlamaForCausalLM | Qwen3ForCausalLM,
+    *,
+    num_tokens: int,
+    num_pairs: int,
+    num_head_positions: int,
 ) -> int:
     """FLOPs of a training step, forward and backward, as ABOUT says."""
     config = model.config
