@@ -24,8 +24,8 @@ from flexmask_kernels import backward_pass
 from flexmask_kernels import candidates as candidates_module
 from flexmask_kernels.autotune import autotune, compile_ahead
 from flexmask_kernels.backward_pass import backward
-from flexmask_kernels.candidates import candidates, typical_row
-from flexmask_kernels.configs import KERNELS, Config
+from flexmask_kernels.candidates import candidates, repeats_work, typical_row
+from flexmask_kernels.configs import KERNELS, Config, default_config
 from flexmask_kernels.descriptors import fits_tma, walked_tensors
 from flexmask_kernels.forward_pass import forward
 from flexmask_kernels.inputs import Counters, Inputs, Options
@@ -69,6 +69,13 @@ WINDOWS = {"all": {}, "window": {"window": 30}, "chunk": {"chunk": 32}}
 def tiles(shape):
     block_q, block_k = SHAPES[shape]
     return forced_configs(dict.fromkeys(KERNELS, Config(block_q, block_k, 4, 2)))
+
+
+def test_dq_may_be_summed_as_its_transpose():
+    inputs = random_inputs(SMALL, heads=2, width=24, value_width=40, dtype=torch.float32)
+    with mock.patch.object(backward_pass, "transposes_dq", return_value=True), tiles("wide"):
+        ours = run_triton(SMALL, *inputs)
+    assert worst_ratio(ours, run_reference(SMALL, *inputs)) < 1
 
 
 @settings(max_examples=20)
@@ -372,6 +379,26 @@ def test_descriptors_are_tried_where_there_is_tma(capability, has_tma):
     assert not first.use_tma
     assert (second == first._replace(use_tma=True)) == has_tma
     assert any(config.use_tma for config in others) == has_tma
+
+
+def test_candidates_repeat_no_work():
+    """The rule gives what was counted in machine code: exponentials of a pair, 1 or more."""
+    counted = {  # queries, keys, warps
+        (90, 128, "backward_keys"): {(64, 64, 8): 2, (64, 128, 8): 1, (64, 64, 4): 1},
+        (90, 256, "backward_queries"): {(64, 32, 8): 2, (128, 32, 8): 1, (64, 32, 4): 1},
+        (90, 256, "backward_fused"): {(32, 32, 8): 2, (64, 32, 8): 1, (16, 32, 4): 2},
+        (80, 64, "backward_fused"): {(32, 128, 8): 2, (32, 64, 4): 1, (64, 128, 8): 1},
+        (80, 128, "backward_fused"): {(32, 64, 8): 2, (64, 64, 8): 1, (16, 64, 4): 2},
+        (80, 128, "forward"): {(128, 32, 8): 1, (64, 64, 4): 1, (128, 64, 8): 1},
+        (80, 256, "forward"): {(64, 32, 8): 2, (64, 32, 4): 1, (128, 32, 8): 2, (64, 16, 4): 2},
+        (100, 256, "backward_fused"): {(32, 32, 8): 2, (32, 64, 8): 1},
+    }
+    for (capability, width, kernel), found in counted.items():
+        for (block_q, block_k, warps), times in found.items():
+            config = Config(block_q, block_k, warps, 1)
+            assert repeats_work(kernel, config, capability, width) == (times > 1), (kernel, config)
+        for shipped in (default_config(kernel, capability, width, 2, is_plain=x) for x in (0, 1)):
+            assert not repeats_work(kernel, shipped, capability, width)
 
 
 def test_compiling_ahead_runs_every_candidate_in_its_own_configuration():

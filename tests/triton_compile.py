@@ -12,8 +12,10 @@ import torch
 import triton
 from flexmask_kernels import backward_pass, tuning
 from flexmask_kernels.backward_pass import backward
+from flexmask_kernels.configs import Config
 from flexmask_kernels.forward_pass import forward
 from flexmask_kernels.inputs import Inputs, Options
+from sass import BRANCHES, NAMES, Instruction, Loop, innermost_loops
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
@@ -44,6 +46,11 @@ class Launch(NamedTuple):
         name = self.kernel.__name__.removesuffix("_kernel")
         return "backward_fused" if self.arguments.get("ADDS_DQ") else name
 
+    @property
+    def config(self):
+        names = ("BLOCK_Q", "BLOCK_K", "num_warps", "num_stages", "USE_TMA")
+        return Config(*(self.arguments[name] for name in names))
+
 
 class Binary(NamedTuple):
     """What the compiler made of a launch."""
@@ -52,6 +59,8 @@ class Binary(NamedTuple):
     stack: int  # bytes a thread, where spilled registers go
     shared: int  # bytes a program
     ptx: str
+    cubin: bytes
+    loops: list[Loop]  # over full tiles, over partial ones
 
 
 def launches(
@@ -76,6 +85,7 @@ def launches(
     with (
         mock.patch.object(JITFunction, "run", record),
         mock.patch.object(tuning, "capability_of", return_value=capability),
+        mock.patch.object(backward_pass, "capability_of", return_value=capability),
         mock.patch.object(backward_pass, "num_processors", return_value=132),
     ):
         out, lse2 = forward(inputs, options)
@@ -123,6 +133,7 @@ def absent_gpu(capability):
         mock.patch.object(driver, "_active", AbsentDriver(capability)),
         mock.patch.object(JITFunction, "run", compile_only),
         mock.patch.object(tuning, "capability_of", return_value=capability),
+        mock.patch.object(backward_pass, "capability_of", return_value=capability),
         mock.patch.object(backward_pass, "num_processors", return_value=132),
     ):
         yield
@@ -158,4 +169,27 @@ def compile_launch(found, capability):
     registers, stack, local = (
         int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL")
     )
-    return Binary(registers, stack + local, compiled.metadata.shared, compiled.asm["ptx"])
+    ptx, cubin = (compiled.asm[kind] for kind in ("ptx", "cubin"))
+    loops = innermost_loops(cubin, capability)
+    return Binary(registers, stack + local, compiled.metadata.shared, ptx, cubin, loops)
+
+
+def disassembled(cubin):
+    """What `sass.decode` should say, from NVIDIA's disassembler."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        command = [CUOBJDUMP, "-sass", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = []
+    for line in re.findall(r"/\*[0-9a-f]{4,}\*/ +(.*?) *;", text):
+        guard, name, rest = re.fullmatch(r"(@\S+ )?(\S+) ?(.*)", line).groups()
+        short = name if name in ("MUFU.EX2", "BRA.U") else name.partition(".")[0]
+        target = re.search(r"\b0x([0-9a-f]+)$", rest) if short in BRANCHES else None
+        found.append(
+            Instruction(
+                short if short in NAMES else "",
+                int(target[1], 16) // 16 if target else None,
+                bool(guard) or short not in ("BRA", "EXIT", "RET"),
+            )
+        )
+    return found

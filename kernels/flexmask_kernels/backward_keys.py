@@ -75,6 +75,7 @@ def _add_gradients(
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     ADDS_DQ: tl.constexpr,
+    TRANSPOSES_DQ: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
     USE_TMA: tl.constexpr,
@@ -100,8 +101,6 @@ def _add_gradients(
             delta = tl.load(delta_ptr + query, mask=query < L, other=0.0)
         else:
             delta = tl.load(delta_ptr + query)
-        less = tl.broadcast_to(-delta[None, :], [BLOCK_K, BLOCK_Q])
-        dp = tl.dot(v, tl.trans(dout), less, input_precision=PRECISION)
         if HAS_SOFTCAP:
             s = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK_K, BLOCK_Q]
             s = tanh(s * before_tanh)
@@ -118,6 +117,8 @@ def _add_gradients(
                 query[None, :], key[:, None], end[:, None], window_start[None, :], HAS_WINDOW
             )
             p = tl.where(visible, p, 0.0)
+        less = tl.broadcast_to(-delta[None, :], [BLOCK_K, BLOCK_Q])
+        dp = tl.dot(v, tl.trans(dout), less, input_precision=PRECISION)
         ds = p * dp
         if HAS_SOFTCAP:
             ds = ds * (1.0 - s * s)
@@ -125,8 +126,11 @@ def _add_gradients(
         dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
         dk = tl.dot(ds, q, dk, input_precision=PRECISION)
         if ADDS_DQ:
-            dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)  # [BLOCK_Q, BLOCK_D]
-            add_rows(dq_ptr, dq, start, L, D, BLOCK_Q, D, BLOCK_D, IS_PARTIAL)
+            if TRANSPOSES_DQ:
+                dq = tl.trans(tl.dot(tl.trans(k), ds, input_precision=PRECISION))
+            else:
+                dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)  # [BLOCK_Q, BLOCK_D]
+            add_rows(dq_ptr, dq, start, L, D, BLOCK_Q, D, BLOCK_D, False)
         if COUNT_TILES:
             tl.atomic_add(counter_ptr, 1)
     return dk, dv
@@ -157,7 +161,7 @@ def backward_keys_kernel(
     dout_ptr,  # [B, H, L, D_V]
     lse2_ptr,  # fp32 [B, H, L]
     delta_ptr,  # fp32 [B, H, L]
-    dq_ptr,  # fp32 [B, H, L, D], contiguous, to add dq / scale to; or None without ADDS_DQ
+    dq_ptr,  # fp32 [B, H, whole blocks, D], to add dq / scale to; or None without ADDS_DQ
     dk_ptr,  # [B, H_KV * num_splits, L, D]
     dv_ptr,  # [B, H_KV * num_splits, L, D_V]
     end_ptr,  # int32 [num_rows, L]
@@ -204,6 +208,7 @@ def backward_keys_kernel(
     HAS_SOFTCAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     ADDS_DQ: tl.constexpr,
+    TRANSPOSES_DQ: tl.constexpr,
     ADDS_DKV: tl.constexpr,
     PRECISION: tl.constexpr,
     COUNT_TILES: tl.constexpr,
@@ -242,7 +247,9 @@ def backward_keys_kernel(
     dv = tl.zeros([BLOCK_K, BLOCK_D_V], tl.float32)
     for member in range(heads):
         head = (kv_head * num_splits + split) * heads + member
-        statistics = (tl.cast(b, tl.int64) * H + head) * L
+        heads_before = tl.cast(b, tl.int64) * H + head
+        statistics = heads_before * L
+        of_dq = heads_before * tl.cdiv(L, BLOCK_Q) * BLOCK_Q * D
         for IS_PARTIAL in tl.static_range(2):
             dk, dv = _add_gradients(
                 dk,
@@ -257,7 +264,7 @@ def backward_keys_kernel(
                 head,
                 lse2_ptr + statistics,
                 delta_ptr + statistics,
-                dq_ptr + statistics * D if ADDS_DQ else None,
+                dq_ptr + of_dq if ADDS_DQ else None,
                 start_ptr,
                 tiles_ptr + (capacity - 1) * IS_PARTIAL if HAS_WINDOW else None,
                 first if IS_PARTIAL else first + num_front,
@@ -280,6 +287,7 @@ def backward_keys_kernel(
                 HAS_SOFTCAP=HAS_SOFTCAP,
                 HAS_WINDOW=HAS_WINDOW,
                 ADDS_DQ=ADDS_DQ,
+                TRANSPOSES_DQ=TRANSPOSES_DQ,
                 PRECISION=PRECISION,
                 COUNT_TILES=COUNT_TILES,
                 USE_TMA=USE_TMA,

@@ -18,7 +18,14 @@ from flexmask_kernels.arguments import (
 )
 from flexmask_kernels.backward_keys import backward_keys_kernel
 from flexmask_kernels.backward_queries import backward_queries_kernel, delta_kernel
-from flexmask_kernels.configs import NUM_ROUND, block_width, num_head_splits, num_processors
+from flexmask_kernels.configs import (
+    NUM_ROUND,
+    block_width,
+    capability_of,
+    num_head_splits,
+    num_processors,
+    transposes_dq,
+)
 from flexmask_kernels.descriptors import walked_tensors
 from flexmask_kernels.inputs import (
     Counters,
@@ -90,11 +97,14 @@ def backward(
     if deterministic:
         _queue_queries(queue, plans, dq, inputs, saved, options, counters)
     else:
-        dq_sum = torch.zeros(inputs.q.shape, dtype=torch.float32, device=dq.device)
+        # whole blocks, so that no program asks where the row ends
+        block_q = config_of("backward_fused", inputs, options).block_q
+        shape = (B, H, triton.cdiv(L, block_q) * block_q, dq.shape[3])
+        dq_sum = torch.zeros(shape, dtype=torch.float32, device=dq.device)
     shares = _queue_keys(queue, plans, (dk, dv), dq_sum, inputs, saved, options, counters)
     queue.run()
     if dq_sum is not None:
-        torch.mul(dq_sum, options.scale, out=dq)
+        torch.mul(dq_sum[:, :, :L], options.scale, out=dq)
     for grad, share in zip((dk, dv), shares, strict=True):
         _add_shares(grad, share)
     dsinks = None
@@ -184,6 +194,7 @@ def _queue_keys(
         num_round=NUM_ROUND,
         scale=options.scale,
         ADDS_DQ=dq_sum is not None,
+        TRANSPOSES_DQ=transposes_dq(capability_of(q.device), D),
         ADDS_DKV=adds,
         **strides(do=dout),
         **strides(constant=False, dk=dk, dv=dv),

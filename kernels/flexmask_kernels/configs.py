@@ -1,9 +1,10 @@
 """Tile sizes, warps and pipeline stages of each kernel, by device and head width.
 
-The table below was chosen by compiling: no configuration spills registers with triton 3.6 or 3.9,
-or passes the shared memory of its chip (docs/kernels.md). None was timed, because no GPU was at
-hand; `tuning` replaces a line by a measured one. A choice depends on the width of a head, the size
-of an element and the chip, never on the length of a row.
+The table below was chosen by compiling: with every configuration each score and each exponential is
+computed once, no loop spills registers, the shared memory is that of the chip, and the instructions
+for each pair are the fewest found (docs/kernels.md). None was timed, because no GPU was at hand;
+`tuning` replaces a line by a measured one. A choice depends on the width of a head, the size of an
+element and the chip, never on the length of a row.
 """
 
 from __future__ import annotations
@@ -32,59 +33,61 @@ class Config(NamedTuple):
     use_tma: bool = False
 
 
-# {kernel: {widest head at most: Config}} of 2-byte elements, chips with 227 KB of shared memory
-_LARGE: dict[str, dict[int, Config]] = {
+# {kernel: {widest head at most: Config}} of 2-byte elements, Hopper: 227 KB of shared memory
+_HOPPER: dict[str, dict[int, Config]] = {
     "forward": {
         64: Config(128, 128, 8, 2),
         128: Config(128, 64, 8, 3),
-        256: Config(128, 32, 8, 2),
+        256: Config(128, 64, 8, 2),
     },
     "backward_queries": {
         64: Config(128, 64, 8, 3),
         128: Config(128, 64, 8, 2),
-        256: Config(64, 32, 8, 2),
+        256: Config(128, 32, 8, 2),
     },
     "backward_keys": {
         64: Config(64, 128, 8, 2),
-        128: Config(64, 64, 8, 2),
+        128: Config(64, 128, 8, 2),
         256: Config(64, 32, 8, 2),
     },
     "backward_fused": {
         64: Config(64, 128, 8, 2),
-        128: Config(64, 64, 8, 2),
-        256: Config(32, 32, 8, 2),
+        128: Config(64, 128, 8, 2),
+        256: Config(64, 32, 8, 1),
     },
 }
 # Blackwell's products are summed in a memory of their own, which changes what spills
-_BLACKWELL = _LARGE | {
-    "backward_keys": _LARGE["backward_keys"]
-    | {64: Config(32, 64, 8, 2), 128: Config(32, 64, 8, 1)},
+_BLACKWELL = _HOPPER | {
+    "forward": _HOPPER["forward"] | {256: Config(128, 32, 8, 2)},
+    "backward_fused": _HOPPER["backward_fused"] | {256: Config(32, 64, 8, 2)},
 }
-# with a softcap, a window, or head widths that are padded, which all take registers
-_NARROW = {"backward_keys": Config(32, 64, 8, 2), "backward_fused": Config(32, 64, 8, 2)}
-# the same where at least 99 KB are sure: Ampere, Ada, and Blackwell's workstation chips
+# of either, with a softcap, a window, or head widths that are padded, which all take registers
+_NARROW = {"backward_keys": Config(32, 128, 8, 2), "backward_fused": Config(32, 128, 8, 2)}
+# the same where only 99 KB are sure: Ampere, Ada, and Blackwell's workstation chips
 _SMALL: dict[str, dict[int, Config]] = {
     "forward": {
         64: Config(128, 64, 4, 3),
-        128: Config(128, 32, 8, 2),
-        256: Config(64, 32, 8, 2),
+        128: Config(128, 64, 8, 2),
+        256: Config(64, 32, 4, 2),
     },
     "backward_queries": {
         64: Config(128, 64, 8, 2),
-        128: Config(64, 64, 8, 2),
-        256: Config(64, 32, 8, 1),
+        128: Config(64, 64, 4, 2),
+        256: Config(64, 32, 4, 1),
     },
     "backward_keys": {
         64: Config(64, 128, 8, 2),
-        128: Config(64, 64, 8, 2),
-        256: Config(32, 32, 8, 1),
+        128: Config(32, 64, 4, 2),
+        256: Config(32, 32, 4, 1),
     },
     "backward_fused": {
-        64: Config(32, 128, 8, 2),
-        128: Config(32, 64, 8, 2),
-        256: Config(32, 32, 8, 1),
+        64: Config(32, 64, 4, 2),
+        128: Config(32, 64, 4, 2),
+        256: Config(32, 32, 4, 1),
     },
 }
+# A100 and Orin have 163 KB
+_AMPERE = _SMALL | {"backward_fused": _SMALL["backward_fused"] | {256: Config(64, 32, 8, 1)}}
 # fp32 is multiplied without tensor cores, operand by operand from shared memory
 _SINGLE: dict[int, Config] = {
     64: Config(32, 32, 8, 1),
@@ -115,15 +118,22 @@ def default_config(
         return _INTERPRETER
     if element_size == 4:
         table = _SINGLE
-    elif not is_plain and 64 < width <= 128 and kernel in _NARROW:
-        return _NARROW[kernel]
-    elif 90 <= capability < 100:
-        table = _LARGE[kernel]
-    elif 100 <= capability < 120:
-        table = _BLACKWELL[kernel]
+    elif 90 <= capability < 120:
+        if not is_plain and 64 < width <= 128 and kernel in _NARROW:
+            return _NARROW[kernel]
+        table = (_HOPPER if capability < 100 else _BLACKWELL)[kernel]
     else:
-        table = _SMALL[kernel]
+        table = (_AMPERE if capability in (80, 87) else _SMALL)[kernel]
     return next(config for widest, config in table.items() if width <= widest)
+
+
+def transposes_dq(capability: int, width: int) -> bool:
+    """Whether `backward_fused` computes dq as the transpose of k^T ds.
+
+    Both operands then come from shared memory, where Hopper and Blackwell read them, which saves
+    32 registers. Other chips read all operands from registers, and a wide dq^T takes more of them.
+    """
+    return 100 <= capability < 120 or (90 <= capability < 100 and width <= 128)
 
 
 def capability_of(device: torch.device) -> int:
