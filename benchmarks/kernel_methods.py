@@ -89,9 +89,9 @@ def build_method(name: str, row: KernelRow, inputs: Inputs) -> Method:
     return _BUILDERS[name](row, inputs)
 
 
-def _ours(backend: str, row: KernelRow, inputs: Inputs) -> Method:
+def _ours(backend: str, row: KernelRow, inputs: Inputs, **options: Any) -> Method:
     end = row.mask.subtree_end.to(inputs.q.device)
-    return Method(inputs, lambda q, k, v: dispatch(q, k, v, end, backend=backend))
+    return Method(inputs, lambda q, k, v: dispatch(q, k, v, end, backend=backend, **options))
 
 
 def _triton_split(row: KernelRow, inputs: Inputs) -> Method:
@@ -103,6 +103,13 @@ def _triton_split(row: KernelRow, inputs: Inputs) -> Method:
             return fast.attend(q, k, v)
 
     return Method(inputs, attend)
+
+
+def _flex_backend(row: KernelRow, inputs: Inputs, **options: Any) -> Method:
+    """What users get: lengths are symbols, and the tiles are inductor's own."""
+    if not inputs.q.is_cuda:
+        raise LeftOutError("backend flex has no backward pass on CPUs; `forward` has it")
+    return _ours("flex", row, inputs, **options)
 
 
 def _flex(row: KernelRow, inputs: Inputs, **options: Any) -> Method:
@@ -118,7 +125,7 @@ def _flex_tma(row: KernelRow, inputs: Inputs) -> Method:
 def _flex_flash(row: KernelRow, inputs: Inputs) -> Method:
     if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
         raise LeftOutError("BACKEND='FLASH' needs the package flash-attn-4, which is not installed")
-    return _flex(row, inputs, BACKEND="FLASH")
+    return _flex_backend(row, inputs, kernel_options={"BACKEND": "FLASH"})
 
 
 def _flex_paper(row: KernelRow, inputs: Inputs) -> Method:
@@ -251,6 +258,7 @@ _BUILDERS: dict[str, Callable[[KernelRow, Inputs], Method]] = {
     "triton": partial(_ours, "triton"),
     "triton_split": _triton_split,
     "varlen": partial(_ours, "varlen"),
+    "flex_backend": _flex_backend,
     "flex": _flex,
     "npass": _npass,
     "dense": _dense,
@@ -262,9 +270,10 @@ METHODS = {
     "triton": "triton, fast",
     "triton_split": "triton, deterministic",
     "varlen": "varlen",
-    "flex": "FlexAttention",
-    "flex_tma": "FlexAttention, TMA",
-    "flex_flash": "FlexAttention, FLASH",
+    "flex_backend": "flex",
+    "flex_flash": "flex, FLASH",
+    "flex": "FlexAttention, tuned",
+    "flex_tma": "FlexAttention, tuned, TMA",
     "flex_paper": "FlexAttention, paper's order",
     "dense": "SDPA, dense mask",
     "npass": "packed N-pass, flash",

@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
-from flexmask.backends.flex_options import chip_of, complete, flash_block
+from flexmask.backends.flex_options import Chip, complete, flash_block
 from flexmask.backends.flex_tables import BLOCK, block_tables, split_rows
 from flexmask.errors import UnsupportedModelError
 from flexmask.tree.block_mask import BlockTables
@@ -96,6 +96,13 @@ def flex_backend(
     )
     rows = zip(*tensors, *masks, split_rows(tables, B), strict=True)
     return torch.cat([run(*row) for row in rows])
+
+
+@torch.compiler.assume_constant_result
+def chip_of(device: torch.device) -> Chip:
+    """What `device`, a CUDA device, is."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return Chip((properties.major, properties.minor), properties.shared_memory_per_block_optin)
 
 
 @contextmanager

@@ -30,12 +30,6 @@ class Chip(NamedTuple):
     shared_memory: int
 
 
-def chip_of(device: torch.device) -> Chip:
-    """What `device`, a CUDA device, is."""
-    properties: Any = torch.cuda.get_device_properties(device)
-    return Chip((properties.major, properties.minor), properties.shared_memory_per_block_optin)
-
-
 def check_kernel_options(options: Mapping[str, Any] | None, backend: str) -> None:
     """Raise UnsupportedModelError for options that `backend` or FlexAttention does not take."""
     if options is None:
