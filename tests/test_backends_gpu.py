@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 
 
 def assert_near_reference(mask, inputs, **options):
-    exact = run_reference(mask, *inputs, **options)
+    exact = run_reference(mask, *inputs)
     largest = max(reference.abs().max() for reference in exact)
     for result, reference in zip(run(mask, *inputs, backend="flex", **options), exact, strict=True):
         size = reference.abs().max() or largest  # a lone token's queries and keys have no gradient
@@ -36,10 +36,16 @@ def test_flex_error_within_twice_low_precision_reference(name, option, dtype):
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 8])
-@pytest.mark.parametrize("width", [16, 128])
+@pytest.mark.parametrize("width", [16, 128, 256])
 def test_flex_serves_grouped_heads_of_any_width(kv_heads, width):
     mask = MASKS["conversation"].to("cuda")
     assert_near_reference(mask, inputs_on_gpu(mask, width=width, kv_heads=kv_heads))
+
+
+def test_flex_takes_kernel_options():
+    mask = MASKS["conversation"].to("cuda")
+    options = {"BLOCK_M": 64, "fwd_num_stages": 1, "bwd_BLOCK_M1": 32, "bwd_BLOCK_N2": 32}
+    assert_near_reference(mask, inputs_on_gpu(mask), kernel_options=options)
 
 
 def test_flex_serves_rows_of_any_length_and_does_not_compile_for_each():
