@@ -22,6 +22,7 @@ from backend_cases import (
 from flexmask_kernels import autotune as tuner
 from flexmask_kernels import backward_pass
 from flexmask_kernels import candidates as candidates_module
+from flexmask_kernels.arguments import input_precision
 from flexmask_kernels.autotune import autotune, compile_ahead
 from flexmask_kernels.backward_pass import backward
 from flexmask_kernels.candidates import candidates, repeats_work, typical_row
@@ -379,6 +380,19 @@ def test_descriptors_are_tried_where_there_is_tma(capability, has_tma):
     assert not first.use_tma
     assert (second == first._replace(use_tma=True)) == has_tma
     assert any(config.use_tma for config in others) == has_tma
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("allow_tf32", True), ("fp32_precision", "tf32")], ids=["old", "new"]
+)
+def test_tf32_is_read_for_fp32_only_by_either_interface_of_torch(name, value, monkeypatch):
+    matmul = torch.backends.cuda.matmul
+    monkeypatch.setattr(matmul, "fp32_precision", matmul.fp32_precision)  # put back at the end
+    assert input_precision(torch.float32, "cuda") == "ieee"
+    setattr(matmul, name, value)
+    assert input_precision(torch.float32, "cuda") == "tf32"
+    assert input_precision(torch.float32, "cpu") == "ieee"
+    assert input_precision(torch.bfloat16, "cuda") == "ieee"
 
 
 def test_candidates_repeat_no_work():

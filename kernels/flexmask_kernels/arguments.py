@@ -35,7 +35,6 @@ def common_arguments(
     q, k, v = inputs.q, inputs.k, inputs.v
     width, value_width = q.shape[3], v.shape[3]
     softcap = options.softcap
-    is_tf32 = q.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     return {
         "end_ptr": inputs.end,
         "start_ptr": inputs.start,
@@ -60,12 +59,23 @@ def common_arguments(
         "BLOCK_K": config.block_k,
         "HAS_SOFTCAP": softcap is not None,
         "HAS_WINDOW": inputs.start is not None,
-        "PRECISION": "tf32" if is_tf32 else "ieee",
+        "PRECISION": input_precision(q.dtype, q.device.type),
         "COUNT_TILES": counter is not None,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         "enable_fp_fusion": True,  # scores * to_log2 - lse2 is one instruction
     }
+
+
+def input_precision(dtype: torch.dtype, device_type: str) -> str:
+    """What `tl.dot` makes of its inputs: "tf32" for fp32 on CUDA where torch's own products do.
+
+    `fp32_precision` follows both of torch's interfaces, `allow_tf32` raises once the newer one was
+    used. Other dtypes never ask.
+    """
+    if dtype != torch.float32 or device_type != "cuda":
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def strides(*, constant: bool = True, **tensors: Tensor) -> dict[str, int]:
