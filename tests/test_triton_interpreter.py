@@ -385,14 +385,17 @@ def test_descriptors_are_tried_where_there_is_tma(capability, has_tma):
 @pytest.mark.parametrize(
     ("name", "value"), [("allow_tf32", True), ("fp32_precision", "tf32")], ids=["old", "new"]
 )
-def test_tf32_is_read_for_fp32_only_by_either_interface_of_torch(name, value, monkeypatch):
+def test_tf32_is_read_for_fp32_only_by_either_interface_of_torch(name, value):
     matmul = torch.backends.cuda.matmul
-    monkeypatch.setattr(matmul, "fp32_precision", matmul.fp32_precision)  # put back at the end
+    before = matmul.fp32_precision
     assert input_precision(torch.float32, "cuda") == "ieee"
     setattr(matmul, name, value)
-    assert input_precision(torch.float32, "cuda") == "tf32"
-    assert input_precision(torch.float32, "cpu") == "ieee"
-    assert input_precision(torch.bfloat16, "cuda") == "ieee"
+    try:
+        assert input_precision(torch.float32, "cuda") == "tf32"
+        assert input_precision(torch.float32, "cpu") == "ieee"
+        assert input_precision(torch.bfloat16, "cuda") == "ieee"
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_candidates_repeat_no_work():

@@ -62,7 +62,12 @@ _BLACKWELL = _HOPPER | {
     "backward_fused": _HOPPER["backward_fused"] | {256: Config(32, 64, 8, 2)},
 }
 # of either, with a softcap, a window, or head widths that are padded, which all take registers
-_NARROW = {"backward_keys": Config(32, 128, 8, 2), "backward_fused": Config(32, 128, 8, 2)}
+_NARROW: dict[str, dict[int, Config]] = {
+    "forward": {256: Config(128, 32, 8, 2)},
+    "backward_queries": {},
+    "backward_keys": {128: Config(32, 128, 8, 2)},
+    "backward_fused": {128: Config(32, 128, 8, 2)},
+}
 # the same where only 99 KB are sure: Ampere, Ada, and Blackwell's workstation chips
 _SMALL: dict[str, dict[int, Config]] = {
     "forward": {
@@ -119,9 +124,9 @@ def default_config(
     if element_size == 4:
         table = _SINGLE
     elif 90 <= capability < 120:
-        if not is_plain and 64 < width <= 128 and kernel in _NARROW:
-            return _NARROW[kernel]
         table = (_HOPPER if capability < 100 else _BLACKWELL)[kernel]
+        if not is_plain:
+            table = table | _NARROW[kernel]
     else:
         table = (_AMPERE if capability in (80, 87) else _SMALL)[kernel]
     return next(config for widest, config in table.items() if width <= widest)
