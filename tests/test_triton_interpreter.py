@@ -20,7 +20,7 @@ from backend_cases import (
     worst_ratio,
 )
 from flexmask_kernels import autotune as tuner
-from flexmask_kernels import backward_pass
+from flexmask_kernels import backward_pass, planning
 from flexmask_kernels import candidates as candidates_module
 from flexmask_kernels.arguments import input_precision
 from flexmask_kernels.autotune import autotune, compile_ahead
@@ -30,6 +30,7 @@ from flexmask_kernels.configs import KERNELS, Config, default_config
 from flexmask_kernels.descriptors import fits_tma, walked_tensors
 from flexmask_kernels.forward_pass import forward
 from flexmask_kernels.inputs import Counters, Inputs, Options
+from flexmask_kernels.planning import plan_lines
 from flexmask_kernels.tuning import choose_config, forced_configs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -220,6 +221,17 @@ def test_counters_equal_the_tiles(shape, deterministic):
     assert counters.forward.tolist() == expected
     assert counters.backward_keys.tolist() == expected
     assert counters.backward_queries.tolist() == (expected if deterministic else [0, 0])
+
+
+@pytest.mark.parametrize("by_key", [False, True], ids=["queries", "keys"])
+@pytest.mark.parametrize("limits", [{}, {"window": 30}], ids=["all", "window"])
+def test_a_plan_made_some_lines_at_a_time_is_the_same(limits, by_key):
+    mask = windowed(BATCH, **limits) if limits else BATCH
+    masks, options = (mask.subtree_end, mask.window_start), {"config": Config(16, 8, 1, 1)}
+    whole = plan_lines(*masks, **options, by_key=by_key)
+    with mock.patch.object(planning, "_TILES_AT_ONCE", 100):  # tiles; 4 or 9 lines
+        for one, other in zip(whole, plan_lines(*masks, **options, by_key=by_key), strict=True):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("limits", [{"window": 60}, {"chunk": 60}], ids=["window", "chunk"])

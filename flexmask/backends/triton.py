@@ -11,13 +11,15 @@ run, unless `torch.use_deterministic_algorithms(True)` was in force in the forwa
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from flexmask_kernels.arguments import config_of
 from flexmask_kernels.backward_pass import backward, kernels_of
 from flexmask_kernels.configs import BY_KEY, MAX_WIDTH
 from flexmask_kernels.forward_pass import forward
 from flexmask_kernels.inputs import Inputs, Options, empty_gradient, empty_output
-from flexmask_kernels.planning import Plan, plan_lines
+from flexmask_kernels.planning import Plan, empty_plan, plan_lines
 from flexmask_kernels.tuning import choose_config
 from torch import Tensor
 
@@ -91,12 +93,27 @@ def _plan_in_graph(
     is_plain: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The plan by what it depends on, so that a compiler sees that layers have the same."""
+    options = _plan_options(subtree_end, kernel, width, value_width, dtype, is_plain)
+    return plan_lines(subtree_end, window_start, **options)
+
+
+@_plan_in_graph.register_fake
+def _(subtree_end, window_start, *what):
+    return empty_plan(subtree_end, window_start, **_plan_options(subtree_end, *what))
+
+
+def _plan_options(
+    subtree_end: Tensor,
+    kernel: str,
+    width: int,
+    value_width: int,
+    dtype: torch.dtype,
+    is_plain: bool,
+) -> dict[str, Any]:
+    """What `plan_lines` takes beside the mask."""
     q, v = (subtree_end.new_empty(0, size, dtype=dtype) for size in (width, value_width))
     config = choose_config(kernel, q, v, is_plain=is_plain)
-    return plan_lines(subtree_end, window_start, config=config, by_key=kernel in BY_KEY)
-
-
-_plan_in_graph.register_fake(_plan_in_graph._init_fn)
+    return {"config": config, "by_key": kernel in BY_KEY}
 
 
 @torch.library.custom_op("flexmask::triton_attention", mutates_args=(), device_types=_DEVICES)
