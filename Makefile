@@ -10,7 +10,7 @@ WORKERS ?= 2
 # pip leaves compiling to the first import, which keeps the result whatever the machine's default.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-wheel test-versions lint check test-gpu bench-gpu bench docs clean
+.PHONY: help demo test test-wheel test-versions lint check test-gpu test-fake-cuda bench-gpu bench docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -36,6 +36,10 @@ check: test lint test-wheel            ## what CI runs
 
 test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/test_*_gpu.py
+
+test-fake-cuda: $(VENV)/dev.stamp            ## run the tests for a CUDA device on a stand-in, without one
+	FAKE_CUDA=90 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal \
+		tests/fake_cuda/test_stand_in.py tests/test_*_gpu.py
 
 bench-gpu: $(VENV)/dev.stamp            ## measure attention and whole steps on a GPU, write their page
 	$(BIN)/python -m benchmarks kernels

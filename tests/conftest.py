@@ -8,6 +8,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start, too
 
 import pytest
+
+if "FAKE_CUDA" in os.environ:  # tests for a GPU without one: of this compute capability, as in 90
+    import fake_cuda
+
+    fake_cuda.install(int(os.environ["FAKE_CUDA"]))
+
 import torch
 
 torch.set_num_threads(1)
@@ -17,8 +23,9 @@ if find_spec("hypothesis") is not None:  # which the tests for a GPU do without
     settings.register_profile("flexmask", deadline=None, derandomize=True, max_examples=60)
     settings.load_profile("flexmask")
 
+collect_ignore = [] if "FAKE_CUDA" in os.environ else ["fake_cuda"]
 if find_spec("triton") is None:
-    collect_ignore = ["test_triton_interpreter.py", "test_kernel_benchmark.py"]
+    collect_ignore += ["test_triton_interpreter.py", "test_kernel_benchmark.py"]
 
 
 def pytest_collection_modifyitems(items):

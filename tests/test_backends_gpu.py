@@ -4,8 +4,9 @@ import pytest
 import torch
 from backend_cases import mask_from_depths, run, run_reference
 from gpu_cases import (
+    CASES,
     MASKS,
-    OPTIONS,
+    NAMES,
     assert_errs_at_most_twice_as_much,
     inputs_on_gpu,
     options_on_gpu,
@@ -24,22 +25,26 @@ def assert_near_reference(mask, inputs, **options):
         assert (result.double() - reference).abs().max() <= bound
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(("option", "dtype"), CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_flex_error_within_twice_low_precision_reference(name, option, dtype):
     mask, options = MASKS[name].to("cuda"), options_on_gpu(option)
     # tf32 is what FlexAttention multiplies fp32 with, unless told otherwise
-    eps = None if dtype == torch.bfloat16 else 2**-10
+    eps = 2**-10 if dtype == torch.float32 else None
     inputs = inputs_on_gpu(mask, dtype)
     assert_errs_at_most_twice_as_much("flex", mask, inputs, eps=eps, **options)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 8])
-@pytest.mark.parametrize("width", [16, 128, 256])
-def test_flex_serves_grouped_heads_of_any_width(kv_heads, width):
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 2), (8, 1), (8, 8)])
+def test_flex_serves_grouped_heads(heads, kv_heads):
     mask = MASKS["conversation"].to("cuda")
-    assert_near_reference(mask, inputs_on_gpu(mask, width=width, kv_heads=kv_heads))
+    assert_near_reference(mask, inputs_on_gpu(mask, heads=heads, kv_heads=kv_heads))
+
+
+@pytest.mark.parametrize("widths", [(16, 16), (48, 80), (96, 96), (128, 128), (256, 256)])
+def test_flex_serves_heads_of_any_width(widths):
+    mask = MASKS["conversation"].to("cuda")
+    assert_near_reference(mask, inputs_on_gpu(mask, torch.bfloat16, *widths))
 
 
 def test_flex_takes_kernel_options():

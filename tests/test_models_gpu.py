@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from gpu_cases import SHORT
 from model_cases import gradients, tiny_model
 from sample_cases import random_samples
 from torch.utils.checkpoint import checkpoint
@@ -18,7 +19,10 @@ FAMILIES = ("llama", "gemma2", "gpt_oss", "llama4_text", "deepseek_v3")  # what 
 LATENT = {"head_dim": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16}
 # FlexAttention may multiply fp32 in tf32, unless told otherwise
 EPS = {"flex": 2.0**-10, "triton": torch.finfo(torch.float32).eps}
-SAMPLES = random_samples(0, num_samples=4, stem=60, tail=50)
+SAMPLES = random_samples(0, num_samples=4, stem=60, tail=20 if SHORT else 50)
+CASES = [(family, backend) for family in FAMILIES for backend in EPS]
+if SHORT:  # inductor's tiles of fp32 are small, and so too many
+    CASES = [case for case in CASES if case[1] == "triton" or case[0] == "gpt_oss"]
 
 
 def on_gpu(batch):
@@ -34,8 +38,7 @@ def step(model, batches, count):
     return sum(loss.item() for loss in losses), gradients(model)
 
 
-@pytest.mark.parametrize("backend", EPS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "backend"), CASES)
 def test_loss_and_gradients_equal_separate_sequences(family, backend):
     wide = LATENT if family == "deepseek_v3" else {"head_dim": 16}  # narrower is refused by flex
     model = tiny_model(family, max_position_embeddings=512, **wide).to("cuda")
@@ -92,7 +95,7 @@ def test_flex_compiles_as_one_graph_in_the_callers_graph():
     leaves = qkv(mask)
 
     def function(q, k, v):
-        return attention(q * 2, k, v, mask, backend="flex") * 3
+        return attention(q * 2, k, v, mask, backend="flex") * 4  # both exact in bf16
 
     expected = function(*leaves)
     found = torch.compile(function, fullgraph=True)(*leaves)

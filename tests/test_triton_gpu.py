@@ -5,13 +5,12 @@ from functools import partial
 import pytest
 import torch
 from backend_cases import empty_is_nan, mask_from_depths, run, run_reference, run_triton
-from gpu_cases import MASKS, OPTIONS, inputs_on_gpu, options_on_gpu
+from gpu_cases import CASES, HEADS, MASKS, NAMES, OPTIONS, inputs_on_gpu, needs_gpu, options_on_gpu
 from torch.utils.checkpoint import checkpoint
 
 from flexmask.backends.api import dispatch
 
 pytestmark = pytest.mark.gpu
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 modes = pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
 
 
@@ -21,9 +20,11 @@ def check(mask, inputs, deterministic, **options):
     rough = run(mask, *inputs, backend="reference", **options)
     ours = run_triton(mask, *inputs, deterministic=deterministic, **options)
     eps = torch.finfo(inputs[0].dtype).eps
+    largest = max(reference.abs().max() for reference in exact)
     for result, theirs, reference in zip(ours, rough, exact, strict=True):
         assert torch.isfinite(result).all()
-        rounding = 2 * eps * reference.abs().max()
+        # a lone token's queries and keys have no gradient
+        rounding = 2 * eps * (reference.abs().max() or largest)
         if inputs[0].dtype == torch.float32:  # sums in another order
             rounding *= 8
         bound = 2 * (theirs.double() - reference).abs().max() + rounding
@@ -31,16 +32,15 @@ def check(mask, inputs, deterministic, **options):
 
 
 @modes
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(("option", "dtype"), CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_error_within_twice_low_precision_reference(name, option, dtype, deterministic):
     mask = MASKS[name].to("cuda")
     check(mask, inputs_on_gpu(mask, dtype), deterministic, **options_on_gpu(option))
 
 
 @modes
-@pytest.mark.parametrize("kv_heads", [1, 8])
+@pytest.mark.parametrize("kv_heads", [1, HEADS])
 @pytest.mark.parametrize("widths", [(16, 16), (80, 80), (128, 128), (192, 128), (256, 256)])
 def test_serves_grouped_heads_of_any_width(widths, kv_heads, deterministic):
     mask = MASKS["conversation"].to("cuda")
@@ -130,10 +130,11 @@ def test_counters_equal_the_tiles_of_the_mask(deterministic):
     for kernel, counted in kernels.items():
         config = choose_config(kernel, q, v)
         ranges = mask.tiles(config.block_q, config.block_k)
-        full = 8 * sum(row.num_full for row in ranges)
-        assert counted.tolist() == [full, 8 * sum(row.num_visited for row in ranges) - full]
+        full = HEADS * sum(row.num_full for row in ranges)
+        assert counted.tolist() == [full, HEADS * sum(row.num_visited for row in ranges) - full]
 
 
+@needs_gpu
 def test_a_cuda_graph_replays_for_another_mask():
     masks = [MASKS["batch"].to("cuda"), mask_from_depths([*range(MASKS["batch"].shape[1])])]
     end = masks[0].subtree_end.clone()
@@ -165,12 +166,13 @@ def test_compiles_as_one_graph_with_gradients():
     def function(q, k, v, mask, *, sinks):
         return dispatch(q * 2, k, v, mask.subtree_end, sinks=sinks, backend="triton") * 3
 
-    sinks = torch.linspace(-1, 1, 8, device="cuda")
+    sinks = torch.linspace(-1, 1, HEADS, device="cuda")
     ours = run(mask, *inputs, sinks=sinks, function=torch.compile(function, fullgraph=True))
     for x, y in zip(ours, run(mask, *inputs, sinks=sinks, function=function), strict=True):
         torch.testing.assert_close(x, y, rtol=2e-2, atol=2e-2)
 
 
+@needs_gpu
 def test_a_new_length_compiles_nothing():
     from flexmask_kernels.forward import forward_kernel
 

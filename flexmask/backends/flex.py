@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
+from torch.fx.experimental import _config as fx_config
 from torch.nn.attention.flex_attention import (
     AuxRequest,
     BlockMask,
@@ -129,13 +130,16 @@ def _attend_eagerly(*inputs: object) -> Tensor:
     """`_attend`, compiled: sizes are symbols, but scale and softcap are constants.
 
     Compiled functions by default let their backward pass overwrite what was kept for it. Not so
-    here: eager callers may ask for gradients twice (`kept_graphs`).
+    here: eager callers may ask for gradients twice (`kept_graphs`). Nor are two sizes that happen
+    to be equal in a first call one symbol: a row of as many blocks as heads would have a graph for
+    this number of blocks alone.
     """
     with (
         torch._dynamo.config.patch(
             specialize_float=True, specialize_int=True, recompile_limit=MAX_COMPILES
         ),
         functorch_config.patch(donated_buffer=False),
+        fx_config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
     ):
         return _compiled()(*inputs)
 
