@@ -1,6 +1,8 @@
 """The Triton kernels in Triton's interpreter, on CPU tensors, against the fp64 reference."""
 
 import copy
+import json
+import multiprocessing
 from collections import Counter
 from functools import wraps
 from unittest import mock
@@ -31,7 +33,7 @@ from flexmask_kernels.descriptors import fits_tma, walked_tensors
 from flexmask_kernels.forward_pass import forward
 from flexmask_kernels.inputs import Counters, Inputs, Options
 from flexmask_kernels.planning import plan_lines
-from flexmask_kernels.tuning import choose_config, forced_configs
+from flexmask_kernels.tuning import choose_config, forced_configs, save_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_strategies import masks, windows
@@ -445,6 +447,24 @@ def test_an_unreadable_cache_is_ignored(tmp_path, monkeypatch):
     (tmp_path / "configs.json").write_text('{"forward": 3}')
     q, _, v, _ = random_inputs(SMALL, width=16, value_width=16, dtype=torch.float32)
     assert choose_config("forward", q, v) == Config(16, 16, 1, 1)
+
+
+def test_processes_that_tune_at_one_time_keep_what_each_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEXMASK_CACHE", str(tmp_path))
+    fork = multiprocessing.get_context("fork")
+
+    def save(name):
+        for number in range(50):
+            save_config(f"{name} {number}", Config(16, 16, number, 1))
+
+    processes = [fork.Process(target=save, args=(name,)) for name in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    lines = json.loads((tmp_path / "configs.json").read_text())
+    assert lines.keys() == {f"{name} {number}" for name in "ab" for number in range(50)}
 
 
 @pytest.fixture

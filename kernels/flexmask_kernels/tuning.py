@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import triton
+from filelock import FileLock
 from torch import Tensor
 
 from flexmask_kernels.configs import Config, block_width, capability_of, default_config
@@ -81,14 +82,18 @@ def cache_path() -> Path:
 
 
 def save_config(key: str, config: Config) -> None:
-    """Keep a measured configuration; the file is replaced in one step, other lines stay."""
+    """Keep a measured configuration; the file is replaced in one step, other lines stay.
+
+    One process writes at a time, so that a line which another one has just written stays as well.
+    """
     path = cache_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = {name: list(line) for name, line in _read(path).items()}
-    lines[key] = list(config)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(lines, indent=1, sort_keys=True) + "\n")
-    draft.replace(path)
+    with FileLock(f"{path}.lock"):
+        lines = {name: list(line) for name, line in _read(path).items()}
+        lines[key] = list(config)
+        draft = path.with_name(f"{path.name}.draft")
+        draft.write_text(json.dumps(lines, indent=1, sort_keys=True) + "\n")
+        draft.replace(path)
     _measured.cache_clear()
 
 
