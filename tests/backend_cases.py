@@ -94,6 +94,22 @@ def run_reference(mask, q, k, v, dout, *, sinks=None, **options):
     return run(mask, *tensors, sinks=sinks, backend="reference", **options)
 
 
+def check_autocast(mask, backend, compiler=lambda function: function):
+    """Under autocast, tensors of several dtypes give what those of its dtype give without it."""
+    q, k, v, dout = random_inputs(mask, dtype=torch.float32)
+    half = [x.half() for x in (q, k, v, dout)]
+
+    @compiler
+    def under_autocast(q, k, v, mask, *, sinks):
+        with torch.autocast("cpu", torch.float16):
+            return attention(q.half(), k, v, mask, backend=backend)
+
+    ours = run(mask, q, k, v, half[3], function=under_autocast)
+    assert [x.dtype for x in ours] == [torch.float16, *[torch.float32] * 3]
+    for one, other in zip(ours, run(mask, *half, backend=backend), strict=True):
+        assert torch.equal(one.half(), other)
+
+
 def worst_ratio(results, references):
     """The largest error, in units of what rounding explains; above 1 something is wrong.
 

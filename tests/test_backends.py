@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from backend_cases import (
+    check_autocast,
     mask_from_depths,
     random_inputs,
     run,
@@ -97,6 +98,15 @@ def test_attention_returns_the_shape_of_v(backend):
     out = attention(q, k, v, MASK, backend=backend)
     assert out.shape == (1, 4, 7, 5)
     assert out.dtype == q.dtype
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "varlen"])
+def test_autocast_casts_as_for_sdpa_and_ends_at_the_backend(backend):
+    check_autocast(MASK, backend)
+
+
+def test_autocast_compiles_as_one_graph():
+    check_autocast(MASK, "cpu", torch.compile(fullgraph=True, backend="aot_eager"))
 
 
 def test_attention_takes_a_mask_inside_torch_compile():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from backend_cases import (
+    check_autocast,
     empty_is_nan,
     mask_from_depths,
     random_inputs,
@@ -289,6 +290,10 @@ def test_compiles_as_one_graph_with_gradients():
     ours = run(SMALL, *inputs, sinks=sinks, function=compiled)
     for x, y in zip(ours, run(SMALL, *inputs, sinks=sinks, function=function), strict=True):
         assert torch.equal(x, y)
+
+
+def test_autocast_casts_as_for_sdpa():
+    check_autocast(SMALL, "triton")
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,14 @@ def attention(
         kernel_options: FlexAttention's own, such as {"BLOCK_M": 64}, with backend="flex".
 
     Returns:
-        [B, H, L, D_v] in the dtype of q.
+        [B, H, L, D_v] in the dtype of q; under autocast in its dtype, to which q, k and v are cast
+        as for SDPA.
 
     Raises:
         MaskError: tensors that do not fit each other, the mask or the backend.
         UnsupportedModelError: an option that the backend does not have.
     """
+    q, k, v = (_autocast(x) for x in (q, k, v))
     _check_tensors(q, k, v, sinks)
     _check_mask(q, mask)
     _check_options(scale, softcap)
@@ -113,16 +116,18 @@ def dispatch(
     widest = max(q.shape[-1], v.shape[-1])
     call = Call(q.dtype, widest, softcap, subtree_end, window, chunk)
     name = choose_backend(q.device, backend, call).name
-    if name == "varlen":
-        from flexmask.backends.varlen import varlen_attention
+    # the products of a backend have the dtypes that it chose
+    with torch.autocast(q.device.type, enabled=False) if _has_autocast(q) else nullcontext():
+        if name == "varlen":
+            from flexmask.backends.varlen import varlen_attention
 
-        return varlen_attention(q, k, v, subtree_end, **options, **limits)
-    window_start = None
-    if window is not None or chunk is not None:
-        window_start = per_mask_cache(find_window_start, subtree_end, **limits)
-    if kernel_options is not None:
-        options["kernel_options"] = kernel_options
-    return _implementation(name)(q, k, v, subtree_end, window_start, **options)
+            return varlen_attention(q, k, v, subtree_end, **options, **limits)
+        window_start = None
+        if window is not None or chunk is not None:
+            window_start = per_mask_cache(find_window_start, subtree_end, **limits)
+        if kernel_options is not None:
+            options["kernel_options"] = kernel_options
+        return _implementation(name)(q, k, v, subtree_end, window_start, **options)
 
 
 def _implementation(name: str) -> Callable[..., Tensor]:
@@ -139,6 +144,18 @@ def _implementation(name: str) -> Callable[..., Tensor]:
 
         return triton_attention
     return reference_attention
+
+
+def _has_autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """The tensor in the dtype of autocast, where that is in force; it leaves fp64 alone."""
+    low = (torch.float32, torch.bfloat16, torch.float16)
+    if not isinstance(x, Tensor) or x.dtype not in low or not _has_autocast(x):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> None:
