@@ -39,7 +39,7 @@ test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
 
 test-fake-cuda: $(VENV)/dev.stamp            ## run the tests for a CUDA device on a stand-in, without one
 	FAKE_CUDA=90 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal \
-		tests/fake_cuda/test_stand_in.py tests/test_*_gpu.py
+		tests/fake_cuda tests/test_*_gpu.py
 
 bench-gpu: $(VENV)/dev.stamp            ## measure attention and whole steps on a GPU, write their page
 	$(BIN)/python -m benchmarks kernels
