@@ -178,6 +178,22 @@ def test_fp16_error_within_twice_eager_error(deterministic):
         assert (result.double() - exact).abs().max() <= bound
 
 
+@pytest.mark.parametrize("deterministic", [True, False], ids=["split", "fused"])
+def test_fp16_gradients_that_overflow_are_not_finite_and_no_other_is_wrong(deterministic):
+    """What a loss scaler looks for: infinities where a step is to be left out, as SDPA has them."""
+    q, k, v, dout = random_inputs(SMALL, dtype=torch.float16)
+    inputs = (q, k, v * 8, dout.clamp(-1, 1) * 2**14)
+    ours = run_triton(SMALL, *inputs, deterministic=deterministic)[1:]
+    overflowed = False
+    for result, exact in zip(ours, run_reference(SMALL, *inputs)[1:], strict=True):
+        finite, limits = torch.isfinite(result), torch.finfo(torch.float16)
+        assert not finite[exact.abs() > 1.01 * limits.max].any()
+        bound = 8 * limits.eps * SMALL.shape[1] ** 0.5 * exact.abs().max()
+        assert ((result - exact)[finite].abs() <= bound).all()
+        overflowed |= not finite.all()
+    assert overflowed
+
+
 def test_a_wrong_mask_is_noticed():
     inputs = random_inputs(CONVERSATION, dtype=torch.float32)
     wrong = CONVERSATION.subtree_end.clone()
