@@ -73,7 +73,7 @@ def test_blocks_are_those_that_flash_kernels_take():
         ((H100, 256, 256, torch.bfloat16), "takes heads of at most 128 .* got 256"),
         ((B200, 256, 256, torch.bfloat16), "takes heads of at most 128 .* got 256"),
         ((A100, 128, 128, torch.bfloat16), "on sm_90, sm_100 and sm_110, got sm_80"),
-        ((None, 128, 128, torch.bfloat16), "got a CPU; leave BACKEND out"),
+        ((None, 128, 128, torch.bfloat16), "got no NVIDIA GPU; leave BACKEND out"),
         ((H100, 128, 128, torch.float32), "takes bf16 and fp16, got torch.float32"),
     ],
 )

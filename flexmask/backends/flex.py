@@ -55,7 +55,8 @@ def flex_backend(
             FLASH kernels do not take.
     """
     _check(q, k, v, sinks)
-    chip = chip_of(q.device) if q.device.type == "cuda" else None
+    is_nvidia = q.device.type == "cuda" and torch.version.hip is None
+    chip = chip_of(q.device) if is_nvidia else None
     shape = (q.shape[-1], v.shape[-1], q.dtype)
     options = complete(kernel_options, chip, *shape)
     block = (BLOCK, BLOCK)
@@ -101,7 +102,7 @@ def flex_backend(
 
 @torch.compiler.assume_constant_result
 def chip_of(device: torch.device) -> Chip:
-    """What `device`, a CUDA device, is."""
+    """What `device`, an NVIDIA GPU, is."""
     properties: Any = torch.cuda.get_device_properties(device)
     return Chip((properties.major, properties.minor), properties.shared_memory_per_block_optin)
 

@@ -94,9 +94,10 @@ def complete(
     value_width: int,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Options with what they leave out and the chip (None for a CPU) or the mask needs.
+    """Options with what they leave out and the chip or the mask needs.
 
-    Rows below 128 tokens with more than 128 queries of one key head have no tiles in the kernel for
+    The chip is None for devices that are no NVIDIA GPU, where tiles are left to inductor. Rows
+    below 128 tokens with more than 128 queries of one key head have no tiles in the kernel for
     decoding, where inductor's search then fails: it is kept out.
 
     Raises:
@@ -166,7 +167,8 @@ def flash_block(
     """Queries and keys of a block of the mask that the FLASH kernels take, forward and backward.
 
     Raises:
-        UnsupportedModelError: a chip (None for a CPU), width, dtype or sinks that they do not take.
+        UnsupportedModelError: a chip (None as in `complete`), width, dtype or sinks that they do
+            not take.
     """
     if has_sinks and not _HAS_LSE_GRADIENT:
         raise UnsupportedModelError(
@@ -186,7 +188,7 @@ def flash_block(
     if major in (10, 11) and (width, value_width) == (192, 128):
         return 256, 256  # two tiles of keys, for a pair of programs backward
     if major not in (9, 10, 11):
-        device = "a CPU" if chip is None else f"sm_{chip.capability[0]}{chip.capability[1]}"
+        device = "no NVIDIA GPU" if chip is None else f"sm_{chip.capability[0]}{chip.capability[1]}"
         raise UnsupportedModelError(
             "kernel_options: BACKEND='FLASH' takes blocks of a mask on sm_90, sm_100 and sm_110, "
             f"got {device}; leave BACKEND out"
