@@ -26,7 +26,8 @@ for requirement in "$@"; do
     $bin/pip list 2>/dev/null | grep -E '^(torch|transformers|trl|peft|accelerate) '
     $bin/python -m pytest --numprocesses "${WORKERS:-2}" --dist worksteal -p no:cacheprovider \
         tests/test_model*.py tests/test_hybrid_families.py tests/test_templates.py \
-        tests/test_mask.py tests/test_trainers.py && result=passed || result=FAILED
+        tests/test_mask.py tests/test_backends.py tests/test_varlen_backend.py \
+        tests/test_trainers.py && result=passed || result=FAILED
     results+=("$requirement: $result")
 done
 printf '%s\n' "${results[@]}"
