@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 _KEPT = 32  # in all; a model has one or two kinds of layers, and a few things for each
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 Place = tuple[Hashable, ...]
 
 _cache: OrderedDict[Place, Any] = OrderedDict()  # the one that was used last stands last
@@ -63,6 +64,15 @@ def _can_be_told(x: Tensor) -> bool:
 def is_capturing() -> bool:
     """Whether a CUDA graph is being captured, inside which nobody can wait for the device."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def constant_in_graphs(function: F) -> F:
+    """`torch.compiler.assume_constant_result`, without loading the compiler, which takes seconds.
+
+    The mark is the one that it sets, in torch 2.13 and 2.14.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def _identity(x: Tensor) -> Place:

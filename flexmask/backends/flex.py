@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
+from flexmask.backends.cache import constant_in_graphs
 from flexmask.backends.flex_options import Chip, complete, flash_block
 from flexmask.backends.flex_tables import BLOCK, block_tables, split_rows
 from flexmask.errors import UnsupportedModelError
@@ -100,7 +101,7 @@ def flex_backend(
     return torch.cat([run(*row) for row in rows])
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def chip_of(device: torch.device) -> Chip:
     """What `device`, an NVIDIA GPU, is."""
     properties: Any = torch.cuda.get_device_properties(device)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flexmask.backends.cache import is_capturing, per_mask_cache
+from flexmask.backends.cache import constant_in_graphs, is_capturing, per_mask_cache
 from flexmask.backends.sinks import add_sinks, sink_gradient
 from flexmask.backends.varlen_plain import plain_backward, plain_forward
 from flexmask.backends.varlen_plan import Group, plan_groups
@@ -60,7 +60,7 @@ def why_not(
     return _why_not_on(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _why_not_on(device: torch.device) -> str | None:
     if not torch.cuda.is_available():
         return None  # asked about a machine that is not this one
