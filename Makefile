@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 # Processes that the tests are spread over.
 WORKERS ?= 2
+# What FlexAttention's kernels are compiled for by test-fake-cuda.
+CHIPS ?= 80 90 100 120
 # pip leaves compiling to the first import, which keeps the result whatever the machine's default.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -40,6 +42,8 @@ test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
 test-fake-cuda: $(VENV)/dev.stamp            ## run the tests for a CUDA device on a stand-in, without one
 	FAKE_CUDA=90 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal \
 		tests/fake_cuda tests/test_*_gpu.py
+	printf '%s\n' $(CHIPS) | TRITON_INTERPRET=0 xargs -P $(WORKERS) -I{} env FAKE_CUDA={} \
+		$(BIN)/python -m pytest tests/fake_cuda/test_compiled.py
 
 bench-gpu: $(VENV)/dev.stamp            ## measure attention and whole steps on a GPU, write their page
 	$(BIN)/python -m benchmarks kernels

@@ -162,6 +162,11 @@ def compile_launch(found, capability):
     options = {"enable_fp_fusion": True}
     options |= {name: found.arguments[name] for name in OPTIONS if name in found.arguments}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return binary_of(compiled, capability)
+
+
+def binary_of(compiled, capability):
+    """What there is to know of a kernel that triton has compiled."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
         command = [CUOBJDUMP, "-res-usage", file.name]
