@@ -69,7 +69,7 @@ def is_capturing() -> bool:
 def constant_in_graphs(function: F) -> F:
     """`torch.compiler.assume_constant_result`, without loading the compiler, which takes seconds.
 
-    The mark is the one that it sets, in torch 2.13 and 2.14.
+    The mark is the one that it sets, in torch 2.11 to 2.14.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
