@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backend_cases import mask_from_depths, run, run_reference
+from backend_cases import mask_from_depths, run, run_reference, stack
 from gpu_cases import (
     CASES,
     MASKS,
@@ -12,6 +12,7 @@ from gpu_cases import (
     options_on_gpu,
 )
 from torch._dynamo.utils import counters
+from torch.nn.attention.flex_attention import flex_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -45,6 +46,24 @@ def test_flex_serves_grouped_heads(heads, kv_heads):
 def test_flex_serves_heads_of_any_width(widths):
     mask = MASKS["conversation"].to("cuda")
     assert_near_reference(mask, inputs_on_gpu(mask, torch.bfloat16, *widths))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("names", [["causal"], ["causal", "two chains"]])
+def test_block_masks_serve_flex_attention(names, dynamic):
+    rows = {"causal": range(512), "two chains": [*range(300), *range(212)]}
+    mask = stack([mask_from_depths([*rows[name]]) for name in names]).to("cuda")
+    blocks = mask.to_block_mask(128)
+
+    @torch.compile(dynamic=dynamic)
+    def attend(q, k, v, mask, **options):
+        return flex_attention(q, k, v, block_mask=blocks, enable_gqa=True)
+
+    inputs = inputs_on_gpu(mask)
+    exact = run_reference(mask, *inputs)
+    for result, reference in zip(run(mask, *inputs, function=attend), exact, strict=True):
+        bound = 4 * torch.finfo(torch.bfloat16).eps * reference.abs().max()
+        assert (result.double() - reference).abs().max() <= bound
 
 
 def test_flex_takes_kernel_options():

@@ -106,3 +106,20 @@ def test_flex_compiles_as_one_graph_in_the_callers_graph():
         strict=True,
     ):
         torch.testing.assert_close(x, y, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("backend", ["flex", "triton", "varlen"])
+def test_autocast_gives_what_its_dtype_gives(backend):
+    mask = compile_mask([build_tree(SAMPLES)]).to("cuda")
+    leaves = qkv(mask, torch.float32)
+    with torch.autocast("cuda", torch.bfloat16):
+        out = attention(*leaves, mask, backend=backend)
+    half = [x.detach().bfloat16().requires_grad_() for x in leaves]
+    expected = attention(*half, mask, backend=backend)
+    assert torch.equal(out, expected)
+    dout = torch.randn_like(out)
+    wanted = torch.autograd.grad(expected, half, dout)
+    for x, y in zip(torch.autograd.grad(out, leaves, dout), wanted, strict=True):
+        assert x.dtype == torch.float32
+        error = (x - y.float()).abs().max()
+        assert error <= torch.finfo(torch.bfloat16).eps * y.abs().max()  # sums in another order
