@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo test test-wheel test-versions lint check test-gpu test-fake-cuda bench-gpu bench docs clean
 
 help:            ## list the targets
-	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 demo: $(VENV)/train.stamp            ## train a tiny model single-pass and N-pass, side by side
 	$(BIN)/python -m flexmask demo --output demo-output
@@ -34,7 +34,7 @@ lint: $(VENV)/dev.stamp            ## check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: test lint test-wheel            ## what CI runs
+check: test lint test-wheel test-fake-cuda            ## what CI runs
 
 test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/test_*_gpu.py
