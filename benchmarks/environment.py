@@ -14,6 +14,13 @@ _PACKAGES = ("flexmask", "torch", "transformers", "numpy")
 _GPU_PACKAGES = ("triton", "flash-attn-4")
 
 
+def device() -> str:
+    """What a case for GPUs runs on: "cuda" where there is one, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def describe_environment(device: str = "cpu") -> dict[str, Any]:
     """The environment of this process as plain data; `device` is short enough for a file name.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
@@ -23,6 +22,7 @@ from benchmarks.attention_runs import Inputs, Results, owned_tokens
 from benchmarks.kernel_rows import KernelRow
 from flexmask.backends.api import dispatch
 from flexmask.backends.flex import kept_graphs
+from flexmask.backends.flex_options import has_flash
 from flexmask.tree.intervals import MaskMod
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -123,7 +123,7 @@ def _flex_tma(row: KernelRow, inputs: Inputs) -> Method:
 
 
 def _flex_flash(row: KernelRow, inputs: Inputs) -> Method:
-    if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
+    if not has_flash():
         raise LeftOutError("BACKEND='FLASH' needs the package flash-attn-4, which is not installed")
     return _flex_backend(row, inputs, kernel_options={"BACKEND": "FLASH"})
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from triton import TritonError
 
 from benchmarks.attention_runs import Inputs
+from benchmarks.environment import device
 from benchmarks.kernel_checks import Bounds, check_baseline, check_kernels, first_group
 from benchmarks.kernel_cost import Shape, kernel_cost, varlen_cost
 from benchmarks.kernel_methods import LeftOutError, Method, build_method
@@ -30,8 +31,6 @@ from benchmarks.timing import Task, alternate, queue_seconds
 
 _FAILURES = (RuntimeError, ImportError, ValueError, TypeError, TritonError, LeftOutError)
 OURS = ("triton", "triton_split", "varlen")
-
-
 SLOWER = {"triton": "slower", "varlen": "slower_than_varlen"}  # ratios to two of ours
 
 
@@ -46,11 +45,6 @@ class Sizes(NamedTuple):
 
 FULL = Sizes((32, 8), torch.bfloat16, 5, False)
 QUICK = Sizes((2, 1), torch.float16, 1, True)
-
-
-def device() -> str:
-    """What the case runs on."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def measure_ceilings() -> dict[str, float]:

@@ -15,8 +15,9 @@ from typing import Any
 from flexmask_kernels.configs import KERNELS
 
 from benchmarks import kernel_parts
+from benchmarks.environment import device
 from benchmarks.kernel_methods import METHODS
-from benchmarks.kernel_parts import FULL, OURS, QUICK, SLOWER, Sizes, device
+from benchmarks.kernel_parts import FULL, OURS, QUICK, SLOWER, Sizes
 from benchmarks.kernel_report import draw, tables, targets
 from benchmarks.kernel_rows import row_names
 from benchmarks.record import Check, Measurement, Record, Row
@@ -98,9 +99,7 @@ def call_here(function: Callable[..., Any], *arguments: Any, limit_s: float) -> 
 
 def _go_on_with(previous: Record, measurement: Measurement) -> None:
     """Take over what an earlier run has found; what was wrong there is asked again."""
-    measurement.rows = previous["rows"]
-    measurement.checks = [Check(**check) for check in previous["checks"]]
-    measurement.details = previous["details"]
+    measurement.go_on_with(previous)
     for row in measurement.rows:
         for name, reason in row["left_out"].items():
             if name in OURS and reason.startswith("wrong"):

@@ -62,6 +62,12 @@ class Measurement:
     details: dict[str, Any] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
 
+    def go_on_with(self, previous: Record) -> None:
+        """Take over what the run of a record has found; targets follow from the rows."""
+        self.rows = previous["rows"]
+        self.checks = [Check(**check) for check in previous["checks"]]
+        self.details = previous.get("details", {})
+
     def check(self, name: str, value: float, bound: float) -> None:
         """Note that `value` is at most `bound`.
 

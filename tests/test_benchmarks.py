@@ -11,6 +11,7 @@ from benchmarks import (
     attention_runs,
     exactness,
     forward,
+    gpu_step,
     layout,
     mask,
     memory,
@@ -68,6 +69,22 @@ def test_report_shows_every_case_with_its_tables_and_plots(results, tmp_path):
     assert str(tmp_path) not in page
 
 
+def test_steps_on_a_gpu_need_npass_and_a_run_goes_on_with_what_is_there(tmp_path, monkeypatch):
+    def quick_run():
+        assert main(["gpu_step", "--quick", "--resume", "--output", str(tmp_path)]) == 0
+        return json.loads((tmp_path / "gpu_step-cpu.json").read_text())
+
+    first = quick_run()
+    monkeypatch.setattr(gpu_step, "run_step", fail_to_compile)
+    again = quick_run()
+    assert again["checks"] == first["checks"]
+    assert again["rows"] == first["rows"]
+    (tmp_path / "gpu_step-cpu.json").unlink()
+    (row,) = quick_run()["rows"]
+    assert row["left_out"].pop("npass") == "RuntimeError: No working C++ compiler found"
+    assert set(row["left_out"].values()) == {"N-pass did not run, so there is no bound"}
+
+
 def test_report_without_results_says_what_to_run(tmp_path, capsys):
     assert main(["report", "--results", str(tmp_path), "--docs", str(tmp_path)]) == 2
     assert "run `python -m benchmarks all` first" in capsys.readouterr().err
@@ -112,7 +129,7 @@ def with_flex(result):
 doubled_flex = with_flex(lambda out: 2 * out)
 
 
-def fail_to_compile(out):
+def fail_to_compile(*_):
     raise RuntimeError("No working C++ compiler found\nand many lines more")
 
 

@@ -104,7 +104,7 @@ def test_sinks_on_flash_kernels_need_the_gradient_of_the_logsumexp(monkeypatch):
     ],
 )
 def test_refuses_options_by_name_and_value(options, message, monkeypatch):
-    monkeypatch.setattr(flex_options, "_has_flash", lambda: False)
+    monkeypatch.setattr(flex_options, "has_flash", lambda: False)
     with pytest.raises(UnsupportedModelError, match=message):
         patch(tiny_model("qwen3"), backend="flex", kernel_options=options)
 

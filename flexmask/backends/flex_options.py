@@ -60,7 +60,7 @@ def check_kernel_options(options: Mapping[str, Any] | None, backend: str) -> Non
                 "see nothing; leave it out"
             )
     compiles = torch.compiler.is_compiling()  # which does not look for packages
-    if options.get("BACKEND") == "FLASH" and not compiles and not _has_flash():
+    if options.get("BACKEND") == "FLASH" and not compiles and not has_flash():
         raise UnsupportedModelError(
             "kernel_options: BACKEND='FLASH' needs the package flash-attn-4, which is not "
             "installed; pip install --pre flash-attn-4, or leave BACKEND out"
@@ -83,7 +83,8 @@ def _listed(values: range | tuple[Any, ...]) -> str:
     return f"one of {', '.join(map(str, values))}"
 
 
-def _has_flash() -> bool:
+def has_flash() -> bool:
+    """Whether flash-attn-4, whose kernels BACKEND="FLASH" calls, is installed."""
     return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None
 
 
