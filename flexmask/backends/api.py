@@ -118,10 +118,8 @@ def dispatch(
     name = choose_backend(q.device, backend, call).name
     # the products of a backend have the dtypes that it chose
     with torch.autocast(q.device.type, enabled=False) if _has_autocast(q) else nullcontext():
-        if name == "varlen":
-            from flexmask.backends.varlen import varlen_attention
-
-            return varlen_attention(q, k, v, subtree_end, **options, **limits)
+        if name == "varlen":  # takes limits as they are
+            return _implementation(name)(q, k, v, subtree_end, **options, **limits)
         window_start = None
         if window is not None or chunk is not None:
             window_start = per_mask_cache(find_window_start, subtree_end, **limits)
@@ -135,6 +133,10 @@ def _implementation(name: str) -> Callable[..., Tensor]:
         from flexmask.backends.cpu import cpu_attention
 
         return cpu_attention
+    if name == "varlen":
+        from flexmask.backends.varlen import varlen_attention
+
+        return varlen_attention
     if name == "flex":
         from flexmask.backends.flex import flex_backend
 

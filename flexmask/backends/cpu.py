@@ -28,6 +28,7 @@ from torch.nn.functional import pad
 from flexmask.backends.cache import per_mask_cache
 from flexmask.backends.calls import plan_rows
 from flexmask.backends.cpu_row import Row, row_backward, row_forward
+from flexmask.backends.reference import precise_dtype
 from flexmask.backends.sinks import sink_gradient
 from flexmask.tree.intervals import mask_mod
 
@@ -157,7 +158,7 @@ def _row(
     number = b if len(plans) > 1 else 0
     visible = partial(mask_mod(*masks), torch.tensor(number), torch.tensor(0))
     if sinks is not None:
-        sinks = sinks.to(_lse_dtype(q)).unflatten(0, heads).unsqueeze(-1)
+        sinks = sinks.to(precise_dtype(q)).unflatten(0, heads).unsqueeze(-1)
     return Row(q.unflatten(0, heads), k, v, plans[number], visible, sinks, scale, softcap)
 
 
@@ -171,14 +172,10 @@ def _unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _lse_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
 def _empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     """Out as a view of [B, L, H, D], the layout that models go on with, and logsumexp."""
     B, H, L, D = q.shape
-    return q.new_empty(B, L, H, D).transpose(1, 2), q.new_empty(B, H, L, dtype=_lse_dtype(q))
+    return q.new_empty(B, L, H, D).transpose(1, 2), q.new_empty(B, H, L, dtype=precise_dtype(q))
 
 
 def _empty_gradients(q: Tensor, k: Tensor, v: Tensor) -> Gradients:

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flexmask.backends.reference import precise_dtype
+
 
 class Block(NamedTuple):
     """The operands of a call: q [H_kv, G, R, D], k and v [H_kv, K, D], `seen` bool [R, K]."""
@@ -70,7 +72,7 @@ def capped_backward(
 
 def _scores(block: Block) -> Tensor:
     """The capped scores [H_kv, G, R, K], -inf where a key is not seen."""
-    precise = torch.float64 if block.q.dtype == torch.float64 else torch.float32
+    precise = precise_dtype(block.q)
     raw = _flat(block.q.to(precise)) @ block.k.to(precise).transpose(1, 2)
     scores = raw.mul_(block.scale / block.softcap).tanh_().mul_(block.softcap)
     scores = _grouped(scores, block)

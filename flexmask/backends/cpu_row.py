@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flexmask.backends.calls import Call, Keys, Pairs, cut_calls
 from flexmask.backends.cpu_capped import Block, capped_backward, capped_forward
+from flexmask.backends.reference import precise_dtype
 from flexmask.backends.sinks import add_sinks
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -192,4 +193,4 @@ def _sum_group(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _precise(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    return x.to(precise_dtype(x))

@@ -53,7 +53,7 @@ def reference_attention(
             f"backend 'reference' takes rows of at most {MAX_TOKENS} tokens, got {length}; "
             "use backend='cpu' or 'flex'"
         )
-    precise = torch.float64 if q.dtype == torch.float64 else torch.float32
+    precise = precise_dtype(q)
     group = q.shape[1] // k.shape[1]
     keys, values = (x.to(precise).repeat_interleave(group, dim=1) for x in (k, v))
     scores = scale * (q.to(precise) @ keys.transpose(-1, -2))  # [B, H, L, L]
@@ -66,3 +66,8 @@ def reference_attention(
         scores = torch.cat([scores, extra], dim=-1)
     weights = torch.softmax(scores, dim=-1)[..., :length]
     return (weights @ values).to(q.dtype)
+
+
+def precise_dtype(x: Tensor) -> torch.dtype:
+    """What is computed in for a tensor: fp64 for fp64, fp32 for all else."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

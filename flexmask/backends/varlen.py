@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flexmask.backends.cache import constant_in_graphs, is_capturing, per_mask_cache
+from flexmask.backends.reference import precise_dtype
 from flexmask.backends.sinks import add_sinks, sink_gradient
 from flexmask.backends.varlen_plain import plain_backward, plain_forward
 from flexmask.backends.varlen_plan import Group, plan_groups
@@ -205,7 +206,7 @@ def _backward(
     )
     dout, q, k, v, out = (_flat(x) for x in (dout, q, k, v, out))
     unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of a dropout
-    precise = torch.float64 if k.dtype == torch.float64 else torch.float32
+    precise = precise_dtype(k)
     dq, dk, dv = q.new_empty(q.shape), *(x.new_zeros(x.shape, dtype=precise) for x in (k, v))
     for group in groups:
         keys, values = (_take(x, group) for x in (k, v))
@@ -236,9 +237,8 @@ def _backward(
 @_forward.register_fake
 def _(q, k, v, subtree_end, sinks, scale, window, chunk):
     B, H, L, D = q.shape
-    precise = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = q.new_empty(B, L, H, D).transpose(1, 2)
-    return out, q.new_empty(H, B * L, dtype=precise)
+    return out, q.new_empty(H, B * L, dtype=precise_dtype(q))
 
 
 @_backward.register_fake

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from flexmask.backends.reference import precise_dtype
+
 
 def plain_forward(
     q: Tensor,
@@ -83,7 +85,7 @@ def _sequences(cu_q: Tensor, cu_k: Tensor) -> Iterator[tuple[slice, slice]]:
 
 def _scores(q: Tensor, k: Tensor, scale: float, window_left: int) -> Tensor:
     """[H, queries, keys]; -inf where a mask aligned to the bottom right hides a key."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dtype = precise_dtype(q)
     heads = q.shape[1]
     scores = scale * (_per_head(q, heads, dtype) @ _per_head(k, heads, dtype).mT)
     place = torch.arange(q.shape[0]).unsqueeze(-1) + k.shape[0] - q.shape[0]

@@ -17,13 +17,14 @@ Keys are gathered group by group, so that what a group holds in memory has a bou
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby, pairwise
+from itertools import count, groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flexmask.backends.cache import per_mask_cache
 from flexmask.tree.chains import chain_starts
 from flexmask.tree.intervals import find_depths
 
@@ -96,7 +97,8 @@ def plan_groups(
         budget: bytes that a group may cost. A single sequence may cost more.
     """
     groups = []
-    for is_alone, run in groupby(_sequences(subtree_end, window, chunk), lambda x: x.is_alone):
+    sequences = per_mask_cache(_sequences, subtree_end, window=window, chunk=chunk)
+    for is_alone, run in groupby(sequences, lambda x: x.is_alone):
         left = 0 if is_alone else -1 if window is None else window - 1
         for members in _filled(run, key_bytes, sequence_bytes, budget):
             groups.append(_group(members, left, subtree_end.device))
@@ -107,7 +109,7 @@ def gather_cost(
     subtree_end: Tensor, *, window: int | None = None, chunk: int | None = None
 ) -> GatherCost:
     """What the plan of a mask comes to; waits for the device."""
-    sequences = list(_sequences(subtree_end, window, chunk))
+    sequences = per_mask_cache(_sequences, subtree_end, window=window, chunk=chunk)
     keys = pairs = 0
     for start, stop, path, is_alone in sequences:
         queries = stop - start
@@ -117,13 +119,14 @@ def gather_cost(
     return GatherCost(subtree_end.numel(), len(sequences), keys, pairs)
 
 
-def _sequences(subtree_end: Tensor, window: int | None, chunk: int | None) -> Iterator[_Sequence]:
+def _sequences(subtree_end: Tensor, *, window: int | None, chunk: int | None) -> list[_Sequence]:
     """The sequences of all rows in their order; keys are places in the flat batch."""
     length = subtree_end.shape[1]
-    for number, end in enumerate(subtree_end.cpu().numpy()):
-        offset = number * length
-        for start, stop, keys, is_alone in _of_row(end, window, chunk):
-            yield _Sequence(offset + start, offset + stop, offset + keys, is_alone)
+    return [
+        _Sequence(offset + start, offset + stop, offset + keys, is_alone)
+        for offset, end in zip(count(0, length), subtree_end.cpu().numpy(), strict=False)
+        for start, stop, keys, is_alone in _of_row(end, window, chunk)
+    ]
 
 
 def _of_row(end: np.ndarray, window: int | None, chunk: int | None) -> Iterator[_Sequence]:

@@ -48,7 +48,7 @@ def patch(
 
     Args:
         model: a Hugging Face causal language model of a verified family, or one wrapped by peft.
-        backend: "auto", "reference", "cpu", "flex" or "triton", as in `attention`.
+        backend: "auto", "reference", "cpu", "varlen", "flex" or "triton", as in `attention`.
         kernel_options: FlexAttention's own, such as {"BLOCK_M": 64}, with backend="flex".
 
     Raises:

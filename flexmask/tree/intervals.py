@@ -32,8 +32,8 @@ def mask_mod(subtree_end: Tensor, window_start: Tensor | None = None) -> MaskMod
     """
 
     def tree_mask(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        visible = (kv_idx <= q_idx) & (q_idx < subtree_end[b, kv_idx])
-        return visible if window_start is None else visible & (kv_idx >= window_start[b, q_idx])
+        start = None if window_start is None else window_start[b, q_idx]
+        return _sees(q_idx, kv_idx, subtree_end[b, kv_idx], start)
 
     return tree_mask
 
@@ -47,10 +47,15 @@ def flat_mask_mod(subtree_end: Tensor, window_start: Tensor | None = None) -> Ma
 
     def tree_mask(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         key, query = (kv_idx, q_idx) if B == 1 else (first[b] + kv_idx, first[b] + q_idx)
-        visible = (kv_idx <= q_idx) & (q_idx < ends[key])
-        return visible if starts is None else visible & (kv_idx >= starts[query])
+        return _sees(q_idx, kv_idx, ends[key], None if starts is None else starts[query])
 
     return tree_mask
+
+
+def _sees(query: Tensor, key: Tensor, end: Tensor, start: Tensor | None) -> Tensor:
+    """Whether a query sees a key, by the key's subtree end and the query's window start."""
+    visible = (key <= query) & (query < end)
+    return visible if start is None else visible & (key >= start)
 
 
 def dense_mask(subtree_end: Tensor, window_start: Tensor | None = None) -> Tensor:
