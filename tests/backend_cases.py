@@ -55,9 +55,16 @@ def empty_is_nan():
 
 def run_triton(mask, *inputs, deterministic=False, **options):
     """`run` of the Triton kernels in either mode of their backward pass."""
-    torch.use_deterministic_algorithms(deterministic)
-    try:
+    with deterministic_algorithms(deterministic):
         return run(mask, *inputs, backend="triton", **options)
+
+
+@contextmanager
+def deterministic_algorithms(is_on=True):
+    """A block with torch's deterministic mode on or off; it is off behind it."""
+    torch.use_deterministic_algorithms(is_on)
+    try:
+        yield
     finally:
         torch.use_deterministic_algorithms(False)
 

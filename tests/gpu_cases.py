@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from backend_cases import mask_from_depths, random_inputs, run, run_reference, stack
+from model_cases import gradients
 
 from flexmask import PrefixTree, compile_mask
 
@@ -42,6 +43,16 @@ CASES = [
 needs_gpu = pytest.mark.skipif(SHORT, reason="needs compiled kernels and streams")
 
 
+def step(model, batches, count):
+    """The mean loss of a step on the GPU, and the gradients of all parameters."""
+    model.zero_grad()
+    moved = ({name: x.to("cuda") for name, x in batch.items()} for batch in batches)
+    losses = [model(**batch, num_items_in_batch=count).loss for batch in moved]
+    for loss in losses:
+        loss.backward()
+    return sum(loss.item() for loss in losses), gradients(model)
+
+
 def options_on_gpu(name):
     options = OPTIONS[name].items()
     return {key: x.cuda() if isinstance(x, torch.Tensor) else x for key, x in options}
@@ -55,13 +66,26 @@ def inputs_on_gpu(
     return [x.cuda() for x in random_inputs(mask, dtype=dtype, **shape, **widths)]
 
 
-def assert_errs_at_most_twice_as_much(backend, mask, inputs, *, eps=None, **options):
-    """Out and all gradients, within twice the error of the reference in the same dtype."""
+def assert_errs_at_most_twice_as_much(
+    attend, mask, inputs, *, eps=None, has_zeros=False, **options
+):
+    """Out and all gradients, within twice the error of the reference in the same dtype.
+
+    Args:
+        attend: `run` of a backend, or what is called like it.
+        mask: on the GPU, as are the next.
+        inputs: q, k, v and the gradient of the output.
+        eps: of rounding; that of the dtype if None.
+        has_zeros: a lone token's queries and keys have no gradient, and are rounded like the rest.
+        **options: of attention.
+    """
     eps = eps or torch.finfo(inputs[0].dtype).eps
     exact = run_reference(mask, *inputs, **options)
     rough = run(mask, *inputs, backend="reference", **options)
-    ours = run(mask, *inputs, backend=backend, **options)
+    ours = attend(mask, *inputs, **options)
+    largest = max(reference.abs().max() for reference in exact)
     for result, theirs, reference in zip(ours, rough, exact, strict=True):
         assert torch.isfinite(result).all()
-        bound = 2 * (theirs.double() - reference).abs().max() + 2 * eps * reference.abs().max()
+        size = reference.abs().max() or (largest if has_zeros else 0)
+        bound = 2 * (theirs.double() - reference).abs().max() + 2 * eps * size
         assert (result.double() - reference).abs().max() <= bound

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from gpu_cases import SHORT
-from model_cases import gradients, tiny_model
+from gpu_cases import SHORT, step
+from model_cases import tiny_model
 from sample_cases import random_samples
 from torch.utils.checkpoint import checkpoint
 
@@ -23,19 +23,6 @@ SAMPLES = random_samples(0, num_samples=4, stem=60, tail=20 if SHORT else 50)
 CASES = [(family, backend) for family in FAMILIES for backend in EPS]
 if SHORT:  # inductor's tiles of fp32 are small, and so too many
     CASES = [case for case in CASES if case[1] == "triton" or case[0] == "gpt_oss"]
-
-
-def on_gpu(batch):
-    return {name: tensor.to("cuda") for name, tensor in batch.items()}
-
-
-def step(model, batches, count):
-    """The mean loss of a step, and the gradients of all parameters."""
-    model.zero_grad()
-    losses = [model(**on_gpu(batch), num_items_in_batch=count).loss for batch in batches]
-    for loss in losses:
-        loss.backward()
-    return sum(loss.item() for loss in losses), gradients(model)
 
 
 @pytest.mark.parametrize(("family", "backend"), CASES)

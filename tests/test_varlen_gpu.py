@@ -1,10 +1,11 @@
 """The `varlen` backend on FlashAttention's kernels: values, both modes, graphs, whole models."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
-from backend_cases import run
+from backend_cases import deterministic_algorithms, run
 from gpu_cases import (
     HEADS,
     MASKS,
@@ -14,8 +15,9 @@ from gpu_cases import (
     inputs_on_gpu,
     needs_gpu,
     options_on_gpu,
+    step,
 )
-from model_cases import gradients, tiny_model
+from model_cases import tiny_model
 from sample_cases import random_samples
 
 from flexmask import attention, build_tree, pack, patch
@@ -23,6 +25,7 @@ from flexmask.backends.choice import record_choices
 from flexmask.model.npass import npass_batches
 
 pytestmark = pytest.mark.gpu
+run_varlen = partial(run, backend="varlen")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -31,7 +34,7 @@ pytestmark = pytest.mark.gpu
 def test_error_within_twice_low_precision_reference(name, option, dtype):
     mask = MASKS[name].to("cuda")
     inputs = inputs_on_gpu(mask, dtype)
-    assert_errs_at_most_twice_as_much("varlen", mask, inputs, **options_on_gpu(option))
+    assert_errs_at_most_twice_as_much(run_varlen, mask, inputs, **options_on_gpu(option))
 
 
 @pytest.mark.parametrize("kv_heads", [1, HEADS])
@@ -41,17 +44,14 @@ def test_error_within_twice_low_precision_reference(name, option, dtype):
 def test_heads_of_any_width(width, value_width, kv_heads):
     mask = MASKS["batch"].to("cuda")
     inputs = inputs_on_gpu(mask, width=width, value_width=value_width, kv_heads=kv_heads)
-    assert_errs_at_most_twice_as_much("varlen", mask, inputs, window=100)
+    assert_errs_at_most_twice_as_much(run_varlen, mask, inputs, window=100)
 
 
 def test_the_deterministic_mode_gives_the_same_bits():
     mask = MASKS["batch"].to("cuda")
     inputs = inputs_on_gpu(mask)
-    torch.use_deterministic_algorithms(True)
-    try:
-        first, second = (run(mask, *inputs, backend="varlen") for _ in range(2))
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with deterministic_algorithms():
+        first, second = (run_varlen(mask, *inputs) for _ in range(2))
     for x, y in zip(first, second, strict=True):
         assert torch.equal(x, y)
 
@@ -82,16 +82,10 @@ def test_a_bf16_model_errs_at_most_twice_as_much_as_separate_sequences(family):
     (row,) = pack([build_tree(samples)])
     count = sum(int((sample.loss_weights > 0).sum()) for sample in samples)
 
-    def step(model, batches):
-        for batch in batches:
-            on_gpu = {name: x.to("cuda") for name, x in batch.items()}
-            model(**on_gpu, num_items_in_batch=count).loss.backward()
-        return gradients(model)
-
-    exact = step(copy.deepcopy(model), npass_batches(samples))
-    rough = step(copy.deepcopy(model).bfloat16(), npass_batches(samples))
+    _, exact = step(copy.deepcopy(model), npass_batches(samples), count)
+    _, rough = step(copy.deepcopy(model).bfloat16(), npass_batches(samples), count)
     with record_choices() as choices:
-        ours = step(patch(model.bfloat16(), backend="varlen"), [row.to_batch()])
+        _, ours = step(patch(model.bfloat16(), backend="varlen"), [row.to_batch()], count)
     assert {choice.name for choice in choices} == {"varlen"}
     eps = torch.finfo(torch.bfloat16).eps
     for name, reference in exact.items():
