@@ -1,4 +1,4 @@
-"""A small tokenizer with the control tokens of every chat template that TRL ships."""
+"""A small tokenizer with the control tokens of every chat template that is tested."""
 # ruff: noqa: RUF001 (the control tokens of DeepSeek are written with full-width bars)
 
 from functools import cache
@@ -43,13 +43,29 @@ _PLAIN = "<think> </think> <tool_call> </tool_call> <tool_response> </tool_respo
 _TEXT = ["The answer is that you think about the question and then call a tool for the user.\n\n"]
 
 
-def template_files() -> dict[str, Path]:
-    """Chat templates that TRL ships for inference, by name."""
+# Templates that differ in a line from one that TRL ships: their name, and what stands behind what.
+_CHANGED = {
+    # Gemma 4 of 12B and more closes an empty thought in the prompt, where the small ones do not.
+    "gemma4_v5_large": (
+        "gemma4_v5",
+        "tool_call' -%}\n        {{- '<|turn>model\\n' -}}\n",
+        "{%- if not enable_thinking -%}{{- '<|channel>thought\\n<channel|>' -}}{%- endif -%}\n",
+    ),
+}
+
+
+@cache
+def chat_templates() -> dict[str, str]:
+    """The chat templates that are tested, by name: those that TRL ships for inference, and more."""
     spec = find_spec("trl")
     assert spec is not None
     assert spec.origin is not None
-    files = sorted((Path(spec.origin).parent / "chat_templates").glob("*.jinja"))
-    return {file.stem: file for file in files if not file.stem.endswith("_training")}
+    files = (Path(spec.origin).parent / "chat_templates").glob("*.jinja")
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
+    for name, (base, before, added) in _CHANGED.items():
+        assert texts[base].count(before) == 1, name
+        texts[name] = texts[base].replace(before, before + added)
+    return {name: texts[name] for name in sorted(texts) if not name.endswith("_training")}
 
 
 @cache
@@ -67,5 +83,5 @@ def chat_tokenizer(name: str) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
     tokenizer.add_tokens([AddedToken(token, special=True) for token in _SPECIAL.split()])
     tokenizer.add_tokens([AddedToken(token, special=False) for token in _PLAIN.split()])
-    tokenizer.chat_template = template_files()[name].read_text(encoding="utf-8")
+    tokenizer.chat_template = chat_templates()[name]
     return tokenizer

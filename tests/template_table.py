@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chat_cases import CASES, chat_case
-from chat_tokenizer import chat_tokenizer, template_files
+from chat_tokenizer import chat_templates, chat_tokenizer
 
 from flexmask.data.samples import render_samples
 from flexmask.data.template import _announce
@@ -28,7 +28,8 @@ _HEAD = f"""# Chat templates
 flexmask renders every turn with the tokenizer's own chat template: the prompt as at inference, then
 what the template writes for the message, up to the stop token. This table holds every chat template
 that {TRL} ships for inference, image models included, on text-only conversations of several
-turns.
+turns. gemma4_v5_large is TRL's gemma4_v5 with the empty thought that Gemma 4 of 12B and more adds
+to its prompt while thinking is off.
 
 - **exact**: token for token what rendering each turn by hand gives.
 - **composed**: the template does not continue its own prompt, and leaves open how the turn goes on;
@@ -58,7 +59,7 @@ class Outcome:
 
 def settings_of(name: str) -> list[dict[str, Any]]:
     """The settings under which a template is tried: none, and both values of enable_thinking."""
-    if "enable_thinking" not in template_files()[name].read_text(encoding="utf-8"):
+    if "enable_thinking" not in chat_templates()[name]:
         return [{}]
     return [{}, {"enable_thinking": True}, {"enable_thinking": False}]
 
@@ -94,7 +95,7 @@ def template_table() -> str:
         "| template | " + " | ".join(case.replace("+", " + ") for case in CASES) + " |",
         "|---" * (len(CASES) + 1) + "|",
     ]
-    for name in template_files():
+    for name in chat_templates():
         default: list[tuple[str, str]] = []
         for settings in settings_of(name):
             found = [outcome(name, case, settings) for case in CASES]

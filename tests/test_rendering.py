@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 from chat_cases import TOOL
-from chat_tokenizer import chat_tokenizer, template_files
+from chat_tokenizer import chat_templates, chat_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -95,7 +95,7 @@ def naive_outcome_of(messages, tokenizer, **options):
         return outcome_of(messages, tokenizer, **options)
 
 
-@pytest.mark.parametrize("name", template_files())
+@pytest.mark.parametrize("name", chat_templates())
 def test_samples_equal_naive_rendering(name):
     tokenizer = chat_tokenizer(name)
     for seed in range(3):

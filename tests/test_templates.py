@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from chat_cases import CASES, chat_case, hand_rendered
-from chat_tokenizer import chat_tokenizer, template_files
+from chat_tokenizer import chat_templates, chat_tokenizer
 from template_table import PATH, TRL, outcome, settings_of, template_table
 
 from flexmask.data.files import read_conversations
@@ -38,7 +38,7 @@ STOPS = {
 NEXT_ROLES = {"glm4moe": {"answer": "<|user|>", "call": "<|observation|>"}}
 RUNS = [
     pytest.param(name, case, settings, id="-".join([name, case, *map(str, settings.values())]))
-    for name in template_files()
+    for name in chat_templates()
     for settings in settings_of(name)
     for case in CASES
 ]

@@ -9,7 +9,7 @@ then writes for the message, F without P, up to the stop token:
 Most templates write the stop token behind the message. Some models (GLM-4) end their turn with the
 role of the next one, which is a part of the next message: it is looked up there.
 
-Some templates do not continue their own prompt. The next three steps are tried in this order, and
+Some templates do not continue their own prompt. The next four steps are tried in this order, and
 a turn that none of them completes is refused:
 
 1. Adding the message changes how earlier turns are written (gpt-oss drops the thinking at a tool
@@ -17,10 +17,15 @@ a turn that none of them completes is refused:
    nothing to drop.
 2. The prompt opens the thinking, and a message without any is written without (Nemotron). The
    message is written with an empty thought, where the template puts a thought.
-3. The prompt opens the thinking, and the template leaves thinking out (DeepSeek-R1). The turn is
-   composed from `THINKING_TAGS`: thinking, closing tag, the message as the template writes it.
+3. The prompt writes a whole thought, mostly an empty one, and a message without any is written
+   without (large Gemma 4, thinking off). The message is taken as it is written, behind the thought.
+4. The prompt opens the thinking, and the template leaves thinking out (DeepSeek). The turn is
+   composed: thinking, closing tag, the message as the template writes it.
 
-Steps 2 and 3 are a choice that the template does not make, so each is announced once.
+Last, a message that is written with an empty thought though it has thinking (the answers of Kimi K2
+Thinking, as opposed to its calls) gets the thinking there.
+
+All but the first are a choice that the template does not make, so each is announced once.
 """
 
 from __future__ import annotations
@@ -32,17 +37,13 @@ from functools import cache, lru_cache, partial
 from typing import Any
 
 from flexmask.data.jinja import CompiledTemplate, Message, check_template
+from flexmask.data.thoughts import behind_closed_thought, filled_thought, thought_to_close
 from flexmask.errors import TemplateError
 from flexmask.tree.sample import common_prefix_length
 
 _OWN_SETTINGS = {
     *("add_generation_prompt", "chat_template", "continue_final_message", "tokenize", "tools")
 }
-
-
-# How models write their thinking where their chat template does not say: how the prompt ends that
-# opens it, and what is written between thinking and answer.
-THINKING_TAGS = {"<think>\n": "\n</think>\n\n"}
 
 _QUESTION = {"role": "user", "content": "asked"}
 _ANSWER = {"role": "assistant", "content": "said"}
@@ -107,11 +108,13 @@ class ChatTemplate:
             written = self._continuation(self._change(_quiet, history), message)
         if written is None and "reasoning_content" not in message:
             written = self._with_empty_thought(history, message)
+            if written is None:
+                written = self._behind_closed_thought(prompt, history, full)
         if written is None:
             written = _composed(prompt, full, message)
         if written is None:
             raise TemplateError(self._describe_split(prompt, full, message))
-        return self._up_to_stop(written, history, message, full)
+        return self._up_to_stop(_filled(written, message), history, message, full)
 
     def stop_token(self, completion: str) -> str | None:
         """Return the special token that `completion` ends with, the longest, or None."""
@@ -157,6 +160,19 @@ class ChatTemplate:
             "thinking: such messages are completed with an empty thought"
         )
         return written.replace(thought, "")
+
+    def _behind_closed_thought(
+        self, prompt: str, history: Sequence[Message], full: str
+    ) -> str | None:
+        found = behind_closed_thought(prompt, lambda: self._render(history), full)
+        if found is None:
+            return None
+        thought, written = found
+        _announce(
+            f"the chat template ends its prompt with {thought!r}, which it leaves out of messages: "
+            "completions are composed as what it writes behind it"
+        )
+        return written
 
     def _describe_split(self, prompt: str, full: str, message: Message) -> str:
         same = common_prefix_length(prompt, full)
@@ -219,16 +235,27 @@ class ChatTemplate:
 
 
 def _composed(prompt: str, full: str, message: Message) -> str | None:
-    for opening, closing in THINKING_TAGS.items():
-        before = prompt.removesuffix(opening)
-        if before != prompt and full.startswith(before):
-            _announce(
-                "the chat template opens the thinking in its prompt and leaves it out of messages: "
-                f"completions are composed as thinking, {closing!r}, answer"
-            )
-            thinking = message.get("reasoning_content", "").strip("\n")
-            return thinking + closing + full[len(before) :]
-    return None
+    found = thought_to_close(prompt, full)
+    if found is None:
+        return None
+    closing, written = found
+    _announce(
+        "the chat template opens the thinking in its prompt and leaves it out of messages: "
+        f"completions are composed as thinking, {closing!r}, answer"
+    )
+    return message.get("reasoning_content", "").strip("\n") + closing + written
+
+
+def _filled(written: str, message: Message) -> str:
+    thinking = message.get("reasoning_content", "").strip("\n")
+    filled = filled_thought(written, thinking) if thinking else None
+    if filled is None:
+        return written
+    _announce(
+        "the chat template writes an empty thought for messages that have thinking: completions "
+        "are composed with the thinking in it"
+    )
+    return filled
 
 
 def _with_json_arguments(message: Message) -> Message:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flexmask.data.messages import Conversation
-from flexmask.data.template import THINKING_TAGS, ChatTemplate, Message
+from flexmask.data.template import ChatTemplate, Message
+from flexmask.data.thoughts import THINKING_TAGS
 from flexmask.errors import TemplateError
 from flexmask.tools.show.orders import token_index
 from flexmask.tree.sample import common_prefix_length
