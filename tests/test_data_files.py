@@ -10,6 +10,7 @@ from flexmask.errors import DataError
 GOOD = json.dumps(
     {"messages": [{"role": "user", "content": "é"}, {"role": "assistant", "content": "4"}]}
 )
+DEEP = "[" * 500 + "]" * 500
 BAD = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "bot"}]})
 
 
@@ -48,8 +49,13 @@ def test_byte_order_mark_and_windows_line_ends_are_accepted(write):
         ("17", "a conversation must be an object or a list, got int"),
         (b"\xff\xfe", "not UTF-8 at byte 0; convert the file"),
         ("[" * 100_000, "the line is nested too deep"),
+        (
+            f'{{"x": {DEEP}, ' + GOOD[1:],
+            "the line is nested too deep: lists and objects may go 100",
+        ),
+        (f'{{"tools": "{DEEP}", ' + GOOD[1:], "tools is nested too deep"),
     ],
-    ids=["role", "json", "list", "number", "bytes", "deep"],
+    ids=["role", "json", "list", "number", "bytes", "deeper", "deep", "deep-tools"],
 )
 def test_bad_line_is_reported_with_its_number_or_listed(write, line, reason):
     path = write(GOOD, line, GOOD)

@@ -12,6 +12,7 @@ from flexmask.errors import DataError
 
 USER = {"role": "user", "content": "What is 2 plus 2?"}
 ANSWER = {"role": "assistant", "content": "4", "reasoning_content": "Two and two."}
+ANSWER_PARTS = ("Two ", "and two.")
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
 
 
@@ -35,6 +36,13 @@ def test_thinking_field_has_three_names(key):
         "<think>Two and two.</think>4",
         "<think>\nTwo and two.\n</think>\n\n4",
         "Two and two.\n</think>\n\n4",
+        [{"type": "reasoning", "content": "Two and two."}, {"type": "text", "value": "4"}],
+        [
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Two and two."}]},
+            {"type": "output_text", "content": "4"},
+        ],
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "Two and two."}]}, "4"],
+        [{"type": "thinking", "thinking": None, "text": "Two and two.", "signature": "s"}, "4"],
         [{"type": "reasoning", "text": "Two and two."}, {"type": "text", "text": "4"}],
         [{"type": "reasoning", "reasoning": "Two and two."}, "4"],
         [{"type": "thinking", "thinking": "Two and two."}, {"type": "text", "text": "4"}],
@@ -43,6 +51,33 @@ def test_thinking_field_has_three_names(key):
 )
 def test_thinking_in_content_becomes_its_own_field(content):
     assert answer({"content": content}).messages[1] == ANSWER
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_details": [{"type": "reasoning.text", "text": "Two and two.", "index": 0}]},
+        {"reasoning_details": [{"type": "reasoning.summary", "summary": "Two and two."}]},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "Two and two.", "signature": "s"}]},
+        {
+            "reasoning": "Two and two.",
+            "reasoning_details": [
+                {"type": "reasoning.text", "text": part} for part in ANSWER_PARTS
+            ],
+        },
+    ],
+)
+def test_blocks_beside_the_content_are_its_thinking(fields):
+    assert answer({"content": "4", **fields}).messages[1] == ANSWER
+
+
+def test_a_closing_tag_in_an_answer_is_answer_where_thinking_is_given_or_empty():
+    content = "Write </think> behind the thought."
+    for thinking in ("", "Two and two."):
+        message = {"role": "assistant", "content": content, "reasoning_content": thinking}
+        found = parse_conversation([USER, message]).messages
+        assert found[1] == message
+        assert parse_conversation(found).messages == found
 
 
 @pytest.mark.parametrize(
@@ -140,12 +175,56 @@ def test_other_keys_reach_the_template():
     assert found[2] == {"role": "tool", "content": "4", "name": "add", "tool_call_id": "c1"}
 
 
-@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}])
-def test_untrained_messages_are_marked(mark):
-    found = parse_conversation([USER, {**ANSWER, **mark}, USER, ANSWER])
-    assert found.trained == [3]
-    assert found.messages[1]["train"] is False
-    assert "weight" not in found.messages[1]
+MARKS = "train training trainable weight loss loss_weight loss_scale loss_mask step_loss_mask"
+
+
+@pytest.mark.parametrize("key", MARKS.split())
+def test_untrained_messages_are_marked(key):
+    for no, yes in ((False, True), (0, 1), (0.0, 1.0)):
+        found = parse_conversation(
+            [{**USER, key: no}, {**ANSWER, key: no}, USER, {**ANSWER, key: yes}]
+        )
+        assert found.trained == [3]
+        assert found.messages[1] == {**ANSWER, "train": False}
+        assert found.messages[3] == ANSWER
+
+
+def test_a_cut_message_is_context_alone():
+    cut = {**ANSWER, "finish_reason": "length", "train": False}
+    found = parse_conversation([USER, cut, USER, {**ANSWER, "finish_reason": "stop"}])
+    assert found.messages == [USER, {**ANSWER, "train": False}, USER, ANSWER]
+
+
+def test_messages_of_one_turn_are_joined():
+    thought = {"role": "assistant", "content": "", "reasoning_content": "Two and two."}
+    words = {"role": "assistant", "content": "I add.", "name": "a"}
+    calls = [{"role": "assistant", "content": "\n", "tool_calls": [CALL], "id": 1} for _ in "12"]
+    result = {"role": "tool", "content": "4"}
+    found = parse_conversation([USER, thought, words, *calls, result, ANSWER]).messages
+    turn = {**thought, **words, "tool_calls": [CALL, CALL], "id": 1}
+    assert found == [USER, turn, result, ANSWER]
+
+
+def test_settings_of_a_record_come_before_those_of_the_run():
+    settings = {"enable_thinking": False}
+    for own in (settings, json.dumps(settings)):
+        found = answer({"content": "4"}, chat_template_kwargs=own)
+        assert found.settings({"enable_thinking": True, "x": 1}) == {
+            "enable_thinking": False,
+            "x": 1,
+        }
+    assert answer({"content": "4"}).settings(None) == {}
+
+
+def test_functions_are_the_old_name_of_tools():
+    functions = [{"name": "add", "parameters": {}}]
+    found = answer({"function_call": {"name": "add"}}, functions=functions)
+    assert found.tools == [{"type": "function", "function": functions[0]}]
+
+
+def test_keys_that_nothing_is_made_of_are_noted():
+    record = {"source": "x", "images": [], "label": True, "weight": 1, "chosen": None, "y": None}
+    assert answer({"content": "4"}, **record).unused_keys == ("source",)
 
 
 def test_record_is_not_changed():
@@ -229,8 +308,99 @@ BAD = {
         [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "9" * 5000}]}],
         "arguments of 'f' holds a number that is too long",
     ),
-    "train": ([USER, {**ANSWER, "train": "no"}], "message 1: train must be true or false, got 'no"),
-    "weight": ([USER, {**ANSWER, "weight": 0.5}], "message 1: weight must be 0 or 1, got 0.5"),
+    "train": (
+        [USER, {**ANSWER, "train": "no"}],
+        "message 1: train must be true, false, 0 or 1, got 'no",
+    ),
+    "weight": ([USER, {**ANSWER, "weight": 0.5}], "weight must be true, false, 0 or 1, got 0.5"),
+    "marks": (
+        [USER, {**ANSWER, "loss": False, "weight": 1}],
+        "message 1: 'weight' says to train it, 'loss' not to",
+    ),
+    "user-trained": (
+        [{**USER, "trainable": True}, ANSWER],
+        "message 0 is from the user and has tr",
+    ),
+    "train-detail": (
+        [USER, {**ANSWER, "train_detail": [1]}],
+        "'train_detail', but a message is tr",
+    ),
+    "refusal": ([USER, {**ANSWER, "refusal": "No."}], "'refusal', but what the model is to say is"),
+    "text-key": (
+        [{"role": "user", "content": [{"type": "text", "words": "x"}]}],
+        r"part 0 has its text under none of 'text', 'value', 'content', but the keys \['type', 'wo",
+    ),
+    "two-texts": (
+        [{"role": "user", "content": [{"type": "text", "text": "x", "value": "y"}]}],
+        "content part 0: 'text' and 'value' hold different texts",
+    ),
+    "inner-part": (
+        [USER, {"role": "assistant", "content": [{"type": "thinking", "thinking": [4]}, "4"]}],
+        "content part 0: thinking holds a part of type 'int'",
+    ),
+    "encrypted": (
+        [USER, {**ANSWER, "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]}],
+        "reasoning_details: block 0 is of type 'reasoning.encrypted', of which the words cannot",
+    ),
+    "blocks-type": (
+        [USER, {**ANSWER, "thinking_blocks": "x"}],
+        "must be a list of blocks, got str",
+    ),
+    "close-in-thought": (
+        [USER, {**ANSWER, "reasoning_content": "I write </think> there."}],
+        "message 1: the thinking holds </think>, at which it would end",
+    ),
+    "close-in-answer": (
+        [USER, {"role": "assistant", "content": "Write </think> behind it."}],
+        "content holds </think> without <think>; write <think> at its beginning if",
+    ),
+    "empty-and-close": (
+        [USER, {**ANSWER, "reasoning_content": "", "content": "Two.\n</think>\n4"}],
+        "the thinking is empty, and content holds the end of a thought",
+    ),
+    "cut": ([USER, {**ANSWER, "finish_reason": "length"}], "message 1 was cut .finish_reason 'len"),
+    "cut-last": (
+        {"messages": [USER, ANSWER], "finish_reason": "MAX_TOKENS"},
+        "message 1 was cut .finish_reason 'MAX_TOKENS'.",
+    ),
+    "two-answers": (
+        [USER, ANSWER, {**ANSWER, "reasoning_content": ""}],
+        "messages 1 and 2 are both from the assistant and no one turn",
+    ),
+    "call-then-words": (
+        [USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "assistant", "content": "4"}],
+        "messages 1 and 2 are both from",
+    ),
+    "half-a-turn-trained": (
+        [USER, {**ANSWER, "train": False}, {"role": "assistant", "tool_calls": [CALL]}],
+        "messages 1 and 2 are both from",
+    ),
+    "value-and-content": (
+        {"conversations": [{"from": "human", "value": "x", "content": "y"}]},
+        "message 0 has a 'value' and another 'content'",
+    ),
+    "images": (
+        {"messages": [USER, ANSWER], "images": ["a"]},
+        "the record has 'images', but flexmask t",
+    ),
+    "message-images": ([{**USER, "images": ["a"]}, ANSWER], "message 0 has 'images', but flexmask"),
+    "label": ({"messages": [USER, ANSWER], "label": False}, "label: false, an example of what not"),
+    "pair": (
+        {"chosen": [USER, ANSWER], "rejected": [USER]},
+        "has 'chosen', but of a pair, only",
+    ),
+    "record-weight": (
+        {"messages": [USER, ANSWER], "weight": 0.3},
+        "record has weight 0.3; conversat",
+    ),
+    "settings": (
+        {"messages": [USER, ANSWER], "chat_template_kwargs": [1]},
+        "chat_template_kwargs must be an object, got list",
+    ),
+    "functions": (
+        {"messages": [USER, ANSWER], "tools": [{"name": "f"}], "functions": [{"name": "g"}]},
+        "'tools' and 'functions' .their old name. differ",
+    ),
     "tools": ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "tools must be a list or its JSON"),
     "tools-json": ({"messages": [USER, ANSWER], "tools": "{"}, "tools is not JSON"),
     "tool": ({"messages": [USER, ANSWER], "tools": [{}]}, "tool 0 must be a function schema with"),
@@ -285,7 +455,7 @@ def test_think_block_and_field_say_the_same(thinking, content):
 
 keys = (
     "role content messages conversations from value tool_calls type text function name arguments "
-    "tools train reasoning system"
+    "tools train reasoning system summary thinking_blocks loss images functions finish_reason"
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),

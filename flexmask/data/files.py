@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from flexmask.data.file_formats import SUFFIXES, read_lines
-from flexmask.data.messages import Conversation, parse_conversation, parse_json
+from flexmask.data.messages import Conversation, parse_conversation
+from flexmask.data.values import parse_json
 from flexmask.errors import DataError, FlexmaskError
 
 T = TypeVar("T")

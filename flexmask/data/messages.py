@@ -5,20 +5,24 @@ docs/formats.md shows every format with an example.
 
 from __future__ import annotations
 
-import json
-import math
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flexmask.data.content import (
+    BLOCK_KEYS,
+    REASONING_KEYS,
+    read_assistant,
+    read_content,
+    split_thinking,
+)
+from flexmask.data.tool_calls import read_tool_calls, read_tools
+from flexmask.data.turns import FINISH_KEYS, TRAIN_KEYS, check_finished, join_turns, read_train
+from flexmask.data.values import check_depth, check_values, parse_json, read_text
 from flexmask.errors import DataError, pluralize
 
 ROLES = ("system", "user", "assistant", "tool")
 _HOLD_MESSAGES = ("messages", "conversations")
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-_TEXT_PARTS = ("text", "input_text", "output_text")
-_REASONING_PARTS = ("reasoning", "thinking")
-_THINK_BLOCK = re.compile(r"\s*(?:<think>)?(?P<thinking>.*?)</think>(?P<answer>.*)", re.DOTALL)
 
 _SHAREGPT_ROLES = {
     **{role: role for role in ROLES},
@@ -28,8 +32,30 @@ _SHAREGPT_ROLES = {
     **dict.fromkeys(("function", "function_response", "tool_response", "observation"), "tool"),
     "developer": "system",
 }
-_ASSISTANT_KEYS = (*_REASONING_KEYS, "tool_calls", "function_call")
-_OWN_KEYS = {"role", "content", "train", "weight", *_ASSISTANT_KEYS}
+# Keys that change what is to be trained, and why flexmask does not take them.
+_MEDIA = dict.fromkeys(
+    ("images", "image", "videos", "video", "audios", "audio"), "flexmask trains on text"
+)
+_PAIRS = dict.fromkeys(
+    ("chosen", "rejected", "rejected_response", "rejected_messages"),
+    "of a pair, only the better conversation is to be trained, as 'messages' alone",
+)
+_REFUSED_IN_RECORD = {**_MEDIA, **_PAIRS}
+_REFUSED_IN_MESSAGE = {
+    **_MEDIA,
+    "refusal": "what the model is to say is its 'content'",
+    **dict.fromkeys(("train_detail", "training_detail"), "a message is trained as a whole"),
+}
+_ASSISTANT_KEYS = (*REASONING_KEYS, *BLOCK_KEYS, "tool_calls", "function_call")
+_OWN_KEYS = {
+    *("role", "content"),
+    *(*TRAIN_KEYS, *FINISH_KEYS, *_ASSISTANT_KEYS, *_REFUSED_IN_MESSAGE),
+}
+_WEIGHTS = ("train", "weight", "loss_weight", "loss_scale", "sample_weight")
+_RECORD_KEYS = {
+    *(*_HOLD_MESSAGES, *_WEIGHTS, *_REFUSED_IN_RECORD, "finish_reason"),
+    *("id", "system", "tools", "functions", "label", "chat_template_kwargs"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +69,16 @@ class Conversation:
         tools: function schemas, or None.
         id: what the data calls the conversation, or None.
         where: the place it came from, such as "conversations.jsonl:17", or None.
+        chat_template_kwargs: settings that the record has for the chat template, or None.
+        unused_keys: keys of the record that flexmask makes nothing of, such as "source".
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     id: str | None = None
     where: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    unused_keys: tuple[str, ...] = ()
 
     @property
     def trained(self) -> list[int]:
@@ -59,13 +89,18 @@ class Conversation:
             if message["role"] == "assistant" and message.get("train", True)
         ]
 
+    def settings(self, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The settings of a run for the chat template, with the record's own in their place."""
+        return {**(settings or {}), **(self.chat_template_kwargs or {})}
+
 
 def parse_conversation(record: Any, where: str | None = None) -> Conversation:
     """Return a record of chat data as a validated `Conversation`.
 
     Args:
         record: an object with `messages` or (ShareGPT) `conversations`, with or without `tools`,
-            `system` and `id`; or a list of messages; or a `Conversation`, which is returned as is.
+            `system`, `id` and `chat_template_kwargs`; or a list of messages; or a `Conversation`,
+            which is returned as is.
         where: the place the record comes from, which begins every error.
 
     Raises:
@@ -74,6 +109,7 @@ def parse_conversation(record: Any, where: str | None = None) -> Conversation:
     if isinstance(record, Conversation):
         return record
     try:
+        check_depth(record, "the record")
         if isinstance(record, list):
             first = record[0] if record else None
             if isinstance(first, list) or (
@@ -86,11 +122,19 @@ def parse_conversation(record: Any, where: str | None = None) -> Conversation:
             record = {"messages": record}
         messages = _read_messages(record)
         _check_order(messages)
-        tools = read_tools(record.get("tools"))
+        tools = _read_tools(record)
+        settings = _read_settings(record.get("chat_template_kwargs"))
     except DataError as error:
         raise DataError(f"{where}: {error}" if where else str(error)) from None
     name = record.get("id")
-    return Conversation(messages, tools, None if name is None else str(name), where)
+    return Conversation(
+        messages,
+        tools,
+        None if name is None else str(name),
+        where,
+        settings,
+        tuple(k for k, v in record.items() if k not in _RECORD_KEYS and v is not None),
+    )
 
 
 def _read_messages(record: Any) -> list[dict[str, Any]]:
@@ -99,6 +143,7 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
             f"a conversation must be an object or a list, got {type(record).__name__}; "
             'write {"messages": [...]}'
         )
+    _check_record(record)
     names = [name for name in _HOLD_MESSAGES if record.get(name) is not None]
     if len(names) != 1:
         found = " and ".join(map(repr, names)) or f"the keys {list(record)}"
@@ -110,8 +155,10 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
         raise DataError(
             f"{names[0]!r} is empty; a conversation needs a user and an assistant message"
         )
-    messages = [_read_message(message, index) for index, message in enumerate(raw)]
-    system = _read_text(record.get("system"), "system")
+    if record.get("finish_reason") and isinstance(raw[-1], dict):  # of what the model wrote last
+        raw = [*raw[:-1], {"finish_reason": record["finish_reason"], **raw[-1]}]
+    messages = join_turns([_read_message(message, index) for index, message in enumerate(raw)])
+    system = read_text(record.get("system"), "system")
     if system and messages[0]["role"] == "system":
         raise DataError("the system message is given twice, as 'system' and as message 0")
     return [{"role": "system", "content": system}, *messages] if system else messages
@@ -126,40 +173,37 @@ def _read_message(message: Any, index: int) -> dict[str, Any]:
     role = "system" if message.get("role") == "developer" else message.get("role")
     if role not in ROLES:
         raise DataError(f"{what} has role {message.get('role')!r}; roles are {', '.join(ROLES)}")
+    _check_refused(message, _REFUSED_IN_MESSAGE, what)
     others = {k: v for k, v in message.items() if k not in _OWN_KEYS and v is not None}
-    _check_values(others, what)
+    check_values(others, what)
     if role == "assistant":
         return {"role": role, **_read_assistant(message, what), **others}
-    thinking, text = _read_content(message.get("content"), what)
+    thinking, text = read_content(message.get("content"), what)
     if thinking or any(map(message.get, _ASSISTANT_KEYS)):
         raise DataError(f"{what} is from the {role}; only the assistant thinks and calls tools")
     if message.get("content") is None:
         raise DataError(f"{what} is from the {role} and has no 'content'")
+    for key in TRAIN_KEYS:
+        if message.get(key) is True:
+            raise DataError(
+                f"{what} is from the {role} and has {key}: true; only the assistant is trained"
+            )
     return {"role": role, "content": text, **others}
 
 
 def _read_assistant(message: dict[str, Any], what: str) -> dict[str, Any]:
-    part, content = _read_content(message.get("content"), what)
-    field = _read_reasoning(message, what)
-    if part.strip() and field:
-        raise DataError(f"{what}: thinking is given twice, as a field and as a content part")
-    thinking = field or part
-    if not thinking:
-        thinking, content = _split_thinking(content, what)
-    elif content.lstrip().startswith("<think>"):
-        raise DataError(f"{what}: thinking is given twice, as a field and as <think> in content")
-    fields: dict[str, Any] = {"content": content}
-    if thinking.strip():
-        fields["reasoning_content"] = thinking
+    fields: dict[str, Any] = read_assistant(message, what)
     calls = message.get("tool_calls") or []
     if message.get("function_call"):
         calls = [*calls, message["function_call"]]
     if calls:
-        fields["tool_calls"] = _read_tool_calls(calls, what)
-    if not content.strip() and len(fields) == 1:
+        fields["tool_calls"] = read_tool_calls(calls, what)
+    if not any(value if key == "tool_calls" else value.strip() for key, value in fields.items()):
         raise DataError(f"{what} is from the assistant and has no content, thinking or tool calls")
-    if not _read_train(message, what):
+    if read_train(message, what) is False:
         fields["train"] = False
+    else:
+        check_finished(message, what)
     return fields
 
 
@@ -170,11 +214,13 @@ def _from_sharegpt(message: dict[str, Any], what: str) -> dict[str, Any]:
             f"{what} is from {message['from']!r}; senders are system, human, gpt, function_call "
             "and observation"
         )
-    value = message.get("value", message.get("content"))
+    value = message.get("content") if message.get("value") is None else message["value"]
+    if message.get("content") not in (None, value):
+        raise DataError(f"{what} has a 'value' and another 'content'; keep one of them")
     others = {k: v for k, v in message.items() if k not in ("from", "value", "content")}
     if role != "function_call":
         return {**others, "role": role, "content": value}
-    thinking, text = _split_thinking(_read_text(value, f"{what}: value"), what)
+    thinking, text = split_thinking(read_text(value, f"{what}: value"), what)
     calls = parse_json(text, f"{what}: the value of a function_call")
     calls = calls if isinstance(calls, list) else [calls]
     reasoning = {"reasoning_content": thinking} if thinking else {}
@@ -194,162 +240,41 @@ def _check_order(messages: list[dict[str, Any]]) -> None:
         )
 
 
-def _read_text(value: Any, what: str) -> str:
-    """Return `value` if it is text that can be encoded; None counts as no text.
-
-    Args:
-        value: the field as found in the data.
-        what: the field's name, for errors: "message 3: content".
-    """
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{what} must be a string, got {type(value).__name__}")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{what} holds half of a surrogate pair; write it as whole characters")
-    return value
-
-
-def _read_content(value: Any, what: str) -> tuple[str, str]:
-    """Return (thinking, text) of a message's content, a string or a list of typed parts."""
-    if not isinstance(value, list):
-        return "", _read_text(value, f"{what}: content")
-    thinking: list[str] = []
-    text: list[str] = []
-    for index, part in enumerate(value):
-        place = f"{what}: content part {index}"
-        if isinstance(part, str):
-            part = {"type": "text", "text": part}
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind in _TEXT_PARTS:
-            text.append(_read_text(part.get("text"), place))
-        elif kind in _REASONING_PARTS:
-            if "".join(text).strip():
-                raise DataError(f"{place} is thinking after text; thinking comes first in a turn")
-            thinking.append(_read_text(part.get(kind, part.get("text")), place))
-        else:
+def _check_record(record: dict[str, Any]) -> None:
+    """Raise DataError for keys of a record that change what is to be trained."""
+    _check_refused(record, _REFUSED_IN_RECORD, "the record")
+    if record.get("label") is False:
+        raise DataError("the record has label: false, an example of what not to say; leave it out")
+    for key in _WEIGHTS:
+        if record.get(key) not in (None, 1):
             raise DataError(
-                f"{place} is of type {kind!r}; flexmask trains on text: parts are of type text, "
-                "reasoning or thinking"
+                f"the record has {key} {record[key]!r}; conversations are trained or not, and "
+                "weighed by --weighting: leave it out, or remove the key"
             )
-    return "".join(thinking), "".join(text)
 
 
-def _split_thinking(text: str, what: str) -> tuple[str, str]:
-    """Return (thinking, answer) of an assistant's text that may begin with a think block.
-
-    >>> _split_thinking("<think>2 + 2</think>4", "message 1")
-    ('2 + 2', '4')
-    """
-    if "</think>" not in text:
-        if text.lstrip().startswith("<think>"):
-            raise DataError(f"{what}: <think> is opened and never closed; add </think>")
-        return "", text
-    match = _THINK_BLOCK.fullmatch(text)
-    assert match is not None, "the text holds </think>"
-    thinking, answer = match["thinking"], match["answer"]
-    if "<think>" in thinking or "<think>" in answer or "</think>" in answer:
-        raise DataError(
-            f"{what}: content must hold one think block, at its beginning; put the thinking in "
-            "'reasoning_content' if the answer is to hold such tags"
-        )
-    return thinking.strip("\n"), answer.lstrip("\n")
+def _check_refused(holder: dict[str, Any], refused: dict[str, str], what: str) -> None:
+    for key, reason in refused.items():
+        if holder.get(key):
+            raise DataError(
+                f"{what} has {key!r}, but {reason}; remove it, or leave the conversation out"
+            )
 
 
-def _read_reasoning(message: dict[str, Any], what: str) -> str:
-    """Return the thinking of a message's own field, under whichever of its names it has one."""
-    found = {key: _read_text(message.get(key), f"{what}: {key}") for key in _REASONING_KEYS}
-    texts = {text for text in found.values() if text.strip()}
-    if len(texts) > 1:
-        named = " and ".join(repr(key) for key, text in found.items() if text.strip())
-        raise DataError(f"{what}: {named} hold different thinking; keep one of them")
-    return texts.pop() if texts else ""
+def _read_tools(record: dict[str, Any]) -> list[dict[str, Any]] | None:
+    tools, functions = read_tools(record.get("tools")), read_tools(record.get("functions"))
+    if tools and functions and tools != functions:
+        raise DataError("'tools' and 'functions' (their old name) differ; keep 'tools'")
+    return tools or functions
 
 
-def _read_tool_calls(value: Any, what: str) -> list[dict[str, Any]]:
-    """Return tool calls with `type`, `function.name` and `function.arguments` (a dict) each."""
-    if not isinstance(value, list):
-        raise DataError(f"{what}: tool_calls must be a list, got {type(value).__name__}")
-    return [_read_tool_call(call, f"{what}: tool call {i}") for i, call in enumerate(value)]
-
-
-def _read_tool_call(call: Any, what: str) -> dict[str, Any]:
-    """Return one tool call in normal form, from the nested or the flat (name, arguments) form."""
-    if not isinstance(call, dict):
-        raise DataError(f"{what} must be an object, got {type(call).__name__}")
-    function = call.get("function", call)
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DataError(f"{what} must have a function with a 'name'")
-    name = _read_text(function["name"], f"{what}: name")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = parse_json(arguments or "{}", f"{what}: arguments of {name!r}")
-    if arguments is None:
-        arguments = {}
-    if not isinstance(arguments, dict):
-        raise DataError(
-            f"{what}: arguments of {name!r} must be an object, got {type(arguments).__name__}"
-        )
-    _check_values(arguments, f"{what}: arguments of {name!r}")
-    own = {} if call.get("id") is None else {"id": call["id"]}
-    _check_values(own, what)
-    return {**own, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def read_tools(value: Any) -> list[dict[str, Any]] | None:
-    """Return function schemas, each with its `function` key, or None where there are none."""
+def _read_settings(value: Any) -> dict[str, Any] | None:
+    what = "chat_template_kwargs"
     if isinstance(value, str):
-        value = parse_json(value, "tools") if value.strip() else None
+        value = parse_json(value, what)
     if not value:
         return None
-    if not isinstance(value, list):
-        raise DataError(f"tools must be a list or its JSON text, got {type(value).__name__}")
-    tools = []
-    for index, tool in enumerate(value):
-        if isinstance(tool, dict) and "function" not in tool:
-            tool = {"type": "function", "function": tool}
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f"tool {index} must be a function schema with a 'name'")
-        _check_values(tool, f"tool {index}")
-        tools.append({"type": "function", **tool})
-    return tools
-
-
-def _read_train(message: dict[str, Any], what: str) -> bool:
-    """Return whether a message is trained, from its `train` and its `weight` of 0 or 1."""
-    train = message.get("train")
-    if train is not None and not isinstance(train, bool):
-        raise DataError(f"{what}: train must be true or false, got {train!r}")
-    weight = message.get("weight")
-    if weight not in (None, 0, 1):
-        raise DataError(f"{what}: weight must be 0 or 1, got {weight!r}")
-    return train is not False and weight != 0
-
-
-def _check_values(value: Any, what: str) -> None:
-    """Raise where a text inside `value` cannot be encoded, or a number is none of JSON's."""
-    if isinstance(value, str):
-        _read_text(value, what)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise DataError(f"{what} must hold what JSON can write, got {value}")
-    elif isinstance(value, dict):
-        _check_values([*value.keys(), *value.values()], what)
-    elif isinstance(value, list):
-        for item in value:
-            _check_values(item, what)
-
-
-def parse_json(text: str, what: str) -> Any:
-    """Return the value of a JSON text; DataError where it is none."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{what} is not JSON ({error.msg} at character {error.pos}): {text[:40]!r}"
-        ) from None
-    except ValueError as error:  # the digits that Python converts have a limit
-        reason = str(error).partition(":")[0]
-        raise DataError(f"{what} holds a number that is too long: {reason}") from None
-    except RecursionError:
-        raise DataError(f"{what} is nested too deep") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{what} must be an object, got {type(value).__name__}")
+    check_values(value, what)
+    return value

@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from flexmask.data.checks import check_context, check_turn
-from flexmask.data.messages import Conversation, parse_conversation, read_tools
+from flexmask.data.messages import Conversation, parse_conversation
 from flexmask.data.template import ChatTemplate, Message
 from flexmask.data.tokenize import encode_texts
+from flexmask.data.tool_calls import read_tools
 from flexmask.errors import DataError, TemplateError
 from flexmask.tree.sample import Sample
 
@@ -34,7 +35,8 @@ def render_samples(
         messages: a conversation in any format of `parse_conversation`.
         tokenizer: a Hugging Face tokenizer with a chat template.
         tools: function schemas; the conversation's own where None.
-        chat_template_kwargs: settings for the template, such as {"enable_thinking": True}.
+        chat_template_kwargs: settings for the template, such as {"enable_thinking": True}; those
+            that the conversation has itself come first.
 
     Raises:
         DataError: the conversation is not in an accepted form.
@@ -44,7 +46,7 @@ def render_samples(
     where = f"{conversation.where}: " if conversation.where else ""
     try:
         schemas = conversation.tools if tools is None else read_tools(tools)
-        template = ChatTemplate(tokenizer, schemas, chat_template_kwargs)
+        template = ChatTemplate(tokenizer, schemas, conversation.settings(chat_template_kwargs))
         samples = _render_turns(template, conversation)
         check_context(template, conversation.messages[: conversation.trained[-1]])
     except TemplateError as error:

@@ -106,7 +106,7 @@ class ChatTemplate:
             written: str | None = full[len(prompt) :]
         else:
             written = self._continuation(self._change(_quiet, history), message)
-        if written is None and "reasoning_content" not in message:
+        if written is None and not message.get("reasoning_content"):
             written = self._with_empty_thought(history, message)
             if written is None:
                 written = self._behind_closed_thought(prompt, history, full)

@@ -52,7 +52,7 @@ def label_tree(
         tokenizer: the same, like the settings.
         chat_template_kwargs: settings for the template.
     """
-    settings = dict(chat_template_kwargs or {})
+    settings = conversation.settings(chat_template_kwargs)
     template = ChatTemplate(tokenizer, conversation.tools, settings)
     codes = np.full(tree.num_tokens, _UNKNOWN, np.int8)
     turns = [_read_turn(template, conversation.messages, i) for i in conversation.trained]
