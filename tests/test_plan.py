@@ -78,6 +78,7 @@ def test_counts_equal_brute_force(plan, rendered):
     assert plan.single_pass.work.num_tokens == len(depths)
     assert plan.single_pass.work.num_pairs == sum(depth + 1 for depth in depths)
     assert plan.token_ratio == plan.npass.work.num_tokens / len(depths)
+    assert plan.one_render.work == npass_work(len(samples[-1]) for samples in rendered)
 
 
 def test_lengths_equal_brute_force(plan, rendered):
@@ -87,7 +88,8 @@ def test_lengths_equal_brute_force(plan, rendered):
     assert plan.turns.tolist() == list(map(len, rendered))
     assert plan.sample_tokens.tolist() == lengths
     assert plan.conversation_tokens.tolist() == sizes
-    assert list(plan.largest.values()) == [max(lengths), max(totals), max(sizes)]
+    last = [len(conversation[-1]) for conversation in rendered]
+    assert list(plan.largest.values()) == [max(lengths), max(totals), max(last), max(sizes)]
 
 
 def test_tiles_equal_brute_force(rendered, tokenizer, tmp_path):

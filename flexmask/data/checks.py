@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from flexmask.data.template import ChatTemplate, Message
@@ -33,8 +34,8 @@ def check_turn(
         if found < 0:
             raise TemplateError(_lost(name))
         start = found + len(words)
-    marks = _Marks()
-    lost = marks.missing(template.completion(prompt, history, _marked(message, marks)))
+    marks = Marks()
+    lost = marks.missing(template.completion(prompt, history, mark_message(message, marks)))
     if lost is not None:
         raise TemplateError(_lost(lost))
     _check_stop(template, message, written)
@@ -46,7 +47,7 @@ def check_context(template: ChatTemplate, messages: Sequence[Message]) -> None:
     Raises:
         TemplateError: the template leaves one out.
     """
-    marks = _Marks()
+    marks = Marks()
     marked = [
         message
         if message["role"] == "assistant"
@@ -65,8 +66,14 @@ def check_context(template: ChatTemplate, messages: Sequence[Message]) -> None:
         )
 
 
-class _Marks(dict[str, str]):
-    """Texts that stand for parts of a conversation, and the name of each part."""
+class Marks(dict[str, str]):
+    """Texts that stand for parts of a conversation, in order, and the name of each part.
+
+    Attributes:
+        PATTERN: finds them in what a template writes, and the number of each.
+    """
+
+    PATTERN = re.compile("flexmask([0-9]+)mark")
 
     def add(self, name: str) -> str:
         """A new mark for the part `name`."""
@@ -79,8 +86,8 @@ class _Marks(dict[str, str]):
         return next((name for mark, name in self.items() if mark not in written), None)
 
 
-def _marked(message: Message, marks: _Marks) -> Message:
-    """`message` with a mark in place of every text, name and argument."""
+def mark_message(message: Message, marks: Marks) -> Message:
+    """Return `message` with a new mark of `marks` in place of every text, name and argument."""
     marked = dict(message)
     for key, name in _TEXTS.items():
         if message.get(key, "").strip():

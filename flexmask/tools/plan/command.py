@@ -82,12 +82,12 @@ def run(options: argparse.Namespace) -> int:
         progress=partial(tqdm, desc="reading", unit=" conversations"),
     )
     report: dict[str, Any] = plan.to_json() | {"estimate": None, "measured": None}
-    texts = [plan_text(plan)]
-    if model is not None:
-        guess = estimate(plan, model)
+    guess = None if model is None else estimate(plan, model)
+    texts = [plan_text(plan, guess)]
+    if guess is not None:
         report["estimate"] = asdict(guess)
         texts.append(estimate_text(guess))
-    if measured_on:
+    if measured_on and guess is not None:
         measured = measure_steps(
             _random_model(options, "cuda" if torch.cuda.is_available() else "cpu"),
             measured_on,

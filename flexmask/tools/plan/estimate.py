@@ -43,10 +43,11 @@ class Estimate:
         model_type: the model's family.
         dtype: of weights and gradients.
         num_parameters: of the model.
-        npass_flops, single_pass_flops: operations of forward and backward, attention by visible
-            pair.
-        speed_up: their quotient; N-pass and packed N-pass have the same operations.
-        speed_up_by_tiles: the same with attention by visited tile, as kernels that work on whole
+        npass_flops, one_render_flops, single_pass_flops: operations of forward and backward,
+            attention by visible pair; N-pass and packed N-pass have the same.
+        speed_up, speed_up_over_one_render: their quotients with those of the single pass; below 1
+            where the single pass takes longer.
+        speed_up_by_tiles: `speed_up` with attention by visited tile, as kernels that work on whole
             tiles of 128 x 128 pay for it.
         bounded_layers: what layers with a window or chunk see, by kind.
         state_bytes: weights, gradients and AdamW's moments.
@@ -59,8 +60,10 @@ class Estimate:
     dtype: str
     num_parameters: int
     npass_flops: float
+    one_render_flops: float
     single_pass_flops: float
     speed_up: float
+    speed_up_over_one_render: float
     speed_up_by_tiles: float
     bounded_layers: Sequence[BoundedLayers]
     state_bytes: int
@@ -93,8 +96,10 @@ def estimate(plan: Plan, model: PreTrainedModel) -> Estimate:
         dtype=str(model.dtype).removeprefix("torch."),
         num_parameters=model.num_parameters(),
         npass_flops=cost.flops(plan.npass.work),
+        one_render_flops=cost.flops(plan.one_render.work),
         single_pass_flops=cost.flops(plan.single_pass.work),
         speed_up=cost.speed_up(plan.npass.work, plan.single_pass.work),
+        speed_up_over_one_render=cost.speed_up(plan.one_render.work, plan.single_pass.work),
         speed_up_by_tiles=cost.speed_up(plan.npass.tiled, plan.single_pass.tiled),
         bounded_layers=[
             BoundedLayers(

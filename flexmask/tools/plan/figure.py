@@ -40,8 +40,8 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.25)
     figure.suptitle(
-        f"{plan.npass.work.num_tokens:,} tokens in N-pass, "
-        f"{plan.single_pass.work.num_tokens:,} in a single pass: a ratio of {plan.token_ratio:.2f}",
+        f"tokens: {plan.npass.work.num_tokens:,} in N-pass, {plan.one_render.work.num_tokens:,} in "
+        f"one render, {plan.single_pass.work.num_tokens:,} in a single pass",
         fontsize=10,
     )
     save_figure(figure, path)

@@ -4,9 +4,10 @@ A sample is context and completion as at inference, so it is the yardstick: a tr
 where it is predicted once, after exactly its sample's tokens. Four habits are held to it.
 
 - One render: the whole conversation is rendered once and its assistant messages are trained. That
-  text is the last sample. Of each earlier completion, the part after it leaves the last sample is
-  wrong: the thinking is not in the text, so it is never trained, and what follows the thinking
-  (closing tag, response, stop token) is predicted without the thinking before it, if at all.
+  text is the last sample: what a renderer writes behind the last trained token trains nothing. Of
+  each earlier completion, the part after it leaves the last sample is wrong: the thinking is not
+  in the text, so it is never trained, and what follows the thinking (closing tag, response, stop
+  token) is predicted without the thinking before it, if at all.
 - Thinking left in the history: one sequence that keeps the thinking of every turn. A completion
   is wrong, all of it, where its own context lacks the thinking of an earlier trained message.
 - No loss on turns without thinking: all of their completions.
@@ -50,6 +51,11 @@ class Mistraining:
     no_thinking_turns: int = 0
     first_response_token: int = 0
     conversations_with_tool_messages: int = 0
+
+    @property
+    def one_render(self) -> int:
+        """All tokens that one render gets wrong."""
+        return self.one_render_never_trained + self.one_render_wrong_context
 
     def add(self, other: Mistraining) -> None:
         """Add the counts of `other` to these."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from flexmask.errors import pluralize
@@ -15,12 +16,20 @@ if TYPE_CHECKING:
     from flexmask.tools.plan.estimate import BoundedLayers, Estimate
     from flexmask.tools.plan.measure import Measured
 
-_WAYS = {"npass": "N-pass", "packed_npass": "packed N-pass", "single_pass": "single-pass"}
+_WAYS = {
+    "npass": "N-pass",
+    "packed_npass": "packed N-pass",
+    "one_render": "one render",
+    "single_pass": "single-pass",
+}
+CHAIN = (
+    "chain: one sequence is enough, single pass saves nothing here, what it gives is exact labels"
+)
 
 
-def plan_text(plan: Plan) -> str:
-    """The plan of a file: its size both ways, its lengths, and what would go wrong."""
-    parts = [_overview(plan), _lengths(plan), _mistrained(plan)]
+def plan_text(plan: Plan, estimate: Estimate | None = None) -> str:
+    """The plan of a file: the gain over other ways, why, its lengths, and what would go wrong."""
+    parts = [_gain(plan, estimate), _shape(plan), _rows(plan), _lengths(plan), _mistrained(plan)]
     if plan.overflow is not None:
         parts.append(_over_budget(plan.overflow))
     if plan.num_bad_lines:
@@ -88,21 +97,66 @@ def _bounded(kind: BoundedLayers) -> str:
     )
 
 
-def _overview(plan: Plan) -> str:
-    npass, single = plan.npass.work, plan.single_pass.work
-    rows: list[Sequence[str]] = [("", "N-pass", "single-pass", "ratio")]
-    for name, before, after in (
-        ("tokens", npass.num_tokens, single.num_tokens),
-        ("visible pairs", npass.num_pairs, single.num_pairs),
-        (f"visited {TILE}x{TILE} tiles", plan.npass.num_tiles(), plan.single_pass.num_tiles()),
-        ("largest row, tokens", plan.largest["npass"], plan.largest["single_pass"]),
+def _gain(plan: Plan, estimate: Estimate | None) -> str:
+    """The ways under each other: what they cost, as multiples of the single pass, and miss."""
+    wrong = plan.mistrained.one_render
+    times = dict.fromkeys(_WAYS, "")
+    if estimate is not None:
+        times["npass"] = times["packed_npass"] = f"{estimate.speed_up:.2f}"
+        times["one_render"] = f"{estimate.speed_up_over_one_render:.2f}"
+    single = plan.single_pass.work
+    rows: list[Sequence[str]] = [
+        ("", "tokens", "ratio", "visible pairs", "ratio", "predicted time", "trained wrongly")
+    ]
+    for name, way, missed in (
+        ("npass", plan.npass, 0),
+        ("packed_npass", plan.npass, 0),
+        ("one_render", plan.one_render, wrong),
+        ("single_pass", plan.single_pass, 0),
     ):
-        rows.append((name, f"{before:,}", f"{after:,}", f"{before / after:.2f}"))
-    density = (f"{plan.npass.tile_density:.3f}", f"{plan.single_pass.tile_density:.3f}")
-    rows.append(("tile density", *density, ""))
+        rows.append(
+            (
+                _WAYS[name],
+                f"{way.work.num_tokens:,}",
+                f"{way.work.num_tokens / single.num_tokens:.2f}",
+                f"{way.work.num_pairs:,}",
+                f"{way.work.num_pairs / single.num_pairs:.2f}",
+                times[name] or "1.00",
+                f"{missed:,} ({missed / plan.trained_tokens:.1%})" if missed else "nothing",
+            )
+        )
+    if estimate is None:
+        rows = [(*row[:5], row[6]) for row in rows]
     return (
         f"{pluralize(plan.conversations, 'conversation')}, {pluralize(plan.samples, 'sample')}, "
         f"{plan.trained_tokens:,} trained tokens\n\n{table(rows)}"
+    )
+
+
+def _shape(plan: Plan) -> str:
+    """How much the conversations branch, and why."""
+    lines = [
+        f"{pluralize(plan.leaves, 'leaf', 'leaves')} in {pluralize(plan.conversations, 'tree')}"
+    ]
+    causes = {name.replace("_", " "): n for name, n in asdict(plan.branches).items() if n}
+    if causes:
+        lines[0] += "; branches by cause: "
+        lines[0] += ", ".join(f"{name} {number:,}" for name, number in causes.items())
+    if plan.chains:
+        lines.append(f"{CHAIN}: {plan.chains:,} of {pluralize(plan.conversations, 'conversation')}")
+    return "\n".join(lines)
+
+
+def _rows(plan: Plan) -> str:
+    """What rows of one sequence or one conversation bring to a kernel."""
+    ways = {"npass": plan.npass, "one_render": plan.one_render, "single_pass": plan.single_pass}
+    return table(
+        [
+            ("", *(_WAYS[name] for name in ways)),
+            (f"visited {TILE}x{TILE} tiles", *(f"{w.num_tiles():,}" for w in ways.values())),
+            ("tile density", *(f"{way.tile_density:.3f}" for way in ways.values())),
+            ("largest row, tokens", *(f"{plan.largest[name]:,}" for name in ways)),
+        ]
     )
 
 

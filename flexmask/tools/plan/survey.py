@@ -16,6 +16,7 @@ import numpy as np
 
 from flexmask.data.files import BadLine, OnBadLine, read_files
 from flexmask.data.messages import Conversation
+from flexmask.data.template import ChatTemplate
 from flexmask.data.trees import Renderer
 from flexmask.model.windows import FULL, Window
 from flexmask.model.work import (
@@ -26,6 +27,7 @@ from flexmask.model.work import (
     single_pass_tiled,
     single_pass_work,
 )
+from flexmask.tools.plan.branches import Branches, count_branches, leaf_samples
 from flexmask.tools.plan.mistraining import Mistraining, count_mistrained
 from flexmask.tools.plan.row_budget import RowBudget
 from flexmask.tree.sample import Sample
@@ -93,11 +95,16 @@ class Plan:
         overflow: what a row budget would do, None without one.
         windows: windows and chunks of a model, for which pairs and tiles are counted too.
         conversations, samples, trained_tokens: how many; a sample is a trained assistant message.
-        npass, single_pass: the two ways.
+        npass, one_render, single_pass: the ways; one render is the last sample of a conversation,
+            its text up to the last trained token.
+        leaves: ends of all trees that no sample goes on from; a chain has one.
+        chains: conversations whose tree is a chain.
+        branches: where the others come from, `leaves` less `conversations` of them.
         turns: samples in each conversation.
         conversation_tokens: tokens of each conversation's tree.
         sample_tokens: tokens of each sample.
-        longest_npass: most tokens of a conversation's samples, end to end.
+        longest_npass, longest_render: most tokens of a conversation's samples, end to end, and of
+            its last sample.
         mistrained: trained tokens that other pipelines get wrong.
         num_bad_lines: lines that were skipped.
         bad_lines: the first of them.
@@ -109,16 +116,23 @@ class Plan:
     samples: int = 0
     trained_tokens: int = 0
     npass: Way = field(default_factory=Way)
+    one_render: Way = field(default_factory=Way)
     single_pass: Way = field(default_factory=Way)
+    leaves: int = 0
+    chains: int = 0
+    branches: Branches = field(default_factory=Branches)
     turns: array[int] = field(default_factory=lambda: array("i"))
     conversation_tokens: array[int] = field(default_factory=lambda: array("i"))
     sample_tokens: array[int] = field(default_factory=lambda: array("i"))
     longest_npass: int = 0
+    longest_render: int = 0
     mistrained: Mistraining = field(default_factory=Mistraining)
     num_bad_lines: int = 0
     bad_lines: list[BadLine] = field(default_factory=list)
 
-    def add(self, conversation: Conversation, samples: Sequence[Sample], tokenizer: Any) -> None:
+    def add(
+        self, conversation: Conversation, samples: Sequence[Sample], renderer: Renderer
+    ) -> None:
         """Count one conversation and its samples."""
         tree = build_tree(samples)
         self.conversations += 1
@@ -126,13 +140,22 @@ class Plan:
         self.trained_tokens += sum(sample.num_trained for sample in samples)
         lengths = list(map(len, samples))
         windows = self.windows
-        self.npass.add(npass_work(lengths, windows), npass_tiled(lengths, windows))
+        for way, rows in ((self.npass, lengths), (self.one_render, lengths[-1:])):
+            way.add(npass_work(rows, windows), npass_tiled(rows, windows))
         self.single_pass.add(single_pass_work(tree, windows), single_pass_tiled(tree, windows))
         self.turns.append(len(samples))
         self.conversation_tokens.append(tree.num_tokens)
         self.sample_tokens.extend(lengths)
         self.longest_npass = max(self.longest_npass, sum(lengths))
-        self.mistrained.add(count_mistrained(conversation, samples, tokenizer))
+        self.longest_render = max(self.longest_render, lengths[-1])
+        leaves = leaf_samples(tree)
+        self.leaves += len(leaves)
+        self.chains += len(leaves) == 1
+        template = ChatTemplate(
+            renderer.tokenizer, conversation.tools, renderer.chat_template_kwargs
+        )
+        self.branches.add(count_branches(conversation, [samples[i] for i in leaves], template))
+        self.mistrained.add(count_mistrained(conversation, samples, renderer.tokenizer))
         if self.overflow is not None:
             self.overflow.add(tree, samples)
 
@@ -153,6 +176,7 @@ class Plan:
         return {
             "npass": max(self.sample_tokens),
             "packed_npass": self.longest_npass,
+            "one_render": self.longest_render,
             "single_pass": max(self.conversation_tokens),
         }
 
@@ -163,12 +187,17 @@ class Plan:
             "samples": self.samples,
             "trained_tokens": self.trained_tokens,
             "npass_tokens": self.npass.work.num_tokens,
+            "one_render_tokens": self.one_render.work.num_tokens,
             "single_pass_tokens": self.single_pass.work.num_tokens,
             "token_ratio": self.token_ratio,
             "npass_visible_pairs": self.npass.work.num_pairs,
+            "one_render_visible_pairs": self.one_render.work.num_pairs,
             "single_pass_visible_pairs": self.single_pass.work.num_pairs,
             "npass_tile_density": self.npass.tile_density,
             "tile_density": self.single_pass.tile_density,
+            "leaves": self.leaves,
+            "chains": self.chains,
+            "branches": asdict(self.branches),
             "largest_row_tokens": self.largest,
             "turns": distribution(self.turns),
             "conversation_tokens": distribution(self.conversation_tokens),
@@ -212,5 +241,5 @@ def make_plan(
             plan.skip(item)
         else:
             conversation, samples = item
-            plan.add(conversation, samples, renderer.tokenizer)
+            plan.add(conversation, samples, renderer)
     return plan
