@@ -6,16 +6,24 @@ import numpy as np
 import pytest
 from chat_cases import TOOL
 from chat_tokenizer import chat_templates, chat_tokenizer
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flexmask import render_samples
 from flexmask.data import samples as samples_module
 from flexmask.data.jinja import CompiledTemplate
 from flexmask.data.template import ChatTemplate
-from flexmask.data.tokenize import encode_texts, why_whole
+from flexmask.data.tokenize import encode_completion, encode_texts, why_whole
 from flexmask.demo import TOKENIZER_PATH
 from flexmask.errors import FlexmaskError, TemplateError
 
@@ -190,16 +198,20 @@ def small_tokenizer(kind, *tokens):
         backend = Tokenizer(models.Unigram())
         backend.normalizer = normalizers.NFKC()
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        backend.decoder = decoders.Metaspace(prepend_scheme="first")
         trainer = trainers.UnigramTrainer(vocab_size=60, unk_token="?", special_tokens=["?"])
     elif kind == "sentencepiece":
         backend = Tokenizer(models.BPE(unk_token="?", byte_fallback=True))
         backend.normalizer = normalizers.Sequence(
             [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
         )
+        spaces, begin = decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)
+        backend.decoder = decoders.Sequence([spaces, decoders.Fuse(), begin])
         trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["?"])
     else:
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         )
@@ -234,6 +246,27 @@ def test_pieces_equal_whole_texts(kind, tokens):
         texts = [*grown, *others, *reversed(grown)]
         for text, ids in zip(texts, encode_texts(tokenizer, texts), strict=True):
             assert ids.tolist() == tokenizer.encode(text, add_special_tokens=False)
+
+    check()
+
+
+@pytest.mark.parametrize("tokens", TOKENS.values(), ids=TOKENS)
+@pytest.mark.parametrize("kind", ["unigram", "sentencepiece", "bytes"])
+def test_completions_continue_the_prompt_and_spell_the_text(kind, tokens):
+    tokenizer = small_tokenizer(kind, *tokens)
+
+    @settings(max_examples=25)
+    @given(TEXTS, TEXTS)
+    @example("two and  ", "[x]")
+    @example("two", "two")
+    def check(prompt, completion):
+        context, whole = encode_texts(tokenizer, [prompt, prompt + completion])
+        try:
+            ids = encode_completion(tokenizer, context, whole, completion)
+        except TemplateError:  # a control token that prompt and completion make together
+            assume(False)
+        found = tokenizer.decode([*context, *ids])
+        assert found in (tokenizer.decode(whole), tokenizer.decode(context) + completion)
 
     check()
 

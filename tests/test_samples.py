@@ -1,11 +1,14 @@
 """Samples, and conversations rendered into them."""
 
+import copy
 import warnings
 
 import numpy as np
 import pytest
 from chat_cases import TOOL, chat_case
 from chat_tokenizer import chat_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from flexmask import Sample, render_samples
 from flexmask.data.messages import parse_conversation
@@ -78,19 +81,45 @@ def test_untrained_message_is_context_only():
     assert (sample.input_ids == whole[1].input_ids).all()
 
 
-def test_context_and_completion_are_encoded_apart():
-    tokenizer = chat_tokenizer("cohere")
+def test_a_prompt_keeps_its_tokens_where_the_completion_would_merge_with_them():
+    tokenizer = copy.deepcopy(chat_tokenizer("cohere"))
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "he end"}]
     plain = "{{ messages[0].content }} t{% if messages | length > 1 %}{{ messages[1].content }}"
-    tokenizer.chat_template, kept = plain + "{% endif %}", tokenizer.chat_template
-    try:
-        _announce.cache_clear()
-        with pytest.warns(UserWarning, match="the end of a turn is not trained"):
-            (sample,) = render_samples(messages, tokenizer)
-    finally:
-        tokenizer.chat_template = kept
+    tokenizer.chat_template = plain + "{% endif %}"
+    _announce.cache_clear()
+    with pytest.warns(UserWarning, match="the end of a turn is not trained"):
+        (sample,) = render_samples(messages, tokenizer)
     apart = tokenizer.encode("x t") + tokenizer.encode("he end")
     assert sample.input_ids.tolist() == apart != tokenizer.encode("x the end")
+
+
+@pytest.mark.parametrize("ending", ["\n", ": ", "</s>"])
+@pytest.mark.parametrize("marks", ["always", "first", "legacy"])
+def test_completion_does_not_begin_like_a_text(marks, ending):
+    """SentencePiece writes a space before a text: before a completion only where one stands."""
+    words = ["▁", *"\nabcdefghijklmnopqrstuvwxyz.:", "Green", "▁Green", "▁is", "▁it"]
+    vocabulary = [(word, -float(len(words) + 1 - len(word))) for word in ["?", *words]]
+    backend = Tokenizer(models.Unigram(vocabulary, unk_id=0))
+    if marks == "legacy":
+        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        backend.normalizer = normalizers.Sequence(steps)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=marks, split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="?")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content + eos_token if m.role == 'assistant' else m.content }}"
+        "{{ ENDING if m.role == 'user' }}{% endfor %}".replace("ENDING", repr(ending))
+    )
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Green it is"}]
+    (sample,) = render_samples(messages, tokenizer)
+    context, completion = (
+        tokenizer.convert_ids_to_tokens(sample.input_ids[trained])
+        for trained in (sample.loss_weights == 0, sample.loss_weights > 0)
+    )
+    begins = ending == "</s>" and marks != "first"  # each piece between control tokens is marked
+    assert completion == ["▁Green" if begins else "Green", "▁it", "▁is", "</s>"]
+    assert context == tokenizer.tokenize("hi" + ending)
 
 
 def test_every_accepted_format_gives_the_same_samples():

@@ -8,6 +8,7 @@ import pytest
 from chat_cases import CASES, chat_case, hand_rendered
 from chat_tokenizer import chat_templates, chat_tokenizer
 from template_table import PATH, TRL, outcome, settings_of, template_table
+from tokenizers.pre_tokenizers import ByteLevel
 
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import Conversation
@@ -79,6 +80,7 @@ def test_samples_equal_hand_rendered_turns_or_are_refused_with_the_reason(name, 
         if full.startswith(prompt):
             rest = until_stop(name, full[len(prompt) :], message)
             assert completion.tolist() == tokenizer.encode(rest, add_special_tokens=False)
+            assert tokenizer.decode(sample.input_ids) == prompt + rest
         else:
             assert result.verdict == "composed" or name == "gptoss"
             answer = re.split(r"</think>\s*|<channel\|>", written)[-1]
@@ -86,6 +88,19 @@ def test_samples_equal_hand_rendered_turns_or_are_refused_with_the_reason(name, 
         thinking = written.index(message.get("reasoning_content", ""))
         assert message["content"] in written[thinking:]
         assert ("add" in written) == ("tool_calls" in message)
+
+
+@pytest.mark.parametrize("name", chat_templates())
+def test_tokens_spell_the_template_where_a_tokenizer_marks_the_beginning_of_a_text(name):
+    plain, tokenizer = chat_tokenizer(name), copy.deepcopy(chat_tokenizer(name))
+    tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    cases = [case for case in ("thinking", "plain") if outcome(name, case, {}).samples]
+    if not cases:  # both are refused, as another test shows
+        return
+    messages, _ = chat_case(cases[0])
+    written = [plain.decode(sample.input_ids) for sample in render_samples(messages, plain)]
+    for text, sample in zip(written, render_samples(messages, tokenizer), strict=True):
+        assert tokenizer.decode(sample.input_ids) == tokenizer.decode(tokenizer.encode(text))
 
 
 def rendered(name: str, case: str, number: int = 0, **settings) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from flexmask.data.checks import check_context, check_turn
 from flexmask.data.messages import Conversation, parse_conversation
 from flexmask.data.template import ChatTemplate, Message
-from flexmask.data.tokenize import encode_texts
+from flexmask.data.tokenize import encode_completion, encode_texts
 from flexmask.data.tool_calls import read_tools
 from flexmask.errors import DataError, TemplateError
 from flexmask.tree.sample import Sample
@@ -28,8 +29,9 @@ def render_samples(
     """Return one `Sample` for every trained assistant message, in order.
 
     The context is what the tokenizer's chat template gives at inference, the completion is what it
-    writes for the message, up to its stop token. The two are tokenised apart, as at inference, and
-    every completion token has weight 1. The key is the index of the message.
+    writes for the message, up to its stop token. The tokens of the context are those of inference,
+    and the completion continues them: together they spell what the template writes. Every token of
+    the completion has weight 1. The key is the index of the message.
 
     Args:
         messages: a conversation in any format of `parse_conversation`.
@@ -87,25 +89,37 @@ def weigh_samples(samples: Sequence[Sample], weighting: Weighting = "token") -> 
 def _render_turns(template: ChatTemplate, conversation: Conversation) -> list[Sample]:
     """The samples of a conversation; every text is rendered before any is tokenised."""
     messages, trained = conversation.messages, conversation.trained
-    turns = [_write_turn(template, messages, index) for index in trained]
-    prompts, completions = zip(*turns, strict=True)
-    encoded = encode_texts(template.tokenizer, [*prompts, *completions])
+    turns = []
+    for index in trained:
+        with _at_message(index):
+            turns.append(_write_turn(template, messages[:index], messages[index]))
+    texts = [text for prompt, written in turns for text in (prompt, prompt + written)]
+    encoded = encode_texts(template.tokenizer, texts)
     samples = []
-    for index, context, completion in zip(
-        trained, encoded[: len(turns)], encoded[len(turns) :], strict=True
+    for index, (_, written), context, whole in zip(
+        trained, turns, encoded[::2], encoded[1::2], strict=True
     ):
+        with _at_message(index):
+            completion = encode_completion(template.tokenizer, context, whole, written)
         weights = np.repeat((0.0, 1.0), (context.size, completion.size))
         samples.append(Sample(np.concatenate((context, completion)), weights, key=index))
     return samples
 
 
-def _write_turn(template: ChatTemplate, messages: list[Message], index: int) -> tuple[str, str]:
-    """The prompt before message `index` and the completion that is the message."""
-    history, message = messages[:index], messages[index]
+def _write_turn(
+    template: ChatTemplate, history: list[Message], message: Message
+) -> tuple[str, str]:
+    """The prompt after `history` and the completion that is the message."""
+    prompt = template.prompt(history)
+    written = template.completion(prompt, history, message)
+    check_turn(template, prompt, history, message, written)
+    return prompt, written
+
+
+@contextmanager
+def _at_message(index: int) -> Iterator[None]:
+    """Name the message in a TemplateError that is raised inside."""
     try:
-        prompt = template.prompt(history)
-        written = template.completion(prompt, history, message)
-        check_turn(template, prompt, history, message, written)
+        yield
     except TemplateError as error:
         raise TemplateError(f"message {index}: {error}") from error.__cause__
-    return prompt, written

@@ -27,7 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from flexmask.errors import TemplateError
 from flexmask.tree.sample import common_prefix_length
+
+# What a completion is tokenised behind where its first token would merge with the prompt's last:
+# nothing, or characters that hardly any token holds beside others.
+_BEFORE = ("", "\n", ".", "0")
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
@@ -53,6 +58,52 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
     ids = [np.array(one, np.int64) for one in encoded["input_ids"]]
     known = dict(zip(unique, ids, strict=True))
     return [np.concatenate([known[piece] for piece in pieces]) for pieces in cut]
+
+
+def encode_completion(
+    tokenizer: Any, context: np.ndarray, whole: np.ndarray, completion: str
+) -> np.ndarray:
+    """The ids with which a model continues `context` when it writes `completion`, int64 [n].
+
+    Those that come behind the context in the whole text, as they do in the prompts of later turns.
+    Where the last token of the context would merge with the first of the completion, the completion
+    is tokenised behind another character, or by itself if that does not mark it as the beginning of
+    a text: a tokenizer that writes a space there (SentencePiece) would add one.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        context: ids of the prompt.
+        whole: ids of prompt and completion, encoded as one text.
+        completion: the text behind the prompt.
+
+    Raises:
+        TemplateError: no such ids were found that decode to the text, as it is or as the tokenizer
+            normalises it.
+    """
+    shared = common_prefix_length(context, whole)
+    if shared == context.size:
+        return whole[shared:]
+    start = max(shared - 4, 0)  # a character may be cut into as many tokens
+    right = {
+        _decode(tokenizer, context[start:]) + completion,
+        _decode(tokenizer, whole[start:]),  # normalised
+    }
+    for before in _BEFORE:
+        first, both = encode_texts(tokenizer, [before, before + completion])
+        ids = both[first.size :]
+        joined = _decode(tokenizer, np.concatenate((context[start:], ids)))
+        if joined in right and (both[: first.size] == first).all():
+            return ids
+    raise TemplateError(
+        f"the tokenizer cannot write {completion[:20]!r} behind the prompt, which ends with "
+        f"{_decode(tokenizer, context[-3:])!r}: its first token merges with the prompt's last, or "
+        "adds a space; use a fast tokenizer, or a template whose prompt ends with a special token"
+    )
+
+
+def _decode(tokenizer: Any, ids: np.ndarray) -> str:
+    """The text of `ids`, every token and space of it."""
+    return str(tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
 
 
 def _cut(texts: Sequence[str], tokens: Sequence[Any]) -> list[list[str]]:
