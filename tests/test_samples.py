@@ -45,6 +45,8 @@ def test_first_token_is_never_a_target():
         (np.array([2**63], np.uint64), [1], "int64 of at least 0, got 9223372036854775808"),
         ([1, 2], [0, -1], r"finite and at least 0, got -1\.0"),
         ([1, 2], [0, float("nan")], "finite and at least 0, got nan"),
+        ([1, 2], [0, 1e39], r"weight of token 1 must be 0 or between 1e-30 and 1e\+30, got 1e\+39"),
+        ([1, 2, 3], [0, 1, 1e-45], "weight of token 2 must be 0 or between .*, got 1e-45"),
     ],
 )
 def test_rejects_bad_sample(ids, weights, reason):

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from command_cases import run, write_conversations, write_model
 from forked import TORCHRUN, launch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from flexmask.demo import TOKENIZER_PATH
 
@@ -205,6 +207,32 @@ def test_options_that_cannot_be_used_are_one_line_and_write_nothing(
     assert run("train", *names, *options) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_processes_must_weigh_the_tokens_of_the_whole_step(model_dir, data, capsys, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    names = (data, "--model", model_dir, "--output", "out", "--from_config", "--use_cpu")
+    assert run("train", *names, "--average_tokens_across_devices", "false") == 2
+    assert "--average_tokens_across_devices must be true with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails", ["create_repo", "upload_folder"])
+def test_a_hub_out_of_reach_is_one_line_and_the_trained_model_stays(
+    model_dir, data, tmp_path, capsys, monkeypatch, fails
+):
+    def unreachable(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: SimpleNamespace(repo_id="me/run"))
+    monkeypatch.setattr(HfApi, fails, unreachable)
+    output = tmp_path / "run"
+    assert train(model_dir, data, output, "--push_to_hub", "--save_strategy", "no") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("flexmask: error: --push_to_hub: no route to host; ")
+    if fails == "upload_folder":
+        assert error.endswith(f"the model is saved: `hf upload me/run {output}` uploads it")
+        assert AutoModelForCausalLM.from_pretrained(output)
+        assert log_of(output)
 
 
 def test_an_option_of_the_trainer_with_a_wrong_value_takes_two_lines(model_dir, data, capsys):

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from flexmask.errors import DataError, FlexmaskError, one_line
 from flexmask.files import disk_errors, write_json
 from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.training.resume import SETTINGS_FILE, batch_settings, check_resumable
@@ -88,6 +89,17 @@ class ResumableTrainer(Trainer):
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         return None
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository that `push_to_hub` uploads to; DataError where that fails."""
+        with hub_errors("nothing has been trained; log in, or leave the option out"):
+            super().init_hf_repo(*args, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Upload what is saved; DataError where that fails."""
+        output = self.args.output_dir
+        with hub_errors(f"the model is saved: `hf upload {self.hub_model_id} {output}` uploads it"):
+            return super().push_to_hub(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_dir = Path(self._get_output_dir(trial))
@@ -157,6 +169,17 @@ def checkpoint_errors(path: Path) -> Iterator[None]:
         except CheckpointException as error:  # of all processes; not a child of Exception
             reason = next(iter(error.failures.values()))[0]
             raise OSError(str(reason)) from reason
+
+
+@contextmanager
+def hub_errors(remedy: str) -> Iterator[None]:
+    """A block that talks to the hub, and raises DataError, of one line, if it cannot."""
+    try:
+        yield
+    except FlexmaskError:
+        raise
+    except Exception as error:  # of the HTTP library, which is not the same in every version
+        raise DataError(f"--push_to_hub: {one_line(error)}; {remedy}") from error
 
 
 @contextmanager

@@ -161,6 +161,11 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
             "--train_sampling_strategy group_by_length cannot see the lengths of trees; leave it "
             "out, --max_tokens fills rows by length"
         )
+    if training.world_size > 1 and not training.average_tokens_across_devices:
+        raise UnsupportedModelError(
+            "--average_tokens_across_devices must be true with several processes, got false; each "
+            "would weigh the tokens of its own batch, where N-pass weighs those of the whole step"
+        )
     _check_rows(training, config)
 
 

@@ -88,13 +88,15 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     if eval_set is not None:
         trainer.evaluate()  # which logs what it finds
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        output = Path(config.output)
-        with checkpoint_errors(output):
-            with atomic_write(output / "trainer_state.json") as partial:
-                trainer.state.save_to_json(str(partial))
-            draw_training(trainer.state.log_history, output / "loss.png")
+    try:
+        trainer.save_model()
+    finally:  # an upload may have failed
+        if trainer.is_world_process_zero():
+            output = Path(config.output)
+            with checkpoint_errors(output):
+                with atomic_write(output / "trainer_state.json") as partial:
+                    trainer.state.save_to_json(str(partial))
+                draw_training(trainer.state.log_history, output / "loss.png")
 
 
 def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:

@@ -10,6 +10,9 @@ import numpy as np
 
 from flexmask.errors import DataError
 
+# Weights of training in fp32: products with losses, and sums over a step, stay within its range.
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-30, 1e30
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
@@ -17,8 +20,8 @@ class Sample:
 
     Attributes:
         input_ids: token ids, int64 [n], at least one; lists and arrays are accepted.
-        loss_weights: float64 [n], finite, at least 0; token i is a target where its weight is
-            above 0. Nothing predicts the first token, so its weight counts for nothing.
+        loss_weights: float64 [n], each 0 or between 1e-30 and 1e30; token i is a target where its
+            weight is above 0. Nothing predicts the first token, so its weight counts for nothing.
         key: anything hashable that tells the caller which sample this is, such as a turn number.
 
     Raises:
@@ -52,6 +55,14 @@ class Sample:
         if not (np.isfinite(weights).all() and weights.min() >= 0):
             bad = weights[~(np.isfinite(weights) & (weights >= 0))][0]
             raise DataError(f"{_name(key)}: loss weights must be finite and at least 0, got {bad}")
+        lost = (weights > LARGEST_WEIGHT) | ((weights > 0) & (weights < SMALLEST_WEIGHT))
+        if lost.any():
+            index = int(lost.argmax())
+            raise DataError(
+                f"{_name(key)}: the loss weight of token {index} must be 0 or between "
+                f"{SMALLEST_WEIGHT:g} and {LARGEST_WEIGHT:g}, got {weights[index]:g}: losses are "
+                "summed in fp32; scale all weights"
+            )
         object.__setattr__(self, "input_ids", ids.astype(np.int64))
         object.__setattr__(self, "loss_weights", weights)
         object.__setattr__(self, "key", key)
