@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flexmask.data.messages import parse_conversation as parse_conversation
     from flexmask.data.prepare import prepare as prepare
     from flexmask.data.prepared import open_prepared as open_prepared
+    from flexmask.data.rows import to_dataset as to_dataset
     from flexmask.data.samples import render_samples as render_samples
     from flexmask.errors import FlexmaskError as FlexmaskError
     from flexmask.model import disabled as disabled
@@ -65,6 +66,7 @@ _HOMES = {
     "prepare": "flexmask.data.prepare",
     "read_conversations": "flexmask.data.files",
     "render_samples": "flexmask.data.samples",
+    "to_dataset": "flexmask.data.rows",
     "token_logprobs": "flexmask.model.loss",
     "token_logprobs_and_entropies": "flexmask.model.loss",
     "unpatch": "flexmask.model",
