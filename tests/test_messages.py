@@ -101,6 +101,8 @@ def test_thinking_without_words_is_no_thinking(message):
         {"tool_calls": [{"name": "add", "arguments": {"a": 2}}]},
         {"tool_calls": [{"function": {"name": "add", "arguments": '{"a": 2}'}}]},
         {"function_call": {"name": "add", "arguments": '{"a": 2}'}},
+        {"tool_calls": [{"name": "add", "parameters": {"a": 2}}]},
+        {"tool_calls": [{"name": "add", "args": {"a": 2}, "type": "tool_call"}]},
     ],
 )
 def test_tool_calls_are_nested_with_arguments_as_objects(message):
@@ -218,8 +220,26 @@ def test_settings_of_a_record_come_before_those_of_the_run():
 
 def test_functions_are_the_old_name_of_tools():
     functions = [{"name": "add", "parameters": {}}]
-    found = answer({"function_call": {"name": "add"}}, functions=functions)
+    call = {"role": "assistant", "function_call": {"name": "add"}}
+    result = {"role": "function", "name": "add", "content": "4"}
+    found = parse_conversation({"messages": [USER, call, result, ANSWER], "functions": functions})
     assert found.tools == [{"type": "function", "function": functions[0]}]
+    assert found.messages[2] == {**result, "role": "tool"}
+
+
+def test_a_schema_of_the_input_is_that_of_the_parameters():
+    tools = [{"name": "add", "input_schema": {"type": "object"}}]
+    function = {"name": "add", "parameters": {"type": "object"}}
+    assert answer({"content": "4"}, tools=tools).tools[0]["function"] == function
+    assert "input_schema" in tools[0]
+
+
+@pytest.mark.parametrize("key", ["system", "system_prompt"])
+def test_a_system_text_beside_the_messages_is_message_0(key):
+    system = {"role": "system", "content": "Add."}
+    for messages in ([USER, ANSWER], [system, USER, ANSWER]):
+        found = parse_conversation({"messages": messages, key: "Add."}).messages
+        assert found == [system, USER, ANSWER]
 
 
 def test_keys_that_nothing_is_made_of_are_noted():
@@ -283,6 +303,10 @@ BAD = {
     "arguments": (
         [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "{"}]}],
         "message 1: tool call 0: arguments of 'f' is not JSON",
+    ),
+    "arguments-key": (
+        [USER, {**ANSWER, "tool_calls": [{"function": {"name": "f", "kwargs": {"a": 1}}}]}],
+        "arguments of 'f' must stand under one of arguments, parameters, args, input, got the keys",
     ),
     "arguments-type": (
         [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "[1]"}]}],
@@ -406,7 +430,7 @@ BAD = {
     "tool": ({"messages": [USER, ANSWER], "tools": [{}]}, "tool 0 must be a function schema with"),
     "system-twice": (
         {"system": "x", "messages": [{"role": "system", "content": "y"}, USER, ANSWER]},
-        "the system message is given twice",
+        "the system message is given twice, and differently, as system and message 0",
     ),
 }
 

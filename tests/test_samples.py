@@ -152,6 +152,17 @@ def test_tools_of_the_conversation_are_used_unless_given():
     assert len(none[0]) < len(own[0])
 
 
+def test_settings_of_the_conversation_come_before_those_given():
+    tokenizer = chat_tokenizer("qwen3")
+    messages, _ = chat_case("plain")
+    record = {"messages": messages, "chat_template_kwargs": {"enable_thinking": False}}
+    context, _ = texts(render_samples(record, tokenizer)[0], tokenizer)
+    assert context.endswith("assistant\n<think>\n\n</think>\n\n")
+    switched = render_samples(record, tokenizer, chat_template_kwargs={"enable_thinking": True})
+    assert texts(switched[0], tokenizer)[0] == context
+    assert not texts(render_samples(messages, tokenizer)[0], tokenizer)[0].endswith("\n\n")
+
+
 def test_messages_are_not_changed():
     messages, tools = chat_case("system+thinking+tools")
     before = repr((messages, tools))

@@ -23,6 +23,7 @@ from flexmask.errors import DataError, pluralize
 
 ROLES = ("system", "user", "assistant", "tool")
 _HOLD_MESSAGES = ("messages", "conversations")
+_SYSTEM = ("system", "system_prompt")
 
 _SHAREGPT_ROLES = {
     **{role: role for role in ROLES},
@@ -40,7 +41,7 @@ _PAIRS = dict.fromkeys(
     ("chosen", "rejected", "rejected_response", "rejected_messages"),
     "of a pair, only the better conversation is to be trained, as 'messages' alone",
 )
-_REFUSED_IN_RECORD = {**_MEDIA, **_PAIRS}
+_REFUSED_IN_RECORD = {**_MEDIA, **_PAIRS, "choices": "the answer belongs to the messages"}
 _REFUSED_IN_MESSAGE = {
     **_MEDIA,
     "refusal": "what the model is to say is its 'content'",
@@ -54,7 +55,7 @@ _OWN_KEYS = {
 _WEIGHTS = ("train", "weight", "loss_weight", "loss_scale", "sample_weight")
 _RECORD_KEYS = {
     *(*_HOLD_MESSAGES, *_WEIGHTS, *_REFUSED_IN_RECORD, "finish_reason"),
-    *("id", "system", "tools", "functions", "label", "chat_template_kwargs"),
+    *(*_SYSTEM, "id", "tools", "functions", "label", "chat_template_kwargs"),
 }
 
 
@@ -158,10 +159,16 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
     if record.get("finish_reason") and isinstance(raw[-1], dict):  # of what the model wrote last
         raw = [*raw[:-1], {"finish_reason": record["finish_reason"], **raw[-1]}]
     messages = join_turns([_read_message(message, index) for index, message in enumerate(raw)])
-    system = read_text(record.get("system"), "system")
-    if system and messages[0]["role"] == "system":
-        raise DataError("the system message is given twice, as 'system' and as message 0")
-    return [{"role": "system", "content": system}, *messages] if system else messages
+    system = {key: read_text(record.get(key), key) for key in _SYSTEM}
+    if messages[0]["role"] == "system":
+        system["message 0"] = messages[0]["content"]
+    texts = {text: key for key, text in reversed(system.items()) if text}
+    if len(texts) > 1:
+        named = " and ".join(reversed(texts.values()))
+        raise DataError(f"the system message is given twice, and differently, as {named}")
+    if not texts or "message 0" in system:
+        return messages
+    return [{"role": "system", "content": next(iter(texts))}, *messages]
 
 
 def _read_message(message: Any, index: int) -> dict[str, Any]:
@@ -170,7 +177,9 @@ def _read_message(message: Any, index: int) -> dict[str, Any]:
         raise DataError(f"{what} must be an object, got {type(message).__name__}")
     if "from" in message and "role" not in message:
         message = _from_sharegpt(message, what)
-    role = "system" if message.get("role") == "developer" else message.get("role")
+    role = message.get("role")
+    if role in ("developer", "function"):
+        role = _SHAREGPT_ROLES[role]
     if role not in ROLES:
         raise DataError(f"{what} has role {message.get('role')!r}; roles are {', '.join(ROLES)}")
     _check_refused(message, _REFUSED_IN_MESSAGE, what)

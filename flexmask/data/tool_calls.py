@@ -7,6 +7,9 @@ from typing import Any
 from flexmask.data.values import check_depth, check_values, parse_json, read_text
 from flexmask.errors import DataError
 
+# Names of a call's arguments: of OpenAI; of Llama 3, LangChain and Anthropic.
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
+
 
 def read_tool_calls(value: Any, what: str) -> list[dict[str, Any]]:
     """Return tool calls with `type`, `function.name` and `function.arguments` (a dict) each."""
@@ -23,7 +26,22 @@ def _read_tool_call(call: Any, what: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DataError(f"{what} must have a function with a 'name'")
     name = read_text(function["name"], f"{what}: name")
-    arguments = function.get("arguments")
+    fields = {**call, **function}
+    given = {key: fields[key] for key in _ARGUMENTS if fields.get(key) is not None}
+    others = {key for key in fields if fields[key] is not None} - {
+        *_ARGUMENTS,
+        "function",
+        "name",
+        "id",
+        "type",
+        "index",
+    }
+    if len(given) > 1 or (others and not given):
+        raise DataError(
+            f"{what}: arguments of {name!r} must stand under one of {', '.join(_ARGUMENTS)}, got "
+            f"the keys {list(fields)}"
+        )
+    arguments = next(iter(given.values()), None)
     if isinstance(arguments, str):
         arguments = parse_json(arguments or "{}", f"{what}: arguments of {name!r}")
     if arguments is None:
@@ -55,5 +73,9 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"tool {index} must be a function schema with a 'name'")
         check_values(tool, f"tool {index}")
+        if "input_schema" in function and "parameters" not in function:  # as Anthropic calls it
+            renamed = {"parameters": function["input_schema"], **function}
+            del renamed["input_schema"]
+            tool = {**tool, "function": renamed}
         tools.append({"type": "function", **tool})
     return tools
