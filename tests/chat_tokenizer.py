@@ -14,12 +14,15 @@ _ENDS = {
     "deepseek": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
     "diffusion_gemma": ("<bos>", "<eos>"),
     "gemma": ("<bos>", "<eos>"),
-    "glm4moe": (None, "<|endoftext|>"),
+    "glm": (None, "<|endoftext|>"),
     "gptoss": ("<|startoftext|>", "<|return|>"),
     "idefics3": ("<|begin_of_text|>", "<end_of_utterance>"),
+    "kimi_k2": ("[BOS]", "<|im_end|>"),
+    "kimi_k3": ("[BOS]", "<|end_of_msg|>"),
     "lfm2": ("<|startoftext|>", "<|im_end|>"),
     "llama3": ("<|begin_of_text|>", "<|eot_id|>"),
     "llava_next": ("<s>", "</s>"),
+    "minimax": ("]~!b[", "[e~["),
     "muse": ("<|begin_of_text|>", "<|eot|>"),
     "nemotron": ("<s>", "<|im_end|>"),
     "phi3": ("<s>", "<|endoftext|>"),
@@ -36,35 +39,54 @@ _SPECIAL = """
 <|observation|> <|end|> <|start|> <|message|> <|channel|> <|call|> <|im_start|> <|im_end|>
 <|tool_list_start|> <|tool_list_end|> <|tool_call_start|> <|tool_call_end|>
 <|tool_response_start|> <|tool_response_end|> <|start_header_id|> <|end_header_id|>
-<|eom_id|> <|python_tag|> <|eom|> <|patch|> <|video|> <|endoftext|>
+<|eom_id|> <|python_tag|> <|eom|> <|patch|> <|video|> <|endoftext|> <|im_user|> <|im_assistant|>
+<|im_system|> <|im_middle|> <|tool_calls_section_begin|> <|tool_calls_section_end|>
+<|tool_call_begin|> <|tool_call_argument_begin|> <|open|> <|close|> <|sep|> <|end_of_msg|> ]~b]
+]<]minimax[>[
 """
 # Tokens of their own that are not special, as in Qwen3 and GLM-4.
-_PLAIN = "<think> </think> <tool_call> </tool_call> <tool_response> </tool_response>"
+_PLAIN = """
+<think> </think> <mm:think> </mm:think> <tool_call> </tool_call> <tool_response> </tool_response>
+<minimax:tool_call> </minimax:tool_call>
+"""
 _TEXT = ["The answer is that you think about the question and then call a tool for the user.\n\n"]
 
 
-# Templates that differ in a line from one that TRL ships: their name, and what stands behind what.
-_CHANGED = {
+# Templates that differ in a line or two from another: its name, and the texts that are replaced.
+_VARIANTS = {
     # Gemma 4 of 12B and more closes an empty thought in the prompt, where the small ones do not.
     "gemma4_v5_large": (
         "gemma4_v5",
-        "tool_call' -%}\n        {{- '<|turn>model\\n' -}}\n",
-        "{%- if not enable_thinking -%}{{- '<|channel>thought\\n<channel|>' -}}{%- endif -%}\n",
+        {
+            "'tool_call' -%}\n        {{- '<|turn>model\\n'": "'tool_call' -%}\n"
+            "{{- '<|turn>model\\n' + ('' if enable_thinking else '<|channel>thought\\n<channel|>')"
+        },
+    ),
+    "kimi_k2_6": (
+        "kimi_k2_thinking",
+        {
+            "if loop.index0 > answer.last": "if preserve_thinking or loop.index0 > answer.last",
+            "assistant<|im_middle|>' if add": "assistant<|im_middle|><think>' + "
+            "('</think>' if thinking is false else '') if add",
+        },
     ),
 }
 
 
 @cache
 def chat_templates() -> dict[str, str]:
-    """The chat templates that are tested, by name: those that TRL ships for inference, and more."""
+    """The chat templates that are tested, by name: TRL's, and those of the folder `templates`."""
     spec = find_spec("trl")
     assert spec is not None
     assert spec.origin is not None
-    files = (Path(spec.origin).parent / "chat_templates").glob("*.jinja")
+    folders = Path(spec.origin).parent / "chat_templates", Path(__file__).parent / "templates"
+    files = [file for folder in folders for file in folder.glob("*.jinja")]
     texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
-    for name, (base, before, added) in _CHANGED.items():
-        assert texts[base].count(before) == 1, name
-        texts[name] = texts[base].replace(before, before + added)
+    for name, (base, replaced) in _VARIANTS.items():
+        texts[name] = texts[base]
+        for old, new in replaced.items():
+            assert texts[name].count(old) == 1, (name, old)
+            texts[name] = texts[name].replace(old, new)
     return {name: texts[name] for name in sorted(texts) if not name.endswith("_training")}
 
 

@@ -11,8 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from chat_cases import CASES, chat_case
+from chat_cases import CASES, chat_case, hand_rendered
 from chat_tokenizer import chat_templates, chat_tokenizer
+from jinja2.exceptions import TemplateError as JinjaError
 
 from flexmask.data.samples import render_samples
 from flexmask.data.template import _announce
@@ -27,9 +28,10 @@ _HEAD = f"""# Chat templates
 
 flexmask renders every turn with the tokenizer's own chat template: the prompt as at inference, then
 what the template writes for the message, up to the stop token. This table holds every chat template
-that {TRL} ships for inference, image models included, on text-only conversations of several
-turns. gemma4_v5_large is TRL's gemma4_v5 with the empty thought that Gemma 4 of 12B and more adds
-to its prompt while thinking is off.
+that {TRL} ships for inference, image models included, and those of models that it does not ship
+(deepseek_v3_1, gemma4_v5_large, glm_4_7, glm_5_3, kimi_*, minimax_*; written anew from public
+sources, see [tests/templates](../tests/templates/README.md)), on text-only conversations of several
+turns.
 
 - **exact**: token for token what rendering each turn by hand gives.
 - **composed**: the template does not continue its own prompt, and leaves open how the turn goes on;
@@ -37,14 +39,31 @@ to its prompt while thinking is off.
 - **refused**: the template cannot write the conversation without losing something; an error names
   the message and the reason. Nothing is trained.
 
-The columns are the features of the conversation: a system message, thinking, tool calls. A row with
-a setting passes it in `chat_template_kwargs`, and is there only where that changes something.
+The columns are the features of the conversation: a system message, thinking, tool calls. The last
+one says what later prompts hold of the thinking: *preserved*, that of earlier user turns too;
+*interleaved*, that of the current turn's tool calls; *of calls*, that of all tool calls, but not of
+earlier answers; *dropped*, none (or none of earlier turns, where tool calls are refused). A row
+with a setting passes it in `chat_template_kwargs`, and is there only where that changes something.
 
-GLM-4 ends its turn with the role of the next one, `<|user|>` after an answer, `<|observation|>`
+GLM ends its turn with the role of the next one, `<|user|>` after an answer, `<|observation|>`
 after a tool call, and its template writes that as part of the next message. flexmask looks it up
 there and trains it as the stop token, after the last message too.
 
+gemma4_v5_large is TRL's gemma4_v5 with the empty thought that Gemma 4 of 12B and more adds to its
+prompt while thinking is off.
+
 """
+# None, and every setting that changes what templates do with thinking.
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    *({"enable_thinking": value} for value in (True, False)),
+    *({"thinking": value} for value in (True, False)),
+    *({"thinking_mode": value} for value in ("enabled", "disabled")),
+    {"preserve_thinking": True},
+    {"preserve_thinking": False},
+    {"clear_thinking": False},
+    {"truncate_history_thinking": False},
+]
 _SPLIT = re.compile(r": the prompt has .*?; ")
 
 
@@ -53,15 +72,32 @@ class Outcome:
     """What became of a case: "exact", "composed" or "refused", why, and the samples."""
 
     verdict: str
-    note: str
-    samples: list[Sample]
+    notes: tuple[str, ...]
+    samples: tuple[Sample, ...]
 
 
 def settings_of(name: str) -> list[dict[str, Any]]:
-    """The settings under which a template is tried: none, and both values of enable_thinking."""
-    if "enable_thinking" not in chat_templates()[name]:
-        return [{}]
-    return [{}, {"enable_thinking": True}, {"enable_thinking": False}]
+    """The settings that a template is tried with: none, and those of `SETTINGS` that change it."""
+    found: dict[str, dict[str, Any]] = {}
+    for settings in SETTINGS:
+        if all(key in chat_templates()[name] for key in settings):
+            found.setdefault(_texts(name, tuple(settings.items())), settings)
+    return list(found.values())
+
+
+def _texts(name: str, settings: tuple[tuple[str, Any], ...]) -> str:
+    """What a template writes for the cases with thinking, or why it does not."""
+    texts: list[object] = []
+    for case in ("thinking", "thinking+tools"):
+        messages, tools = chat_case(case)
+        for index in (1, len(messages) - 1):
+            try:
+                texts += hand_rendered(
+                    chat_tokenizer(name), messages, index, tools, **dict(settings)
+                )
+            except (TypeError, JinjaError) as error:
+                texts.append(str(error))
+    return repr(texts)
 
 
 def outcome(name: str, case: str, settings: dict[str, Any]) -> Outcome:
@@ -81,34 +117,47 @@ def _outcome(name: str, case: str, settings: tuple[tuple[str, Any], ...]) -> Out
             )
         except TemplateError as error:
             text = re.sub(r"^message \d+: ", "", str(error))
-            return Outcome("refused", _SPLIT.sub("; ", text), [])
-    notes = [str(warning.message) for warning in caught]
-    assert len(notes) < 2, notes
+            return Outcome("refused", (_SPLIT.sub("; ", text),), ())
+    notes = tuple(str(warning.message) for warning in caught)
     composed = any("completed" in note or "composed" in note for note in notes)
-    return Outcome("composed" if composed else "exact", "".join(notes), samples)
+    return Outcome("composed" if composed else "exact", notes, tuple(samples))
+
+
+def history(name: str, settings: dict[str, Any]) -> str:
+    """What later prompts hold of the thinking, in the words of the docs; "" without thinking."""
+    samples = outcome(name, "thinking+tools", settings).samples
+    loop = bool(samples)
+    samples = samples or outcome(name, "thinking", settings).samples
+    if not samples:
+        return ""
+    last, before = (
+        chat_tokenizer(name).decode(sample.input_ids[sample.loss_weights == 0])
+        for sample in (samples[-1], samples[-2])
+    )
+    if "Two and two." in last:
+        return "preserved"
+    if "I should call it." in last:
+        return "of calls"
+    return "interleaved" if loop and "I should call it." in before else "dropped"
 
 
 def template_table() -> str:
     """The text of docs/templates.md."""
     notes: list[str] = []
-    lines = [
-        "| template | " + " | ".join(case.replace("+", " + ") for case in CASES) + " |",
-        "|---" * (len(CASES) + 1) + "|",
-    ]
+    columns = ["template", *(case.replace("+", " + ") for case in CASES), "history"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for name in chat_templates():
-        default: list[tuple[str, str]] = []
+        rows: list[list[str]] = []
         for settings in settings_of(name):
-            found = [outcome(name, case, settings) for case in CASES]
-            outcomes = [(one.verdict, one.note) for one in found]
-            if outcomes == default:
-                continue
-            default = default or outcomes
-            cells = [name + "".join(f", `{key}={value}`" for key, value in settings.items())]
-            for verdict, note in outcomes:
-                if note and note not in notes:
-                    notes.append(note)
-                cells.append(f"{verdict} {notes.index(note) + 1}" if note else verdict)
-            lines.append("| " + " | ".join(cells) + " |")
+            row = []
+            for one in (outcome(name, case, settings) for case in CASES):
+                notes += [note for note in one.notes if note not in notes]
+                row.append(" ".join([one.verdict, *(str(notes.index(n) + 1) for n in one.notes)]))
+            row.append(history(name, settings))
+            if row not in rows[:1]:
+                rows.append(row)
+                cell = name + "".join(f", `{key}={value}`" for key, value in settings.items())
+                lines.append("| " + " | ".join([cell, *row]) + " |")
     numbered = [f"{number}. {note}" for number, note in enumerate(notes, start=1)]
     return _HEAD + "\n".join([*lines, "", "Notes:", "", *numbered, ""])
 

@@ -1,4 +1,4 @@
-"""Every chat template that TRL ships, rendered by flexmask and by hand."""
+"""Chat templates, TRL's and those of `templates`, rendered by flexmask and by hand."""
 
 import copy
 import re
@@ -27,8 +27,11 @@ STOPS = {
     "diffusion_gemma": ["<turn|>", "<|tool_response>"],
     "gemma4": ["<turn|>", "<|tool_response>"],
     "gemma": ["<end_of_turn>"],
-    "glm4moe": [],  # the next turn's role does, as in NEXT_ROLES
+    "glm": [],  # the next turn's role does, as in NEXT_ROLES
     "gptoss": ["<|return|>", "<|call|>"],
+    "kimi_k2": ["<|im_end|>"],
+    "kimi_k3": ["<|end_of_msg|>"],
+    "minimax": ["[e~["],
     "llama3": ["<|eot_id|>"],
     "muse": ["<|eot|>"],
     "phi3": ["<|end|>"],
@@ -36,7 +39,7 @@ STOPS = {
     "nemotron": ["<|im_end|>"],
     "qwen": ["<|im_end|>"],
 }
-NEXT_ROLES = {"glm4moe": {"answer": "<|user|>", "call": "<|observation|>"}}
+NEXT_ROLES = {"answer": "<|user|>", "call": "<|observation|>"}  # of GLM
 RUNS = [
     pytest.param(name, case, settings, id="-".join([name, case, *map(str, settings.values())]))
     for name in chat_templates()
@@ -52,8 +55,8 @@ REASONS = (
 
 
 def until_stop(name: str, text: str, message: dict) -> str:
-    if name in NEXT_ROLES:
-        return text + NEXT_ROLES[name]["call" if "tool_calls" in message else "answer"]
+    if name.startswith("glm"):
+        return text + NEXT_ROLES["call" if "tool_calls" in message else "answer"]
     stops = next(stops for start, stops in STOPS.items() if name.startswith(start))
     ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
     return text[: min(ends)] if ends else text
@@ -63,7 +66,7 @@ def until_stop(name: str, text: str, message: dict) -> str:
 def test_samples_equal_hand_rendered_turns_or_are_refused_with_the_reason(name, case, settings):
     result = outcome(name, case, settings)
     if result.verdict == "refused":
-        assert any(re.search(pattern, result.note) for pattern in REASONS), result.note
+        assert any(re.search(pattern, result.notes[0]) for pattern in REASONS), result.notes
         return
     tokenizer = chat_tokenizer(name)
     messages, tools = chat_case(case)
@@ -79,12 +82,17 @@ def test_samples_equal_hand_rendered_turns_or_are_refused_with_the_reason(name, 
         written = tokenizer.decode(completion)
         if full.startswith(prompt):
             rest = until_stop(name, full[len(prompt) :], message)
-            assert completion.tolist() == tokenizer.encode(rest, add_special_tokens=False)
-            assert tokenizer.decode(sample.input_ids) == prompt + rest
+            if message.get("reasoning_content", "") not in rest:  # the template leaves it empty
+                assert written.replace(message["reasoning_content"], "", 1) == rest
+                assert result.verdict == "composed"
+            else:
+                assert completion.tolist() == tokenizer.encode(rest, add_special_tokens=False)
+                assert tokenizer.decode(sample.input_ids) == prompt + rest
         else:
             assert result.verdict == "composed" or name == "gptoss"
-            answer = re.split(r"</think>\s*|<channel\|>", written)[-1]
-            assert full.rstrip().endswith(answer)
+            answer = re.split(r"</(?:mm:)?think>\s*|<channel\|>", written)[-1]
+            ended = until_stop(name, full, message) if name.startswith("glm") else full.rstrip()
+            assert ended.endswith(answer)
         thinking = written.index(message.get("reasoning_content", ""))
         assert message["content"] in written[thinking:]
         assert ("add" in written) == ("tool_calls" in message)
@@ -152,6 +160,23 @@ def test_glm_ends_a_turn_with_the_role_of_the_next_one():
     assert rendered("glm4moe", "plain")[1] == "\n<think></think>\nIt is 4.<|user|>"
     assert rendered("glm4moe", "plain", 1)[1] == "\n<think></think>\nThat makes 5.<|user|>"
     assert rendered("glm4moe", "tools")[1].endswith("</tool_call><|observation|>")
+
+
+def test_kimi_k2_answers_get_their_thinking_into_the_thought_that_the_template_empties():
+    context, completion = rendered("kimi_k2_thinking", "thinking+tools", 1)
+    assert "<think>I should call it.</think>" in context
+    assert completion == "<think>Two and two.</think>It is 4.<|im_end|>"
+    context, completion = rendered("kimi_k2_6", "thinking+tools", 1)
+    assert context.endswith("<|im_middle|><think>")
+    assert completion == "Two and two.</think>It is 4.<|im_end|>"
+
+
+def test_deepseek_v3_1_thinks_up_to_its_own_tag_and_answers_behind_it():
+    context, completion = rendered("deepseek_v3_1", "thinking", 1, thinking=True)
+    assert context.endswith("<\uff5cAssistant\uff5c><think>")
+    assert completion == (
+        "One more\nthan four.</think>That makes 5.<\uff5cend\u2581of\u2581sentence\uff5c>"
+    )
 
 
 def test_the_role_of_the_next_turn_inside_the_text_is_refused():

@@ -114,7 +114,7 @@ class ChatTemplate:
             written = _composed(prompt, full, message)
         if written is None:
             raise TemplateError(self._describe_split(prompt, full, message))
-        return self._up_to_stop(_filled(written, message), history, message, full)
+        return self._up_to_stop(_filled(prompt, written, message), history, message, full)
 
     def stop_token(self, completion: str) -> str | None:
         """Return the special token that `completion` ends with, the longest, or None."""
@@ -246,9 +246,9 @@ def _composed(prompt: str, full: str, message: Message) -> str | None:
     return message.get("reasoning_content", "").strip("\n") + closing + written
 
 
-def _filled(written: str, message: Message) -> str:
+def _filled(prompt: str, written: str, message: Message) -> str:
     thinking = message.get("reasoning_content", "").strip("\n")
-    filled = filled_thought(written, thinking) if thinking else None
+    filled = filled_thought(prompt, written, thinking) if thinking else None
     if filled is None:
         return written
     _announce(

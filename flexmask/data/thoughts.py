@@ -77,13 +77,20 @@ def thought_to_close(prompt: str, full: str) -> tuple[str, str] | None:
     return None
 
 
-def filled_thought(written: str, thinking: str) -> str | None:
+def filled_thought(prompt: str, written: str, thinking: str) -> str | None:
     """Return a message that begins with an empty thought, <think></think>, with its thinking in it.
+
+    Args:
+        prompt: what the model is given at inference; it may end with the opening tag.
+        written: what the template writes behind it.
+        thinking: the thinking that belongs there.
 
     None where the message does not begin with an empty thought.
     """
     for closing, opening in _PAIRS:
-        end = re.search(closing, written)
-        if end and written[: end.end()].lstrip() == end.expand(opening) + end.group():
-            return written[: end.start()] + thinking + written[end.start() :]
+        if (end := re.search(closing, written)) is None:
+            continue
+        before, tag = written[: end.start()], end.expand(opening)
+        if before.lstrip() == tag or (before == "" and prompt.endswith(tag)):
+            return before + thinking + written[end.start() :]
     return None
