@@ -8,6 +8,7 @@ import pytest
 from chat_cases import CASES, chat_case, hand_rendered
 from chat_tokenizer import chat_templates, chat_tokenizer
 from template_table import PATH, TRL, outcome, settings_of, template_table
+from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 
 from flexmask.data.files import read_conversations
@@ -261,12 +262,68 @@ def test_stop_token_inside_the_text_is_refused(key):
         render_samples(messages, chat_tokenizer("qwen3"))
 
 
-def test_other_control_tokens_in_the_text_stay_as_they_are():
+SPECIAL = [
+    ("qwen3", "content", "<|im_start|>"),
+    ("qwen3", "reasoning_content", "<|endoftext|>"),
+    ("gptoss", "content", "<|call|>"),
+    ("llama3", "content", "<|eom_id|>"),
+    ("lfm2", "content", "<|tool_call_start|>"),
+    ("qwen3", "tool_calls", "<|im_end|>"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "token"), SPECIAL)
+def test_special_token_inside_the_text_is_refused(name, key, token):
+    messages, _ = chat_case("tools" if key == "tool_calls" else "plain")
+    if key == "tool_calls":
+        messages[1][key][0]["function"]["arguments"] = {"a": [{"b": token}]}
+    else:
+        messages[1][key] = f"It is {token} here."
+    with pytest.raises(TemplateError, match=r"message 1: the text holds the s\w+ token") as error:
+        render_samples(messages, chat_tokenizer(name))
+    assert repr(token) in str(error.value)
+    messages[1]["train"] = False  # a context is what inference sees, whatever it holds
+    assert render_samples(messages, chat_tokenizer(name))
+
+
+def test_added_token_that_is_not_special_is_text():
+    tokenizer = copy.deepcopy(chat_tokenizer("lfm2"))
+    tokens = ["<|tool_call_start|>", "<|tool_call_end|>"]
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in tokens])
     messages, _ = chat_case("plain")
-    messages[1]["content"] = "<|tool_call_start|>[add(a=2, b=2)]<|tool_call_end|>"
-    samples = render_samples(messages, chat_tokenizer("lfm2"))
-    written = chat_tokenizer("lfm2").decode(samples[0].input_ids[samples[0].loss_weights > 0])
+    messages[1]["content"] = "[add(a=2, b=2)]".join(tokens)
+    samples = render_samples(messages, tokenizer)
+    written = tokenizer.decode(samples[0].input_ids[samples[0].loss_weights > 0])
     assert written == messages[1]["content"] + "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "argument"),
+    [
+        ("qwen3", "</tool_call>", "a"),
+        ("glm4moe", "</arg_value>", "b"),
+        ("qwen3", "<tool_call>", ""),
+    ],
+)
+def test_tag_at_which_a_part_would_end_is_refused_inside_it(name, tag, argument):
+    messages, tools = chat_case("tools")
+    messages[1]["content"] = "It is in </think>, and here: "
+    messages[1]["reasoning_content"] = ""
+    if argument:
+        messages[1]["tool_calls"][0]["function"]["arguments"][argument] = f"[{tag}]"
+    else:
+        messages[1]["content"] += tag
+    part = f"argument '{argument}' of tool call 0" if argument else "content"
+    with pytest.raises(TemplateError, match=f"message 1: the {part} holds '{tag}', the tag at"):
+        render_samples(messages, chat_tokenizer(name), tools=tools)
+
+
+def test_closing_tag_of_thinking_inside_an_answer_is_text():
+    messages, _ = chat_case("plain")
+    messages[-1] |= {"content": "Write </think> and <tool_call>.", "reasoning_content": ""}
+    sample = render_samples(messages, chat_tokenizer("qwen3"))[-1]
+    written = chat_tokenizer("qwen3").decode(sample.input_ids[sample.loss_weights > 0])
+    assert written == "<think>\n\n</think>\n\nWrite </think> and <tool_call>.<|im_end|>"
 
 
 def test_arguments_are_given_as_json_text_to_a_template_that_joins_strings():

@@ -1,14 +1,23 @@
-"""Checks that a chat template writes everything it is given: no thinking, call or tool is lost."""
+"""Checks that a chat template writes everything it is given: no thinking, call or tool is lost.
+
+What a model writes comes back to its next prompt as text, so a trained message has to be the text
+of its tokens. A special token inside it is none: generation ends there, or decoding leaves it out
+(`skip_special_tokens`). Spelled in ordinary tokens it would still be a control token wherever the
+template writes the message again. Tokens that a tokenizer adds without calling them special, such
+as Qwen's `<tool_call>`, are text. So are tags, except the one that ends the part which holds it.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
-from flexmask.data.template import ChatTemplate, Message
+from flexmask.data.template import ChatTemplate, Message, special_tokens
 from flexmask.errors import TemplateError
 
 _TEXTS = {"reasoning_content": "thinking", "content": "content"}
+_TAG = re.compile(r"<[^<>\s]+>")
 
 
 def check_turn(
@@ -25,7 +34,8 @@ def check_turn(
     appear: a short text may be found in a turn by accident, a mark is not.
 
     Raises:
-        TemplateError: something is lost or changed, or the message's text holds the stop token.
+        TemplateError: something is lost or changed, or the message's text holds a special token or
+            the tag at which its thinking, content or argument would end.
     """
     start = 0
     for key, name in _TEXTS.items():
@@ -35,10 +45,12 @@ def check_turn(
             raise TemplateError(_lost(name))
         start = found + len(words)
     marks = Marks()
-    lost = marks.missing(template.completion(prompt, history, mark_message(message, marks)))
+    marked = template.completion(prompt, history, mark_message(message, marks))
+    lost = marks.missing(marked)
     if lost is not None:
         raise TemplateError(_lost(lost))
-    _check_stop(template, message, written)
+    _check_special(template, message, written)
+    _check_tags(message, marks, marked)
 
 
 def check_context(template: ChatTemplate, messages: Sequence[Message]) -> None:
@@ -105,15 +117,44 @@ def mark_message(message: Message, marks: Marks) -> Message:
     return marked
 
 
-def _check_stop(template: ChatTemplate, message: Message, written: str) -> None:
-    stops = {template.stop_token(written), template.tokenizer.eos_token}
+def _check_special(template: ChatTemplate, message: Message, written: str) -> None:
+    tokens = _pattern(special_tokens(template.tokenizer, len(template.tokenizer)))
     for text in _texts(message):
-        for stop in stops:
-            if stop and stop in text:
-                raise TemplateError(
-                    f"the text holds the stop token {stop!r}, at which generation would end; "
-                    'remove it or give the message "train": false'
-                )
+        match = tokens.search(text)
+        if match is None:
+            continue
+        if match[0] in (template.stop_token(written), template.tokenizer.eos_token):
+            name, remedy = f"stop token {match[0]!r}, at which generation would end", ""
+        else:
+            name = f"special token {match[0]!r}, which decoding would leave out"
+            remedy = "; if the model is to write it, mark it as not special in tokenizer.json"
+        raise TemplateError(
+            f'the text holds the {name}; remove it or give the message "train": false{remedy}'
+        )
+
+
+@lru_cache(maxsize=8)
+def _pattern(tokens: Sequence[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _check_tags(message: Message, marks: Marks, marked: str) -> None:
+    for (mark, name), part in zip(marks.items(), _parts(message), strict=True):
+        tag = _TAG.search(marked, marked.index(mark))
+        if tag is not None and any(tag[0] in text for text in _texts(part)):
+            raise TemplateError(
+                f"the {name} holds {tag[0]!r}, the tag at which it would end; remove it or give "
+                'the message "train": false'
+            )
+
+
+def _parts(message: Message) -> Iterator[object]:
+    """What `mark_message` puts marks for, in its order."""
+    yield from (message[key] for key in _TEXTS if message.get(key, "").strip())
+    for call in message.get("tool_calls", []):
+        yield call["function"]["name"]
+        yield from call["function"]["arguments"].values()
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -118,7 +118,7 @@ class ChatTemplate:
 
     def stop_token(self, completion: str) -> str | None:
         """Return the special token that `completion` ends with, the longest, or None."""
-        tokens = _special_tokens(self.tokenizer, len(self.tokenizer))
+        tokens = special_tokens(self.tokenizer, len(self.tokenizer))
         return max(filter(completion.endswith, tokens), key=len, default=None)
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
@@ -218,7 +218,7 @@ class ChatTemplate:
             written = text = ""
         rest = text[len(written) :] if text.startswith(written) else ""
         begun = rest.lstrip()
-        tokens = _special_tokens(self.tokenizer, len(self.tokenizer))
+        tokens = special_tokens(self.tokenizer, len(self.tokenizer))
         token = max(filter(begun.startswith, tokens), key=len, default="")
         if token in ("", self.tokenizer.bos_token):
             _announce(
@@ -273,7 +273,7 @@ def _quiet(message: Message) -> Message:
 
 
 @lru_cache(maxsize=8)
-def _special_tokens(tokenizer: Any, num_tokens: int) -> tuple[str, ...]:
+def special_tokens(tokenizer: Any, num_tokens: int) -> tuple[str, ...]:
     """Return the special tokens of a tokenizer; `num_tokens` notices tokens added later."""
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
