@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from flexmask.data.messages import parse_conversation as parse_conversation
     from flexmask.data.prepare import prepare as prepare
     from flexmask.data.prepared import open_prepared as open_prepared
+    from flexmask.data.renderer import render_samples as render_samples
     from flexmask.data.rows import to_dataset as to_dataset
-    from flexmask.data.samples import render_samples as render_samples
     from flexmask.errors import FlexmaskError as FlexmaskError
     from flexmask.model import disabled as disabled
     from flexmask.model import is_patched as is_patched
@@ -65,7 +65,7 @@ _HOMES = {
     "patch": "flexmask.model",
     "prepare": "flexmask.data.prepare",
     "read_conversations": "flexmask.data.files",
-    "render_samples": "flexmask.data.samples",
+    "render_samples": "flexmask.data.renderer",
     "to_dataset": "flexmask.data.rows",
     "token_logprobs": "flexmask.model.loss",
     "token_logprobs_and_entropies": "flexmask.model.loss",

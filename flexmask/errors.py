@@ -18,6 +18,10 @@ class TemplateError(FlexmaskError):
     """A chat template that cannot be rendered into exact samples."""
 
 
+class LeftOutError(FlexmaskError):
+    """A conversation that is left out because the caller asked for it."""
+
+
 class MaskError(FlexmaskError):
     """A tree, segment list or mask that breaks a rule, or tensors that do not fit it."""
 

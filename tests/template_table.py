@@ -15,7 +15,7 @@ from chat_cases import CASES, chat_case, hand_rendered
 from chat_tokenizer import chat_templates, chat_tokenizer
 from jinja2.exceptions import TemplateError as JinjaError
 
-from flexmask.data.samples import render_samples
+from flexmask.data.renderer import render_samples
 from flexmask.data.template import _announce
 from flexmask.errors import TemplateError
 from flexmask.tree.sample import Sample

@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 from flexmask import Sample, build_tree, compile_mask, pack, patch, render_samples
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import Conversation, parse_conversation
-from flexmask.data.trees import Renderer
+from flexmask.data.renderer import Renderer
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.cost import CostModel
@@ -240,11 +240,11 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
     path.write_text((json.dumps({"messages": messages}) + "\n" + "{\n") * 2000)
     rng = np.random.default_rng(0)
 
-    def render(conversation, tokenizer, **settings):
+    def render(renderer, conversation):
         ids = rng.integers(9, size=rng.integers(2, 60))
         return [Sample(ids, np.arange(ids.size) > 0, 1)]
 
-    monkeypatch.setattr("flexmask.data.trees.render_samples", render)
+    monkeypatch.setattr(Renderer, "samples", render)
     kinds = (Sample, Conversation, PrefixTree)
     memory, alive = [], []
 

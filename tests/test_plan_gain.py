@@ -11,7 +11,7 @@ from command_cases import write_conversations
 
 from flexmask import build_tree, render_samples
 from flexmask.data.files import read_conversations
-from flexmask.data.trees import Renderer
+from flexmask.data.renderer import Renderer
 from flexmask.tools.plan.report import CHAIN, plan_text
 from flexmask.tools.plan.survey import make_plan
 

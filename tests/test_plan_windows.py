@@ -17,7 +17,7 @@ from strategies import segment_trees
 from transformers import AutoTokenizer
 
 from flexmask import PrefixTree, Segment, compile_mask, render_samples
-from flexmask.data.trees import Renderer
+from flexmask.data.renderer import Renderer
 from flexmask.demo import TOKENIZER_PATH
 from flexmask.model import work
 from flexmask.model.cost import CostModel

@@ -19,12 +19,12 @@ from command_cases import run, write_model
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from flexmask import TreeCollator
 from flexmask.data import prepare as prepare_module
 from flexmask.data import prepare_pool
 from flexmask.data.files import find_data_files
 from flexmask.data.prepare import prepare
 from flexmask.data.prepared import open_prepared
+from flexmask.data.renderer import Renderer
 from flexmask.data.shards import Shard
 from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.data.trees import load_trees, split_dataset
@@ -66,7 +66,7 @@ def assert_equal_trees(trees, others):
 
 @pytest.mark.parametrize("weighting", ["token", "turn"])
 def test_trees_equal_those_of_the_file(weighting, data, tokenizer, tmp_path):
-    loaded = load_trees([data], TreeCollator(tokenizer, weighting=weighting).tree)
+    loaded = load_trees([data], Renderer(tokenizer, weighting))
     prepare([data], tmp_path / "out", tokenizer, weighting=weighting, shard_lines=16)
     dataset = open_prepared(tmp_path / "out", tokenizer, weighting=weighting)
     assert_equal_trees(dataset, loaded.trees)

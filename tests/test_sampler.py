@@ -135,11 +135,12 @@ def test_fewest_rows_of_real_conversations():
         pytest.skip("needs ../shared/data")
     from transformers import AutoTokenizer
 
+    from flexmask.data.renderer import Renderer
     from flexmask.data.trees import load_trees
     from flexmask.demo import TOKENIZER_PATH
 
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
-    trees = load_trees([REASON_TOOL_USE], TreeCollator(tokenizer).tree)
+    trees = load_trees([REASON_TOOL_USE], Renderer(tokenizer))
     num_tokens = sum(tree.num_tokens for tree in trees.trees)
     sampler = TreeBatchSampler(trees, max_tokens=16_384)
     assert sampler.num_rows == sampler.fewest_rows == -(-num_tokens // 16_384)

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import sample_lists, segment_trees
 
-from flexmask import PrefixTree, build_tree, compile_mask, render_samples
+from flexmask import PrefixTree, build_tree, compile_mask
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import parse_conversation
+from flexmask.data.renderer import Renderer
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.tools.show.kinds import label_tree
 from flexmask.tools.show.orders import density, papers_order, tile_counts
@@ -38,6 +39,7 @@ SUMS = [
 TEXT = """\
 sums.jsonl:1: 4 messages, 2 samples
 42 tokens in a single pass, 54 in N-pass (1.29 times as many)
+thinking of earlier turns: interleaved, as the template does
 density 0.041: visible pairs per pair in a visited tile of 128 x 128
 
 packed  position   trained
@@ -59,9 +61,9 @@ def sums(tmp_path):
 
 def labelled(record, tokenizer, **settings):
     conversation = parse_conversation(record)
-    samples = render_samples(conversation, tokenizer, chat_template_kwargs=settings)
-    tree = build_tree(samples)
-    return tree, label_tree(tree, conversation, tokenizer, chat_template_kwargs=settings)
+    renderer = Renderer(tokenizer, chat_template_kwargs=settings)
+    tree = renderer.tree(conversation)
+    return tree, label_tree(tree, conversation, renderer)
 
 
 def runs_of(tree, tokenizer):

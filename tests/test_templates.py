@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import Conversation
-from flexmask.data.samples import render_samples
+from flexmask.data.renderer import render_samples
 from flexmask.data.template import ChatTemplate, _announce
 from flexmask.errors import FlexmaskError, TemplateError
 from flexmask.tree.sample import Sample

@@ -6,7 +6,7 @@ import pytest
 from chat_cases import chat_case
 from chat_tokenizer import chat_tokenizer
 
-from flexmask.data.samples import render_samples
+from flexmask.data.renderer import render_samples
 from flexmask.data.template import _announce
 from flexmask.errors import TemplateError
 

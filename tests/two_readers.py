@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from flexmask.data.trees import Renderer, load_trees
+from flexmask.data.renderer import Renderer
+from flexmask.data.trees import load_trees
 from flexmask.demo import TOKENIZER_PATH
 from flexmask.errors import FlexmaskError
 from flexmask.training.data import ranks_on_cpu
@@ -14,16 +15,18 @@ from flexmask.training.data import ranks_on_cpu
 
 def outcome(path, on_bad_line):
     """The trees' tokens, places and bad lines, or the error; and how many this rank rendered."""
-    renderer = Renderer(AutoTokenizer.from_pretrained(TOKENIZER_PATH))
     rendered = []
 
-    def make_tree(conversation):
-        rendered.append(conversation.where)
-        return renderer.tree(conversation)
+    class Counting(Renderer):
+        def render(self, conversation):
+            rendered.append(conversation.where)
+            return Renderer.render(self, conversation)
+
+    renderer = Counting(AutoTokenizer.from_pretrained(TOKENIZER_PATH))
 
     try:
         with ranks_on_cpu() as ranks:
-            found = load_trees([path], make_tree, on_bad_line=on_bad_line, ranks=ranks)
+            found = load_trees([path], renderer, on_bad_line=on_bad_line, ranks=ranks)
     except FlexmaskError as error:
         return f"{type(error).__name__}: {error}", len(rendered)
     tokens = [tree.input_ids.tolist() for tree in found.trees]

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 from flexmask.data.file_formats import SUFFIXES, read_lines
 from flexmask.data.messages import Conversation, parse_conversation
 from flexmask.data.values import parse_json
-from flexmask.errors import DataError, FlexmaskError
+from flexmask.errors import DataError, FlexmaskError, LeftOutError
 
 T = TypeVar("T")
 OnBadLine = Literal["error", "skip"]
@@ -28,7 +28,8 @@ class BadLine:
     Attributes:
         line: its number in the file, from 1.
         reason: why, in one line.
-        error: what was raised, None where the line was skipped by an earlier run.
+        error: what was raised; None where the line was skipped by an earlier run, or is left out
+            as the caller asked.
     """
 
     line: int
@@ -129,7 +130,8 @@ def read_line(line: bytes, where: str, use: Callable[[Conversation], T]) -> T | 
             return None
         return use(parse_conversation(_parse(text, where), where))
     except FlexmaskError as error:
-        return BadLine(int(where.rpartition(":")[2]), str(error), error)
+        is_bad = not isinstance(error, LeftOutError)
+        return BadLine(int(where.rpartition(":")[2]), str(error), error if is_bad else None)
 
 
 def check_on_bad_line(on_bad_line: str) -> None:

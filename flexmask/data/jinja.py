@@ -13,11 +13,18 @@ from functools import lru_cache
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 
 from flexmask.errors import TemplateError
 
 Message = dict[str, Any]
 
+# What transformers gives to every template.
+_GIVEN = {
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("raise_exception", "strftime_now", "namespace", "range", "bos_token", "eos_token"),
+}
+CLOCK = "strftime_now"  # how templates read the date, a function that transformers gives them
 _CAPTURE = "{{ flexmask_capture() }}"
 _captured: ContextVar[dict[str, Any]] = ContextVar("_captured")
 
@@ -28,7 +35,7 @@ class CompiledTemplate:
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
         tools: function schemas, or None.
-        settings: variables for the template.
+        settings: variables for the template; `CLOCK` in place of the function of that name.
     """
 
     def __init__(
@@ -36,6 +43,7 @@ class CompiledTemplate:
     ) -> None:
         self._tokenizer = tokenizer
         self._common = {"tools": tools, "tokenize": False, **settings}
+        self._clock = {CLOCK: settings[CLOCK]} if CLOCK in settings else {}
         self._template: Any = None
         self._variables: dict[str, Any] = {}
         self._prepared: dict[int, tuple[Message, Any]] = {}  # by id: the message, and its copy
@@ -64,7 +72,7 @@ class CompiledTemplate:
         self._tokenizer.apply_chat_template(
             list(map(_for_template, new)), chat_template=_CAPTURE, **self._common
         )
-        self._variables = _captured.get()
+        self._variables = _captured.get() | self._clock  # transformers takes no functions
         for message, copy in zip(new, self._variables.pop("messages"), strict=True):
             self._prepared[id(message)] = (message, copy)
         if self._template is None:
@@ -91,6 +99,25 @@ def check_template(tokenizer: Any, name: str | None = None) -> None:
             raise TemplateError(
                 f"{where}the chat template is no Jinja template: {mistake}; mend the template"
             )
+
+
+def template_variables(tokenizer: Any, tools: Any = None) -> frozenset[str]:
+    """The names that a tokenizer's chat template reads and does not always set: its settings.
+
+    Empty for a tokenizer that renders in a way of its own.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        tools: function schemas, or None; some tokenizers have a template of its own for them.
+    """
+    if not _is_stock(tokenizer):
+        return frozenset()
+    return _variables(tokenizer.get_chat_template(None, tools)) - _GIVEN
+
+
+@lru_cache(maxsize=8)
+def _variables(source: str) -> frozenset[str]:
+    return frozenset(meta.find_undeclared_variables(_compiled(source).environment.parse(source)))
 
 
 @lru_cache(maxsize=8)

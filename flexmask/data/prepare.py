@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,9 @@ from flexmask.data.prepare_pool import (
     make_shards,
 )
 from flexmask.data.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest
-from flexmask.data.samples import Weighting
+from flexmask.data.renderer import Renderer
 from flexmask.data.shards import Shard, find_shard, shard_name
 from flexmask.data.tokenize import tokenizer_fingerprint
-from flexmask.data.trees import Renderer
 from flexmask.errors import DataError
 from flexmask.files import atomic_write, disk_errors, write_json
 
@@ -41,12 +40,11 @@ def prepare(
     output: str | os.PathLike[str],
     tokenizer: Any,
     *,
-    weighting: Weighting = "token",
     on_bad_line: OnBadLine = "error",
-    chat_template_kwargs: Mapping[str, Any] | None = None,
     num_proc: int = 1,
     shard_lines: int = 1000,
     progress: Callable[[int], object] = lambda conversations: None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Render conversations into the folder `output`; returns its manifest.
 
@@ -56,12 +54,12 @@ def prepare(
         data: files, folders and patterns, see `find_data_files`.
         output: a new folder, or one that this call has begun.
         tokenizer: a Hugging Face tokenizer with a chat template.
-        weighting: as in `weigh_samples`.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" lists it.
-        chat_template_kwargs: settings for the chat template.
         num_proc: processes that render; the output is the same with any number.
         shard_lines: lines of a shard, at most.
         progress: called with the number of conversations that have been dealt with.
+        settings: attributes of `Renderer`, such as `weighting`; a folder that is gone on with keeps
+            its `date`.
 
     Raises:
         FlexmaskError: the data, the folder or an argument cannot be used.
@@ -73,20 +71,21 @@ def prepare(
     check_on_bad_line(on_bad_line)
     files = find_data_files(data)
     folder = Path(output)
-    settings: dict[str, Any] = {
-        "format": FORMAT,
-        "flexmask": flexmask.__version__,
-        "files": [str(file) for file in files],
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "weighting": weighting,
-        "on_bad_line": on_bad_line,
-        "chat_template_kwargs": dict(chat_template_kwargs or {}),
-        "shard_lines": shard_lines,
-    }
-    renderer = Renderer(tokenizer, weighting, settings["chat_template_kwargs"])
-    maker = ShardMaker(folder, settings["files"], renderer, on_bad_line)
+    renderer = Renderer(tokenizer, **settings)
     with _only_run(folder):
-        _enter(folder, settings)
+        begun = _begun_settings(folder)
+        renderer = renderer.dated(None if begun is None else begun["date"])
+        made_by: dict[str, Any] = {
+            "format": FORMAT,
+            "flexmask": flexmask.__version__,
+            "files": [str(file) for file in files],
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            **renderer.settings,
+            "on_bad_line": on_bad_line,
+            "shard_lines": shard_lines,
+        }
+        maker = ShardMaker(folder, made_by["files"], renderer, on_bad_line)
+        _enter(folder, made_by, begun)
         manifest = _finished_manifest(folder)
         if manifest is not None:
             progress(manifest["conversations"])
@@ -95,7 +94,7 @@ def prepare(
         for num_made in make_shards(maker, lines_of_shards(files, shard_lines), num_proc):
             num_shards += 1
             progress(num_made)
-        return _finish(folder, settings, num_shards)
+        return _finish(folder, made_by | {"thinking": str(renderer.thinking())}, num_shards)
 
 
 @contextmanager
@@ -132,17 +131,27 @@ def _only_run(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _enter(folder: Path, settings: dict[str, Any]) -> None:
-    """Take possession of an empty folder, or find in it a run of the same settings.
-
-    Without a finished shard all settings may change; with some, bad lines may be skipped now that
-    were an error before: these shards hold none.
-    """
+def _begun_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run that began a folder, or None; it has to be of this format."""
     path = folder / SETTINGS
     try:
         begun = json.loads(path.read_text("utf-8")) if path.exists() else None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}; use another --output") from None
+    if begun is not None and begun.get("format") != FORMAT:
+        raise DataError(
+            f"{folder}: has format {begun.get('format')}, this flexmask writes {FORMAT}; use "
+            "another --output"
+        )
+    return begun
+
+
+def _enter(folder: Path, settings: dict[str, Any], begun: dict[str, Any] | None) -> None:
+    """Take possession of an empty folder, or find in it a run of the same settings.
+
+    Without a finished shard all settings may change; with some, bad lines may be skipped now that
+    were an error before: these shards hold none.
+    """
     if begun is None:
         if any(entry.name != LOCK for entry in folder.iterdir()):
             raise DataError(f"{folder}: holds other files; name a new folder for --output")
@@ -158,7 +167,7 @@ def _enter(folder: Path, settings: dict[str, Any]) -> None:
             half.unlink()
         if begun != settings:
             (folder / MANIFEST).unlink(missing_ok=True)  # it names the settings too
-            write_json(settings, path)
+            write_json(settings, folder / SETTINGS)
 
 
 def _finished_manifest(folder: Path) -> dict[str, Any] | None:
@@ -190,6 +199,7 @@ def _finish(folder: Path, settings: dict[str, Any], num_shards: int) -> dict[str
         "sample_tokens": sum(shard.about["num_sample_tokens"] for shard in shards),
         "trained_tokens": sum(shard.about["num_trained_tokens"] for shard in shards),
         "longest_sample": max(shard.longest_sample for shard in shards),
+        "empty_thoughts": sum(shard.about["num_empty_thoughts"] for shard in shards),
         "bad_lines": len(bad_lines),
         "shards": [{"name": s.path.name, "digest": s.about["digest"]} for s in shards],
     }

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from flexmask.data.file_formats import read_lines
 from flexmask.data.files import BadLine, OnBadLine, read_line
+from flexmask.data.renderer import Renderer
 from flexmask.data.shards import find_shard, shard_name, write_shard
-from flexmask.data.trees import Renderer
 from flexmask.errors import DataError
 from flexmask.files import disk_errors
-from flexmask.tree.tree import PrefixTree, build_tree
+from flexmask.tree.tree import PrefixTree
 
 SHARD_BYTES = 32 * 2**20  # of text in a shard, if it has several lines
 REMEDY = (
@@ -84,23 +84,25 @@ class ShardMaker:
             return len(finished)
         trees: list[PrefixTree] = []
         places: list[tuple[int, int]] = []
-        num_trained = 0
+        num_trained = num_empty_thoughts = 0
         bad_lines: list[dict[str, str]] = []
         for file, line, text in lines:
             where = f"{self.files[file]}:{line}"
-            samples = read_line(text, where, self.renderer.samples)
-            if isinstance(samples, BadLine):
-                if self.on_bad_line == "error" and samples.error is not None:
-                    raise samples.error
-                bad_lines.append({"where": where, "reason": samples.reason})
-            elif samples is not None:
-                trees.append(build_tree(samples))
+            found = read_line(text, where, self.renderer.render)
+            if isinstance(found, BadLine):
+                if self.on_bad_line == "error" and found.error is not None:
+                    raise found.error
+                bad_lines.append({"where": where, "reason": found.reason})
+            elif found is not None:
+                trees.append(found.tree)
                 places.append((file, line))
-                num_trained += sum(sample.num_trained for sample in samples)
+                num_trained += sum(sample.num_trained for sample in found.samples)
+                num_empty_thoughts += found.num_empty_thoughts
         about = {
             "digest": digest,
             "num_sample_tokens": sum(tree.num_sample_tokens for tree in trees),
             "num_trained_tokens": num_trained,
+            "num_empty_thoughts": num_empty_thoughts,
             "bad_lines": bad_lines,
         }
         with disk_errors(path, REMEDY):

@@ -8,21 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flexmask.data.files import SETTINGS, BadLine
-from flexmask.data.samples import Weighting
+from flexmask.data.renderer import RENDERING, Renderer
 from flexmask.data.shards import Shard
 from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.data.trees import summarize
 from flexmask.errors import DataError
 from flexmask.tree.tree import PrefixTree
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 LEFT_OUT = "left_out.jsonl"
 
@@ -108,8 +108,7 @@ class PreparedDataset(Sequence[PrefixTree]):
     def digest(self) -> str:
         """A digest of the trees and their order, from what the folder was made of."""
         made_of = {
-            name: self.manifest[name]
-            for name in ("flexmask", "tokenizer", "weighting", "chat_template_kwargs", "shards")
+            name: self.manifest[name] for name in ("flexmask", "tokenizer", *RENDERING, "shards")
         }
         digest = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=8)
         digest.update(self._chosen.astype(np.int64).tobytes())
@@ -131,20 +130,20 @@ class PreparedDataset(Sequence[PrefixTree]):
 
 
 def open_prepared(
-    folder: str | os.PathLike[str],
-    tokenizer: Any,
-    *,
-    weighting: Weighting = "token",
-    chat_template_kwargs: Mapping[str, Any] | None = None,
+    folder: str | os.PathLike[str], tokenizer: Any, **settings: Any
 ) -> PreparedDataset:
     """The trees of a prepared folder, for a model with this tokenizer.
 
-    `chat_template_kwargs` are held to those of the folder, unless they are None.
+    Args:
+        folder: the folder.
+        tokenizer: the model's, with its chat template.
+        settings: attributes of `Renderer`; held to those of the folder, unless they are None.
 
     Raises:
         DataError: the folder is not finished or damaged, or was made with another tokenizer,
-            chat template, settings of it or weighting.
+            chat template or setting.
     """
+    asked = Renderer(tokenizer, **settings)
     folder = Path(folder)
     manifest = read_manifest(folder)
     remedy = f"prepare the data again into another folder, or train as {folder} was made"
@@ -152,11 +151,8 @@ def open_prepared(
         raise DataError(
             f"{folder}: was made with another tokenizer or chat template than the model's; {remedy}"
         )
-    asked: dict[str, Any] = {"weighting": weighting}
-    if chat_template_kwargs is not None:
-        asked["chat_template_kwargs"] = dict(chat_template_kwargs)
-    for name, value in asked.items():
-        if manifest[name] != value:
+    for name, value in asked.settings.items():
+        if getattr(asked, name) is not None and manifest[name] != value:
             raise DataError(
                 f"{folder}: was made with {name} {manifest[name]!r}, not {value!r}; {remedy}"
             )

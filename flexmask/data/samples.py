@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from flexmask.data.checks import check_context, check_turn
-from flexmask.data.messages import Conversation, parse_conversation
+from flexmask.data.checks import check_turn
+from flexmask.data.messages import Conversation
 from flexmask.data.template import ChatTemplate, Message
 from flexmask.data.tokenize import encode_completion, encode_texts
-from flexmask.data.tool_calls import read_tools
 from flexmask.errors import DataError, TemplateError
 from flexmask.tree.sample import Sample
 
 Weighting = Literal["token", "turn", "conversation"]
-
-
-def render_samples(
-    messages: Any,
-    tokenizer: Any,
-    *,
-    tools: list[dict[str, Any]] | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> list[Sample]:
-    """Return one `Sample` for every trained assistant message, in order.
-
-    The context is what the tokenizer's chat template gives at inference, the completion is what it
-    writes for the message, up to its stop token. The tokens of the context are those of inference,
-    and the completion continues them: together they spell what the template writes. Every token of
-    the completion has weight 1. The key is the index of the message.
-
-    Args:
-        messages: a conversation in any format of `parse_conversation`.
-        tokenizer: a Hugging Face tokenizer with a chat template.
-        tools: function schemas; the conversation's own where None.
-        chat_template_kwargs: settings for the template, such as {"enable_thinking": True}; those
-            that the conversation has itself come first.
-
-    Raises:
-        DataError: the conversation is not in an accepted form.
-        TemplateError: the template cannot write a message exactly; names it and the reason.
-    """
-    conversation = parse_conversation(messages)
-    where = f"{conversation.where}: " if conversation.where else ""
-    try:
-        schemas = conversation.tools if tools is None else read_tools(tools)
-        template = ChatTemplate(tokenizer, schemas, conversation.settings(chat_template_kwargs))
-        samples = _render_turns(template, conversation)
-        check_context(template, conversation.messages[: conversation.trained[-1]])
-    except TemplateError as error:
-        raise TemplateError(f"{where}{error}") from error.__cause__
-    return samples
 
 
 def check_weighting(weighting: Weighting) -> None:
@@ -86,23 +48,38 @@ def weigh_samples(samples: Sequence[Sample], weighting: Weighting = "token") -> 
     ]
 
 
-def _render_turns(template: ChatTemplate, conversation: Conversation) -> list[Sample]:
-    """The samples of a conversation; every text is rendered before any is tokenised."""
-    messages, trained = conversation.messages, conversation.trained
+def write_turns(template: ChatTemplate, conversation: Conversation) -> list[tuple[str, str]]:
+    """The prompt before each trained message, and the completion that is the message.
+
+    Raises:
+        TemplateError: the template cannot write a message exactly; names it and the reason.
+    """
+    messages = conversation.messages
     turns = []
-    for index in trained:
+    for index in conversation.trained:
         with _at_message(index):
             turns.append(_write_turn(template, messages[:index], messages[index]))
+    return turns
+
+
+def encode_turns(
+    template: ChatTemplate, keys: Sequence[int], turns: Sequence[tuple[str, str]]
+) -> list[Sample]:
+    """The sample of each turn, all texts tokenised together; `keys` become those of the samples.
+
+    Raises:
+        TemplateError: the tokens do not spell what the template writes.
+    """
     texts = [text for prompt, written in turns for text in (prompt, prompt + written)]
     encoded = encode_texts(template.tokenizer, texts)
     samples = []
-    for index, (_, written), context, whole in zip(
-        trained, turns, encoded[::2], encoded[1::2], strict=True
+    for key, (_, written), context, whole in zip(
+        keys, turns, encoded[::2], encoded[1::2], strict=True
     ):
-        with _at_message(index):
+        with _at_message(key):
             completion = encode_completion(template.tokenizer, context, whole, written)
         weights = np.repeat((0.0, 1.0), (context.size, completion.size))
-        samples.append(Sample(np.concatenate((context, completion)), weights, key=index))
+        samples.append(Sample(np.concatenate((context, completion)), weights, key=key))
     return samples
 
 

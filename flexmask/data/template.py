@@ -48,12 +48,12 @@ _OWN_SETTINGS = {
 _QUESTION = {"role": "user", "content": "asked"}
 _ANSWER = {"role": "assistant", "content": "said"}
 _FUNCTION = {"name": "look", "arguments": {"at": "it"}}
-_CALL = {
+CALL: Message = {
     "role": "assistant",
     "content": "",
     "tool_calls": [{"type": "function", "id": "call00000", "function": _FUNCTION}],
 }
-_RESULT = {"role": "tool", "name": "look", "tool_call_id": "call00000", "content": "seen"}
+RESULT: Message = {"role": "tool", "name": "look", "tool_call_id": "call00000", "content": "seen"}
 
 
 class ChatTemplate:
@@ -210,7 +210,7 @@ class ChatTemplate:
         That is a user's after an answer, a tool's after a call; "" where it begins with none, or
         with that of all text (BOS).
         """
-        reply, following = (_CALL, _RESULT) if "tool_calls" in message else (_ANSWER, _QUESTION)
+        reply, following = (CALL, RESULT) if "tool_calls" in message else (_ANSWER, _QUESTION)
         try:
             written = self._render([_QUESTION, reply])
             text = self._render([_QUESTION, reply, following])

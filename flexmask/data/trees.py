@@ -1,4 +1,4 @@
-"""Conversations rendered, weighed and merged into trees; files of them read into memory."""
+"""Files of conversations read into memory, as trees."""
 
 from __future__ import annotations
 
@@ -11,39 +11,9 @@ import numpy as np
 
 from flexmask.data.files import BadLine, OnBadLine, Ranks, read_files
 from flexmask.data.messages import Conversation
-from flexmask.data.samples import Weighting, check_weighting, render_samples, weigh_samples
+from flexmask.data.renderer import Renderer
 from flexmask.errors import DataError, pluralize
-from flexmask.tree.sample import Sample
-from flexmask.tree.tree import PrefixTree, build_tree
-
-
-@dataclass(frozen=True, slots=True)
-class Renderer:
-    """Renders conversations, all in the same way.
-
-    Attributes:
-        tokenizer: a Hugging Face tokenizer with a chat template.
-        weighting: as in `weigh_samples`.
-        chat_template_kwargs: settings for the chat template, such as {"enable_thinking": True}.
-    """
-
-    tokenizer: Any
-    weighting: Weighting = "token"
-    chat_template_kwargs: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        check_weighting(self.weighting)
-
-    def samples(self, conversation: Any) -> list[Sample]:
-        """The weighted samples of a conversation, in any format of `parse_conversation`."""
-        samples = render_samples(
-            conversation, self.tokenizer, chat_template_kwargs=self.chat_template_kwargs
-        )
-        return weigh_samples(samples, self.weighting)
-
-    def tree(self, conversation: Any) -> PrefixTree:
-        """The prefix tree of these samples."""
-        return build_tree(self.samples(conversation))
+from flexmask.tree.tree import PrefixTree
 
 
 @dataclass(slots=True)
@@ -53,12 +23,14 @@ class TreeDataset:
     Attributes:
         trees: the trees, in the order of the file; what a data loader iterates over.
         places: where each comes from, for messages.
-        bad_lines: lines skipped because they could not be read or rendered.
+        bad_lines: lines skipped because they could not be read or rendered, or as asked for.
+        empty_thoughts: samples that train an empty thought.
     """
 
     trees: list[PrefixTree] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     bad_lines: list[BadLine] = field(default_factory=list)
+    empty_thoughts: int = 0
 
     def place(self, index: int) -> str:
         """Where tree `index` comes from, such as "conversations.jsonl:17"."""
@@ -82,6 +54,7 @@ class TreeDataset:
                 "samples": sum(len(tree.leaves) for tree in self.trees),
                 "tokens": sum(tree.num_tokens for tree in self.trees),
                 "sample_tokens": sum(tree.num_sample_tokens for tree in self.trees),
+                "empty_thoughts": self.empty_thoughts,
                 "bad_lines": len(self.bad_lines),
             }
         )
@@ -95,6 +68,12 @@ def summarize(counts: Mapping[str, int]) -> str:
         f"{pluralize(counts['samples'], 'sample')}, {tokens:,} tokens in a single pass "
         f"({sample_tokens:,} in N-pass, {sample_tokens / tokens:.2f} times as many)"
     )
+    if counts["empty_thoughts"]:
+        line += (
+            f"; {pluralize(counts['empty_thoughts'], 'sample')} without thinking, for which the "
+            "chat template writes an empty thought, and it is trained (--empty_thinking "
+            "skip_conversation leaves such conversations out)"
+        )
     if counts["bad_lines"]:
         line += f"; {pluralize(counts['bad_lines'], 'bad line')} skipped"
     return line
@@ -111,17 +90,17 @@ def split_dataset(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
 
 def load_trees(
     paths: Iterable[Path],
-    make_tree: Callable[[Conversation], PrefixTree],
+    renderer: Renderer,
     *,
     on_bad_line: OnBadLine = "error",
     ranks: Ranks | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> TreeDataset:
-    """The trees of files, one for each conversation, as `make_tree` renders and weighs them.
+    """The trees of files, one for each conversation.
 
     Args:
         paths: the files.
-        make_tree: the tree of a conversation, such as `Renderer.tree` and `TreeCollator.tree`.
+        renderer: renders the conversations.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" lists it.
         ranks: processes that render a share each and all get all trees.
         progress: wraps the iteration over lines, such as `tqdm.tqdm`.
@@ -131,8 +110,9 @@ def load_trees(
     """
     dataset = TreeDataset()
 
-    def use(conversation: Conversation) -> tuple[str, PrefixTree]:
-        return conversation.where or "", make_tree(conversation)
+    def use(conversation: Conversation) -> tuple[str, PrefixTree, int]:
+        rendered = renderer.render(conversation)
+        return conversation.where or "", rendered.tree, rendered.num_empty_thoughts
 
     for item in progress(read_files(paths, use, on_bad_line=on_bad_line, ranks=ranks)):
         if isinstance(item, BadLine):
@@ -140,4 +120,5 @@ def load_trees(
         else:
             dataset.places.append(item[0])
             dataset.trees.append(item[1])
+            dataset.empty_thoughts += item[2]
     return dataset

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmask.data.jinja import check_template
-from flexmask.data.samples import Weighting, check_weighting, weigh_samples
-from flexmask.data.trees import Renderer
+from flexmask.data.renderer import Renderer
+from flexmask.data.samples import Weighting, weigh_samples
+from flexmask.data.thinking import ThinkingHistory
 from flexmask.errors import DataError
 from flexmask.packing.fitting import Overflow, check_budget
 from flexmask.packing.rows import PackedRow, PackedRows, check_multiple, pack, stack_rows
@@ -34,8 +35,9 @@ class TreeCollator:
             made of samples or trees.
         max_tokens: budget of a row, in tokens; None packs everything into one row.
         on_overflow: what `pack` does with a conversation larger than `max_tokens`.
-        weighting: "token", "turn" or "conversation"; trees are taken as they are.
-        chat_template_kwargs: passed to the chat template, such as {"enable_thinking": True}.
+        renderer: renders conversations; has `weighting` ("token", "turn" or "conversation"; trees
+            are taken as they are), `chat_template_kwargs`, `thinking_history` and `date`, which is
+            that of making the collator where None.
         pad_to_multiple_of: rows are padded to a common multiple of this many tokens; 128 is what
             FlexAttention is fast with on a GPU.
         num_dropped: how many samples `on_overflow="drop"` has left out so far.
@@ -49,18 +51,24 @@ class TreeCollator:
         on_overflow: Overflow = "split",
         weighting: Weighting = "token",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        thinking_history: ThinkingHistory = "template",
+        date: str | None = None,
         pad_to_multiple_of: int = 1,
     ) -> None:
         check_budget(max_tokens, on_overflow)
-        check_weighting(weighting)
         if getattr(tokenizer, "chat_template", None):  # one without will do for samples and trees
             check_template(tokenizer)
         check_multiple(pad_to_multiple_of)
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.on_overflow = on_overflow
-        self.weighting = weighting
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.renderer = Renderer(
+            tokenizer,
+            weighting,
+            chat_template_kwargs,
+            thinking_history=thinking_history,
+            date=date,
+        ).dated()
         self.pad_to_multiple_of = pad_to_multiple_of
         self.num_dropped = 0
 
@@ -84,10 +92,10 @@ class TreeCollator:
     def samples(self, item: Any) -> list[Sample]:
         """The weighted samples of one conversation, or of a list of samples."""
         if isinstance(item, Sequence) and item and isinstance(item[0], Sample):
-            return weigh_samples(item, self.weighting)
+            return weigh_samples(item, self.renderer.weighting)
         if self.tokenizer is None:
             raise DataError(
                 "TreeCollator needs a tokenizer to render conversations, got None; an item of type "
                 f"{type(item).__name__} is neither a PrefixTree nor a list of Sample"
             )
-        return Renderer(self.tokenizer, self.weighting, self.chat_template_kwargs).samples(item)
+        return self.renderer.samples(item)

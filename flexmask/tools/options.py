@@ -17,6 +17,7 @@ from flexmask.training.options import TrainConfig
 _FIELDS = {field.name: field for field in fields(TrainConfig)}
 _TYPES = get_type_hints(TrainConfig)
 OPTIONS = tuple(_FIELDS)
+TEMPLATE = ("chat_template", "chat_template_kwargs", "thinking_history", "empty_thinking", "date")
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.data.files import Ranks, find_data_files
-from flexmask.data.prepared import PreparedDataset, is_prepared, open_prepared
+from flexmask.data.prepared import PreparedDataset, is_prepared, open_prepared, read_manifest
+from flexmask.data.renderer import Renderer
 from flexmask.data.trees import TreeDataset, load_trees, split_dataset
 from flexmask.packing.collator import TreeCollator
 from flexmask.packing.fitting import FittedTrees
 from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.training.options import TrainConfig
+from flexmask.training.resume import read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
 
 Trees = TreeDataset | PreparedDataset
+
+
+def settle_renderer(renderer: Renderer, config: TrainConfig, checkpoint: str | None) -> Renderer:
+    """The renderer with the date of the data or run to go on with, and the data's settings.
+
+    Args:
+        renderer: as the options say; what they leave open is settled.
+        config: which may name a prepared folder.
+        checkpoint: to resume from, or None.
+    """
+    begun: Mapping[str, Any] = {}
+    if is_prepared(config.data[0]):
+        begun = read_manifest(Path(config.data[0]))
+        if renderer.chat_template_kwargs is None:
+            renderer = replace(renderer, chat_template_kwargs=begun["chat_template_kwargs"])
+    elif checkpoint is not None:
+        begun = read_settings(checkpoint) or {}
+    return renderer.dated(begun.get("date"))
 
 
 def load_datasets(
@@ -116,17 +138,13 @@ def _load(
 
     dataset: Trees
     if len(data) == 1 and is_prepared(data[0]):
-        dataset = open_prepared(
-            data[0],
-            collator.tokenizer,
-            weighting=config.weighting,
-            chat_template_kwargs=config.chat_template_kwargs,
-        )
+        settings = collator.renderer.settings
+        dataset = open_prepared(data[0], collator.tokenizer, **settings)
     else:
         with ranks_on_cpu() as ranks:
             dataset = load_trees(
                 find_data_files(data),
-                collator.tree,
+                collator.renderer,
                 on_bad_line=config.on_bad_line,
                 ranks=ranks,
                 progress=partial(tqdm, desc="reading", unit=" conversations", disable=not is_main),

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from flexmask.data.files import OnBadLine
+from flexmask.data.renderer import RENDERING, EmptyThinking, Renderer
 from flexmask.data.samples import Weighting
+from flexmask.data.thinking import ThinkingHistory
 from flexmask.errors import DataError, one_line
 from flexmask.packing.fitting import Overflow
 
@@ -42,6 +44,22 @@ class TrainConfig:
     )
     chat_template_kwargs: Mapping[str, Any] | None = _option(
         "settings for the template, such as '{\"enable_thinking\": true}'", "JSON", default=None
+    )
+    thinking_history: ThinkingHistory = _option(
+        "keep the thinking of earlier turns as the template does, until the next user message "
+        "(interleaved), or for good (preserved)",
+        default="template",
+    )
+    empty_thinking: EmptyThinking = _option(
+        "for messages without thinking, train the empty thought that the template writes, or leave "
+        "the conversation out",
+        default="template",
+    )
+    date: str | None = _option(
+        "that a template writes which writes today's, such as 2026-01-31; default: today, or that "
+        "of the run to go on with",
+        "DAY",
+        default=None,
     )
     eval_data: Sequence[str] | None = _option("conversations to evaluate on", "DATA", default=None)
     eval_split: float = _option(
@@ -79,6 +97,24 @@ class TrainConfig:
         "which modules get adapters", "NAME", default=("all-linear",)
     )
     resume: bool = _option("go on from the last checkpoint, or begin", default=False)
+
+
+def load_renderer(options: Any, default_tokenizer: str | None = None) -> Renderer:
+    """The renderer that options describe: those of a command, or a `TrainConfig`.
+
+    Args:
+        options: what has fields of `TrainConfig`.
+        default_tokenizer: where they name no tokenizer.
+
+    Raises:
+        DataError: there is no such tokenizer, or an option cannot be used.
+        TemplateError: there is no chat template, or one with a mistake in it.
+    """
+    from flexmask.model.load import load_tokenizer
+
+    tokenizer = load_tokenizer(options.tokenizer or default_tokenizer or "", options.chat_template)
+    given = {name: getattr(options, name) for name in RENDERING if hasattr(options, name)}
+    return Renderer(tokenizer, **given)
 
 
 def add_lora(model: PreTrainedModel, config: TrainConfig) -> Any:

@@ -58,11 +58,18 @@ def batch_settings(
     else:
         settings["rows_per_batch"] = batch_sampler.rows_per_batch
     if isinstance(collator, TreeCollator):
-        for name in ("max_tokens", "on_overflow", "weighting", "chat_template_kwargs"):
+        for name in ("max_tokens", "on_overflow"):
             settings[name] = getattr(collator, name)
+        settings |= collator.renderer.settings
         if collator.tokenizer is not None:
             settings["tokenizer"] = tokenizer_fingerprint(collator.tokenizer)
     return json.loads(json.dumps(settings, default=str))
+
+
+def read_settings(checkpoint: str | Path) -> dict[str, Any] | None:
+    """The `batch_settings` of the run that wrote a checkpoint; None if it does not hold them."""
+    path = Path(checkpoint) / SETTINGS_FILE
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def check_resumable(checkpoint: str | Path, settings: Mapping[str, Any]) -> None:
@@ -70,15 +77,14 @@ def check_resumable(checkpoint: str | Path, settings: Mapping[str, Any]) -> None
 
     A checkpoint that does not hold them, of another trainer, is taken with a warning.
     """
-    path = Path(checkpoint) / SETTINGS_FILE
-    if not path.is_file():
+    begun = read_settings(checkpoint)
+    if begun is None:
         warnings.warn(
             f"{checkpoint}: does not say with what data and batches it was trained; see to it that "
             "they are the same now",
             stacklevel=2,
         )
         return
-    begun = json.loads(path.read_text("utf-8"))
     changed = [
         f"{name} was {begun.get(name)!r}, is {settings.get(name)!r}"
         for name in {**begun, **settings}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from flexmask.backends.flex_tables import BLOCK
 from flexmask.errors import DataError, FlexmaskError, one_line
-from flexmask.files import atomic_write
-from flexmask.model.load import load_model, load_tokenizer
+from flexmask.files import atomic_write, write_json
+from flexmask.model.load import load_model
 from flexmask.packing.collator import TreeCollator
 from flexmask.training.checks import (
     check_backend,
@@ -18,19 +18,23 @@ from flexmask.training.checks import (
     check_token_ids,
     check_training_arguments,
 )
-from flexmask.training.data import load_datasets, make_batch_sampler
-from flexmask.training.options import TrainConfig, add_lora
+from flexmask.training.data import load_datasets, make_batch_sampler, settle_renderer
+from flexmask.training.options import TrainConfig, add_lora, load_renderer
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainingArguments
 
 
+RENDERING_FILE = "rendering.json"
+
+
 def train(config: TrainConfig, training: TrainingArguments) -> None:
     """Run the training that `config` and `training` describe, and save the model.
 
-    Writes to `config.output` the model (safetensors), its tokenizer, checkpoints, `loss.png`, and
-    `trainer_state.json` with the loss log; nothing before data and model have been accepted.
+    Writes to `config.output` the model (safetensors), its tokenizer, checkpoints, `loss.png`,
+    `trainer_state.json` with the loss log, and `rendering.json` with the settings of the chat
+    template that serving needs too; nothing before data and model have been accepted.
 
     Raises:
         FlexmaskError: an input that cannot be used; the message says where and what to do.
@@ -41,15 +45,17 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     check_training_arguments(training, config)
     check_backend(training, config)
     check_model(training, config)
-    tokenizer = load_tokenizer(config.tokenizer or config.model, config.chat_template)
+    renderer = settle_renderer(load_renderer(config, config.model), config, checkpoint)
+    tokenizer = renderer.tokenizer
     collator = TreeCollator(
         tokenizer,
         max_tokens=config.max_tokens,
         on_overflow=config.on_overflow,
-        weighting=config.weighting,
-        chat_template_kwargs=config.chat_template_kwargs,
         pad_to_multiple_of=BLOCK if training.device.type == "cuda" else 1,
     )
+    collator.renderer = renderer
+    if training.process_index == 0:
+        print(f"thinking of earlier turns: {renderer.thinking()}", file=sys.stderr)
     train_set, eval_set = load_datasets(config, collator, training)
     transformers.set_seed(training.seed)
     model = load_model(config.model, config.dtype, from_config=config.from_config)
@@ -96,6 +102,8 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
             with checkpoint_errors(output):
                 with atomic_write(output / "trainer_state.json") as partial:
                     trainer.state.save_to_json(str(partial))
+                about = {**renderer.settings, "thinking": str(renderer.thinking())}
+                write_json(about, output / RENDERING_FILE)
                 draw_training(trainer.state.log_history, output / "loss.png")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flexmask.data.files import BadLine, find_data_files, read_files
-from flexmask.data.trees import Renderer
+from flexmask.data.renderer import Renderer
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import write_json

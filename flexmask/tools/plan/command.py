@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError
-from flexmask.tools.options import add_json, add_options, add_picture, at_least, print_report
+from flexmask.tools.options import (
+    TEMPLATE,
+    add_json,
+    add_options,
+    add_picture,
+    at_least,
+    print_report,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from flexmask.data.trees import Renderer
+    from flexmask.data.renderer import Renderer
     from flexmask.tree.sample import Sample
 
 USAGE = "plan DATA... --tokenizer PATH_OR_ID"
@@ -26,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_options(parser, "data")
     add_options(parser, "tokenizer", required=True, help="folder or hub id")
-    add_options(parser, "chat_template", "chat_template_kwargs", "max_tokens", "on_bad_line")
+    add_options(parser, *TEMPLATE, "max_tokens", "on_bad_line")
     add_options(
         parser,
         "model",
@@ -56,17 +63,15 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from flexmask.data.files import find_data_files
-    from flexmask.data.trees import Renderer
     from flexmask.model.cost import CostModel
-    from flexmask.model.load import load_tokenizer
     from flexmask.tools.plan.estimate import estimate
     from flexmask.tools.plan.figure import draw_plan
     from flexmask.tools.plan.measure import measure_steps
     from flexmask.tools.plan.report import estimate_text, measured_text, plan_text
     from flexmask.tools.plan.survey import make_plan
+    from flexmask.training.options import load_renderer
 
-    tokenizer = load_tokenizer(options.tokenizer, options.chat_template)
-    renderer = Renderer(tokenizer, chat_template_kwargs=options.chat_template_kwargs)
+    renderer = load_renderer(options)
     model = None if options.model is None else _random_model(options, "meta")
     windows = (
         () if model is None else CostModel.of(model).windows

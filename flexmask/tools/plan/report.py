@@ -129,7 +129,8 @@ def _gain(plan: Plan, estimate: Estimate | None) -> str:
         rows = [(*row[:5], row[6]) for row in rows]
     return (
         f"{pluralize(plan.conversations, 'conversation')}, {pluralize(plan.samples, 'sample')}, "
-        f"{plan.trained_tokens:,} trained tokens\n\n{table(rows)}"
+        f"{plan.trained_tokens:,} trained tokens\n"
+        f"thinking of earlier turns: {plan.thinking}\n\n{table(rows)}"
     )
 
 

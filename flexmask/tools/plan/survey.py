@@ -16,8 +16,7 @@ import numpy as np
 
 from flexmask.data.files import BadLine, OnBadLine, read_files
 from flexmask.data.messages import Conversation
-from flexmask.data.template import ChatTemplate
-from flexmask.data.trees import Renderer
+from flexmask.data.renderer import Renderer
 from flexmask.model.windows import FULL, Window
 from flexmask.model.work import (
     TILE,
@@ -93,6 +92,7 @@ class Plan:
 
     Attributes:
         overflow: what a row budget would do, None without one.
+        thinking: what the chat template does with the thinking of earlier turns.
         windows: windows and chunks of a model, for which pairs and tiles are counted too.
         conversations, samples, trained_tokens: how many; a sample is a trained assistant message.
         npass, one_render, single_pass: the ways; one render is the last sample of a conversation,
@@ -111,6 +111,7 @@ class Plan:
     """
 
     overflow: RowBudget | None = None
+    thinking: str = ""
     windows: tuple[Window, ...] = ()
     conversations: int = 0
     samples: int = 0
@@ -151,9 +152,7 @@ class Plan:
         leaves = leaf_samples(tree)
         self.leaves += len(leaves)
         self.chains += len(leaves) == 1
-        template = ChatTemplate(
-            renderer.tokenizer, conversation.tools, renderer.chat_template_kwargs
-        )
+        template = renderer.template(conversation)
         self.branches.add(count_branches(conversation, [samples[i] for i in leaves], template))
         self.mistrained.add(count_mistrained(conversation, samples, renderer.tokenizer))
         if self.overflow is not None:
@@ -183,6 +182,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data; the names are documented in docs/cli.md."""
         return {
+            "thinking": self.thinking,
             "conversations": self.conversations,
             "samples": self.samples,
             "trained_tokens": self.trained_tokens,
@@ -231,7 +231,8 @@ def make_plan(
     Raises:
         DataError, TemplateError: the file or a line of it cannot be used; the message names it.
     """
-    plan = Plan(None if max_tokens is None else RowBudget(max_tokens), tuple(windows))
+    budget = None if max_tokens is None else RowBudget(max_tokens)
+    plan = Plan(budget, str(renderer.thinking()), tuple(windows))
 
     def use(conversation: Conversation) -> tuple[Conversation, list[Sample]]:
         return conversation, renderer.samples(conversation)

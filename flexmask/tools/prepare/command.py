@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from flexmask.errors import pluralize
-from flexmask.tools.options import add_number, add_options
+from flexmask.tools.options import TEMPLATE, add_number, add_options
 
 USAGE = "prepare DATA... --tokenizer PATH_OR_ID --output DIR"
 HELP = "render conversations once, into a folder that `flexmask train` reads"
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "data")
     add_options(parser, "tokenizer", required=True, help="folder or hub id")
     add_options(parser, "output", help="a new folder, or one to go on with")
-    add_options(parser, "chat_template", "chat_template_kwargs", "weighting", "on_bad_line")
+    add_options(parser, *TEMPLATE, "weighting", "on_bad_line")
     add_number(parser, "--num_proc", 1, "processes")
     add_number(parser, "--shard_lines", 1000, "of a shard")
 
@@ -31,27 +31,27 @@ def run(options: argparse.Namespace) -> int:
     from flexmask.data.prepared import LEFT_OUT
     from flexmask.data.tokenize import why_whole
     from flexmask.data.trees import summarize
-    from flexmask.model.load import load_tokenizer
+    from flexmask.training.options import load_renderer
 
-    tokenizer = load_tokenizer(options.tokenizer, options.chat_template)
+    renderer = load_renderer(options)
     tqdm.monitor_interval = 0  # no thread of tqdm's when processes are forked
     with tqdm(desc=f"preparing {options.output}", unit=" conversations") as bar:
         manifest = prepare(
             options.data,
             options.output,
-            tokenizer,
-            weighting=options.weighting,
+            renderer.tokenizer,
             on_bad_line=options.on_bad_line,
-            chat_template_kwargs=options.chat_template_kwargs,
             num_proc=options.num_proc,
             shard_lines=options.shard_lines,
             progress=bar.update,
+            **renderer.settings,
         )
     shards = pluralize(len(manifest["shards"]), "shard")
     print(f"{options.output}: {summarize(manifest)}, in {shards}")
+    print(f"thinking of earlier turns: {manifest['thinking']}")
     if manifest["bad_lines"]:
         print(f"bad lines are listed in {Path(options.output) / LEFT_OUT}")
-    reason = why_whole(tokenizer)
+    reason = why_whole(renderer.tokenizer)
     if reason is not None:
         print(f"slow: every prompt was tokenised whole, since {reason}", file=sys.stderr)
     return 0

@@ -8,7 +8,7 @@ import shutil
 import sys
 
 from flexmask.errors import DataError
-from flexmask.tools.options import add_number, add_options, add_picture
+from flexmask.tools.options import TEMPLATE, add_number, add_options, add_picture
 
 USAGE = "show [DATA...]"
 HELP = "print and draw the packed row of one conversation"
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_options(parser, "data", nargs="*", help="default: the tutoring conversations that ship")
     add_options(parser, "tokenizer", help="default, without DATA: the one that ships")
-    add_options(parser, "chat_template", "chat_template_kwargs", "max_tokens")
+    add_options(parser, *TEMPLATE, "max_tokens")
     add_number(parser, "--index", 0, "which one, from 0", lowest=0)
     add_picture(parser, "--output", "draw the row as PNG or SVG, by the ending of FILE")
     parser.add_argument(

@@ -12,12 +12,13 @@ place. What cannot be found in this way is called context, or response where it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flexmask.data.messages import Conversation
+from flexmask.data.renderer import Renderer
 from flexmask.data.template import ChatTemplate, Message
 from flexmask.data.thoughts import THINKING_TAGS
 from flexmask.errors import TemplateError
@@ -35,25 +36,17 @@ _FIELDS = {"reasoning_content": _THINKING, "content": _RESPONSE}
 Render = Callable[[Message], str]
 
 
-def label_tree(
-    tree: PrefixTree,
-    conversation: Conversation,
-    tokenizer: Any,
-    *,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> PrefixTree:
+def label_tree(tree: PrefixTree, conversation: Conversation, renderer: Renderer) -> PrefixTree:
     """The same tree with segments cut where the kind of token changes, each with its `kind`.
 
     Tokens, weights and packed order are those of `tree`.
 
     Args:
-        tree: made by `build_tree` of the samples of `render_samples`, all of them, in order.
-        conversation: what they were rendered from.
-        tokenizer: the same, like the settings.
-        chat_template_kwargs: settings for the template.
+        tree: `renderer.tree(conversation)`.
+        conversation: what it was made from.
+        renderer: what made it.
     """
-    settings = conversation.settings(chat_template_kwargs)
-    template = ChatTemplate(tokenizer, conversation.tools, settings)
+    template = renderer.template(conversation)
     codes = np.full(tree.num_tokens, _UNKNOWN, np.int8)
     turns = [_read_turn(template, conversation.messages, i) for i in conversation.trained]
     places = [token_index(tree, tree.path(leaf.segment)) for leaf in tree.leaves]

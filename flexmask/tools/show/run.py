@@ -6,20 +6,18 @@ import argparse
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from flexmask.data.files import find_data_files, read_conversations
 from flexmask.data.messages import Conversation
-from flexmask.data.trees import Renderer
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, pluralize
 from flexmask.files import disk_errors
-from flexmask.model.load import load_tokenizer
 from flexmask.packing.split import split_tree
 from flexmask.tools.show.kinds import label_tree
 from flexmask.tools.show.orders import papers_order
 from flexmask.tools.show.row_figures import COLORS, RowPicture, draw_rows
 from flexmask.tools.show.tree_text import tree_lines
+from flexmask.training.options import load_renderer
 from flexmask.tree.layout import lay_out
 from flexmask.tree.tree import PrefixTree
 
@@ -37,11 +35,9 @@ def show(options: argparse.Namespace, *, width: int, in_color: bool) -> str:
     Raises:
         DataError, TemplateError: the file, the conversation or a number cannot be used.
     """
-    tokenizer: Any = load_tokenizer(options.tokenizer or str(TOKENIZER_PATH), options.chat_template)
-    settings = options.chat_template_kwargs
+    renderer = load_renderer(options, str(TOKENIZER_PATH))
     conversation = _read(options.data or [str(DATA_PATH)], options.index)
-    tree = Renderer(tokenizer, chat_template_kwargs=settings).tree(conversation)
-    tree = label_tree(tree, conversation, tokenizer, chat_template_kwargs=settings)
+    tree = label_tree(renderer.tree(conversation), conversation, renderer)
     name = Path(conversation.where or "").name
     rows = _rows(list(_split(tree, options.max_tokens, name)))
     papers = []
@@ -62,6 +58,7 @@ def show(options: argparse.Namespace, *, width: int, in_color: bool) -> str:
         f"{num_tokens:,} tokens in a single pass, {npass:,} in N-pass "
         f"({npass / num_tokens:.2f} times as many)",
     ]
+    lines.append(f"thinking of earlier turns: {renderer.thinking(conversation)}")
     if len(rows) == 1:
         lines.append(
             f"density {rows[0].density:.3f}: visible pairs per pair in a visited tile of 128 x 128"
@@ -70,7 +67,11 @@ def show(options: argparse.Namespace, *, width: int, in_color: bool) -> str:
     paint = _paint if in_color else None
     for row in rows:
         title = [row.title] if len(rows) > 1 else []
-        lines += ["", *title, *tree_lines(row.tree, tokenizer.decode, width=width, paint=paint)]
+        lines += [
+            "",
+            *title,
+            *tree_lines(row.tree, renderer.tokenizer.decode, width=width, paint=paint),
+        ]
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from flexmask.tools.options import add_json, add_number, add_options, print_report
+from flexmask.tools.options import TEMPLATE, add_json, add_number, add_options, print_report
 
 USAGE = "verify DATA... --model PATH_OR_ID"
 HELP = "prove on your model, data and backend that the single pass equals N-pass"
@@ -13,7 +13,7 @@ HELP = "prove on your model, data and backend that the single pass equals N-pass
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.description = "Exit code 0: proved; 1: not, the report says why; 2: unusable input."
-    add_options(parser, "data", "model", "tokenizer", "chat_template", "chat_template_kwargs")
+    add_options(parser, "data", "model", "tokenizer", *TEMPLATE)
     add_options(parser, "on_bad_line", "backend", "kernel_options", "from_config", "dtype")
     add_number(parser, "--conversations", 3, "check the first N")
     add = parser.add_argument

@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 import transformers
@@ -17,13 +16,14 @@ from flexmask.backends.choice import BackendChoice, choose_backend, record_choic
 from flexmask.backends.flex_options import check_kernel_options
 from flexmask.data.files import BadLine, find_data_files, read_files
 from flexmask.data.messages import Conversation
-from flexmask.data.trees import Renderer
+from flexmask.data.renderer import Renderer
 from flexmask.errors import DataError, TemplateError, one_line, pluralize
 from flexmask.model.checks import check_vocabulary
-from flexmask.model.load import load_model, load_tokenizer
+from flexmask.model.load import load_model
 from flexmask.model.structure import text_config
 from flexmask.tools.verify.proof import WIDER, Chat, verify_model
 from flexmask.tools.verify.report import Finding, VerifyReport
+from flexmask.training.options import load_renderer
 
 _SHOWN = 3  # messages that a template cannot write
 
@@ -37,8 +37,8 @@ def verify(options: argparse.Namespace) -> VerifyReport:
     device = _device(options.device)
     choose_backend(device, options.backend)  # a name that does not fit the device is refused now
     check_kernel_options(options.kernel_options, options.backend)
-    tokenizer = load_tokenizer(options.tokenizer or options.model, options.chat_template)
-    chats, refused = _read_chats(options, tokenizer)
+    renderer = load_renderer(options, options.model)
+    chats, refused = _read_chats(options, renderer)
     samples = [sample for chat in chats for sample in chat.samples]
     written = f"{pluralize(len(samples), 'turn is', 'turns are')} written as at inference"
     if refused:
@@ -50,8 +50,9 @@ def verify(options: argparse.Namespace) -> VerifyReport:
         f"{pluralize(len(samples), 'turn')}, {sum(map(len, samples)):,} tokens in N-pass, "
         f"{sum(len(chat.row) for chat in chats):,} in a single pass"
     )
+    about = {"thinking of earlier turns": str(renderer.thinking())}
     if not chats:
-        return VerifyReport(findings=[finding], checked={"data": data})
+        return VerifyReport(findings=[finding], checked={"data": data, **about})
     transformers.set_seed(options.seed)
     model = load_model(options.model, options.dtype, from_config=options.from_config)
     if model.dtype not in WIDER:
@@ -74,6 +75,7 @@ def verify(options: argparse.Namespace) -> VerifyReport:
         f"N-pass attention: {config._attn_implementation}",
         "backend": describe_choices(choices),
         "data": data,
+        **about,
     }
     return report
 
@@ -92,13 +94,12 @@ def describe_choices(choices: Mapping[BackendChoice, int]) -> str:
     )
 
 
-def _read_chats(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Chat], list[str]]:
+def _read_chats(options: argparse.Namespace, renderer: Renderer) -> tuple[list[Chat], list[str]]:
     """The first conversations, and what the chat template cannot write before their number is full.
 
     Raises:
         DataError: a file or a line of it cannot be used.
     """
-    renderer = Renderer(tokenizer, chat_template_kwargs=options.chat_template_kwargs)
 
     def use(conversation: Conversation) -> Chat | str:
         try:

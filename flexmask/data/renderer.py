@@ -1,0 +1,209 @@
+"""Conversations rendered into samples and trees, all in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+from flexmask.data.checks import check_context
+from flexmask.data.jinja import CLOCK
+from flexmask.data.messages import Conversation, parse_conversation
+from flexmask.data.samples import (
+    Weighting,
+    check_weighting,
+    encode_turns,
+    weigh_samples,
+    write_turns,
+)
+from flexmask.data.template import ChatTemplate
+from flexmask.data.thinking import (
+    ThinkingHistory,
+    ThinkingRule,
+    check_history,
+    check_thinking_history,
+    thinking_rule,
+)
+from flexmask.data.tool_calls import read_tools
+from flexmask.errors import DataError, LeftOutError, TemplateError
+from flexmask.tree.sample import Sample
+from flexmask.tree.tree import PrefixTree, build_tree
+
+EmptyThinking = Literal["template", "skip_conversation"]
+# What decides on the samples of a conversation beside the tokenizer.
+RENDERING = ("weighting", "chat_template_kwargs", "thinking_history", "empty_thinking", "date")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What became of one conversation.
+
+    Attributes:
+        samples: one for each trained assistant message, weighted, in order.
+        num_empty_thoughts: samples of messages without thinking whose completion begins with an
+            empty thought, because the chat template writes one.
+    """
+
+    samples: list[Sample]
+    num_empty_thoughts: int
+
+    @property
+    def tree(self) -> PrefixTree:
+        """The prefix tree of the samples."""
+        return build_tree(self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """Renders conversations, all in the same way.
+
+    Attributes:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        weighting: as in `weigh_samples`.
+        chat_template_kwargs: settings for the chat template, such as {"enable_thinking": True}.
+        thinking_history: what becomes of the thinking of earlier turns. "template": what the
+            template does; "interleaved": dropped at a new user message, kept until then;
+            "preserved": all of it is kept. The last two set the template's own setting for it, and
+            a conversation that is not written so is refused.
+        empty_thinking: where the template writes an empty thought for a trained message without
+            thinking: "template" trains it, "skip_conversation" leaves the conversation out.
+        date: the day that a template writes which writes today's, such as "2026-01-31"; today where
+            None.
+    """
+
+    tokenizer: Any
+    weighting: Weighting = "token"
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    thinking_history: ThinkingHistory = "template"
+    empty_thinking: EmptyThinking = "template"
+    date: str | None = None
+
+    def __post_init__(self) -> None:
+        check_weighting(self.weighting)
+        check_thinking_history(self.thinking_history)
+        if self.empty_thinking not in get_args(EmptyThinking):
+            raise DataError(
+                f"empty_thinking must be one of {get_args(EmptyThinking)}, "
+                f"got {self.empty_thinking!r}"
+            )
+        _read_date(self.date)
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the chat template can write today's date."""
+        return CLOCK in str(getattr(self.tokenizer, "chat_template", None))
+
+    def dated(self, date: str | None = None) -> Renderer:
+        """The same with its date settled: its own, else `date`, else today; None without clock."""
+        today = datetime.now().date().isoformat()
+        return replace(self, date=(self.reads_clock and (self.date or date or today)) or None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides on the samples beside the tokenizer, as plain data."""
+        settings = {name: getattr(self, name) for name in RENDERING}
+        return settings | {"chat_template_kwargs": dict(self.chat_template_kwargs or {})}
+
+    def thinking(self, conversation: Conversation | None = None) -> ThinkingRule:
+        """What the template does with thinking; for a conversation that has settings of its own."""
+        tools, settings = None, self.chat_template_kwargs
+        if conversation is not None:
+            tools, settings = conversation.tools, conversation.settings(settings)
+        return thinking_rule(self.tokenizer, tools, settings, self.thinking_history)
+
+    def template(self, conversation: Conversation) -> ChatTemplate:
+        """The chat template for a conversation."""
+        settings = conversation.settings(self.chat_template_kwargs)
+        settings |= self.thinking(conversation).flag
+        if self.date is not None and self.reads_clock:
+            settings[CLOCK] = _read_date(self.date).strftime
+        return ChatTemplate(self.tokenizer, conversation.tools, settings)
+
+    def render(self, conversation: Any) -> Rendered:
+        """The samples of a conversation, in any format of `parse_conversation`.
+
+        Raises:
+            DataError: the conversation is not in an accepted form.
+            TemplateError: the template cannot write a message exactly, or not as asked.
+            LeftOutError: `empty_thinking` leaves it out.
+        """
+        conversation = parse_conversation(conversation)
+        where = f"{conversation.where}: " if conversation.where else ""
+        messages, trained = conversation.messages, conversation.trained
+        try:
+            template = self.template(conversation)
+            turns = write_turns(template, conversation)
+            check_context(template, messages[: trained[-1]])
+            check_history(template, messages, trained, self.thinking_history)
+            samples = encode_turns(template, trained, turns)
+        except TemplateError as error:
+            raise TemplateError(f"{where}{error}") from error.__cause__
+        rule = self.thinking(conversation)
+        empty = [
+            index
+            for index, (_, written) in zip(trained, turns, strict=True)
+            if rule.has_empty_thought(messages[index], written)
+        ]
+        if empty and self.empty_thinking == "skip_conversation":
+            raise LeftOutError(
+                f"{where}message {empty[0]} has no thinking, and the chat template writes an empty "
+                "thought for it; left out by empty_thinking='skip_conversation'"
+            )
+        return Rendered(weigh_samples(samples, self.weighting), len(empty))
+
+    def samples(self, conversation: Any) -> list[Sample]:
+        """The weighted samples of a conversation; see `render`."""
+        return self.render(conversation).samples
+
+    def tree(self, conversation: Any) -> PrefixTree:
+        """The prefix tree of these samples."""
+        return self.render(conversation).tree
+
+
+def render_samples(
+    messages: Any,
+    tokenizer: Any,
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    thinking_history: ThinkingHistory = "template",
+    date: str | None = None,
+) -> list[Sample]:
+    """Return one `Sample` for every trained assistant message, in order.
+
+    The context is what the tokenizer's chat template gives at inference, the completion is what it
+    writes for the message, up to its stop token. The tokens of the context are those of inference,
+    and the completion continues them: together they spell what the template writes. Every token of
+    the completion has weight 1. The key is the index of the message.
+
+    Args:
+        messages: a conversation in any format of `parse_conversation`.
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        tools: function schemas; the conversation's own where None.
+        chat_template_kwargs: settings for the template, such as {"enable_thinking": True}; those
+            that the conversation has itself come first.
+        thinking_history: "template", "interleaved" or "preserved"; see `Renderer`.
+        date: the day that a template writes which writes today's; today where None.
+
+    Raises:
+        DataError: the conversation is not in an accepted form.
+        TemplateError: the template cannot write a message exactly; names it and the reason.
+    """
+    conversation = parse_conversation(messages)
+    if tools is not None:
+        conversation = replace(conversation, tools=read_tools(tools))
+    renderer = Renderer(
+        tokenizer,
+        chat_template_kwargs=chat_template_kwargs,
+        thinking_history=thinking_history,
+        date=date,
+    )
+    return renderer.samples(conversation)
+
+
+def _read_date(date: str | None) -> datetime:
+    try:
+        return datetime.now() if date is None else datetime.fromisoformat(date)
+    except (TypeError, ValueError):
+        raise DataError(f"date must be a day such as '2026-01-31', got {date!r}") from None
