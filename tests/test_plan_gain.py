@@ -88,6 +88,14 @@ def test_plan_counts_leaves_and_says_where_they_come_from(name, chat, leaves, pl
     assert f"{leaves} lea" in first_screen
 
 
+@pytest.mark.parametrize("in_record", [False, True], ids=["run", "record"])
+def test_causes_are_found_with_the_settings_of_run_and_record(in_record, plan_of):
+    settings = {"chat_template_kwargs": {"preserve_thinking": False}}
+    chat, run = (AGENT | settings, {}) if in_record else (AGENT, settings)
+    plan = plan_of(chat, chat_tokenizer("qwen3_8"), **run)
+    assert (plan.leaves, causes(plan)) == (4, {"dropped_thinking": 3})
+
+
 def test_calls_without_thinking_branch_a_tool_loop_of_qwen3(plan_of):
     """It writes an empty thought for the last message, and none once a result follows."""
     plan = plan_of(conversation(users=1, calls=6, thinks=False), chat_tokenizer("qwen3"))

@@ -19,8 +19,8 @@ from command_cases import run, write_model
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
+from flexmask.data import output_formats, prepare_pool
 from flexmask.data import prepare as prepare_module
-from flexmask.data import prepare_pool
 from flexmask.data.files import find_data_files
 from flexmask.data.prepare import prepare
 from flexmask.data.prepared import open_prepared
@@ -244,9 +244,9 @@ def test_finished_shards_are_not_made_again(data, whole, tokenizer, tmp_path, mo
     (tmp_path / "out" / "shard-00003.safetensors").unlink()
     (tmp_path / "out" / "shard-00004.safetensors.partial").write_text("half")
     made = []
-    write = prepare_pool.write_shard
+    write = output_formats.write_shard
     monkeypatch.setattr(
-        prepare_pool, "write_shard", lambda path, *of: made.append(path.name) or write(path, *of)
+        output_formats, "write_shard", lambda path, *of: made.append(path.name) or write(path, *of)
     )
     prepare([data], tmp_path / "out", tokenizer, shard_lines=8)
     assert made == ["shard-00003.safetensors"]

@@ -15,22 +15,23 @@ from filelock import FileLock, Timeout
 
 import flexmask
 from flexmask.data.files import OnBadLine, check_on_bad_line, find_data_files
+from flexmask.data.output_formats import OUTPUT_FORMATS, TREES
 from flexmask.data.prepare_pool import (
+    COUNTS,
     REMEDY,
     ShardMaker,
+    add_counts,
     changed_data,
     lines_of_shards,
     make_shards,
 )
 from flexmask.data.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest
 from flexmask.data.renderer import Renderer
-from flexmask.data.shards import Shard, find_shard, shard_name
 from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.errors import DataError
 from flexmask.files import atomic_write, disk_errors, write_json
 
 LOCK = "prepare.lock"
-_OWN = "shard-*.safetensors"
 _PATIENCE_S = 5.0  # for a run that is about to end
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -43,6 +44,7 @@ def prepare(
     on_bad_line: OnBadLine = "error",
     num_proc: int = 1,
     shard_lines: int = 1000,
+    output_format: str = TREES,
     progress: Callable[[int], object] = lambda conversations: None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def prepare(
         on_bad_line: "error" raises at the first line that cannot be used, "skip" lists it.
         num_proc: processes that render; the output is the same with any number.
         shard_lines: lines of a shard, at most.
+        output_format: "trees", or "samples": rows for other trainers, see docs/formats.md.
         progress: called with the number of conversations that have been dealt with.
         settings: attributes of `Renderer`, such as `weighting`; a folder that is gone on with keeps
             its `date`.
@@ -69,6 +72,9 @@ def prepare(
     if shard_lines < 1:
         raise DataError(f"--shard_lines must be at least 1, got {shard_lines}")
     check_on_bad_line(on_bad_line)
+    if output_format not in OUTPUT_FORMATS:
+        named = " or ".join(map(repr, OUTPUT_FORMATS))
+        raise DataError(f"output_format must be {named}, got {output_format!r}")
     files = find_data_files(data)
     folder = Path(output)
     renderer = Renderer(tokenizer, **settings)
@@ -83,8 +89,9 @@ def prepare(
             **renderer.settings,
             "on_bad_line": on_bad_line,
             "shard_lines": shard_lines,
+            "output_format": output_format,
         }
-        maker = ShardMaker(folder, made_by["files"], renderer, on_bad_line)
+        maker = ShardMaker(folder, made_by["files"], renderer, on_bad_line, output_format)
         _enter(folder, made_by, begun)
         manifest = _finished_manifest(folder)
         if manifest is not None:
@@ -155,7 +162,7 @@ def _enter(folder: Path, settings: dict[str, Any], begun: dict[str, Any] | None)
     if begun is None:
         if any(entry.name != LOCK for entry in folder.iterdir()):
             raise DataError(f"{folder}: holds other files; name a new folder for --output")
-    elif any(folder.glob(_OWN)):
+    elif OUTPUT_FORMATS[begun["output_format"]].find_shards(folder):
         for name, value in settings.items():
             if begun.get(name) != value and (name, value) != ("on_bad_line", "skip"):
                 raise DataError(
@@ -175,7 +182,8 @@ def _finished_manifest(folder: Path) -> dict[str, Any] | None:
     if not (folder / MANIFEST).exists():
         return None
     manifest = read_manifest(folder)
-    if None not in [find_shard(folder / shard["name"]) for shard in manifest["shards"]]:
+    find_about = OUTPUT_FORMATS[manifest["output_format"]].find_about
+    if None not in [find_about(folder / shard["name"]) for shard in manifest["shards"]]:
         return manifest
     (folder / MANIFEST).unlink()
     return None
@@ -183,25 +191,26 @@ def _finished_manifest(folder: Path) -> dict[str, Any] | None:
 
 def _finish(folder: Path, settings: dict[str, Any], num_shards: int) -> dict[str, Any]:
     """Write what was left out, and the manifest; with it the folder is finished."""
-    if len(list(folder.glob(_OWN))) > num_shards:
-        raise changed_data(folder / shard_name(num_shards))
-    shards = [Shard(folder / shard_name(number)) for number in range(num_shards)]
-    bad_lines = [bad for shard in shards for bad in shard.about["bad_lines"]]
-    if not any(map(len, shards)):
+    output = OUTPUT_FORMATS[settings["output_format"]]
+    if len(output.find_shards(folder)) > num_shards:
+        raise changed_data(folder / output.name(num_shards))
+    names = list(map(output.name, range(num_shards)))
+    abouts = [output.read_about(folder / name) for name in names]
+    bad_lines = [bad for about in abouts for bad in about["bad_lines"]]
+    counts = dict.fromkeys(COUNTS, 0)
+    for about in abouts:
+        add_counts(counts, about["counts"])
+    if not counts["conversations"]:
         first = bad_lines[0]["reason"] if bad_lines else "the files are empty"
         raise DataError(f"{folder}: no conversation can be used; the first: {first}")
     manifest = {
         **settings,
-        "conversations": sum(map(len, shards)),
-        "samples": sum(int(shard.num_samples.sum()) for shard in shards),
-        "tokens": sum(int(shard.num_tokens.sum()) for shard in shards),
-        "visible_pairs": sum(int(shard.num_pairs.sum()) for shard in shards),
-        "sample_tokens": sum(shard.about["num_sample_tokens"] for shard in shards),
-        "trained_tokens": sum(shard.about["num_trained_tokens"] for shard in shards),
-        "longest_sample": max(shard.longest_sample for shard in shards),
-        "empty_thoughts": sum(shard.about["num_empty_thoughts"] for shard in shards),
+        **counts,
         "bad_lines": len(bad_lines),
-        "shards": [{"name": s.path.name, "digest": s.about["digest"]} for s in shards],
+        "shards": [
+            {"name": name, "digest": about["digest"]}
+            for name, about in zip(names, abouts, strict=True)
+        ],
     }
     lines = (json.dumps(bad, ensure_ascii=False) + "\n" for bad in bad_lines)
     with disk_errors(folder, REMEDY):

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import operator
 import os
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flexmask.data.file_formats import read_lines
 from flexmask.data.files import BadLine, OnBadLine, read_line
+from flexmask.data.output_formats import OUTPUT_FORMATS, Made
 from flexmask.data.renderer import Renderer
-from flexmask.data.shards import find_shard, shard_name, write_shard
 from flexmask.errors import DataError
 from flexmask.files import disk_errors
-from flexmask.tree.tree import PrefixTree
 
 SHARD_BYTES = 32 * 2**20  # of text in a shard, if it has several lines
 REMEDY = (
     "make room, or free the folder for writing, and run the same command again: finished shards "
     "are kept"
+)
+COUNTS = (
+    *("conversations", "samples", "tokens", "visible_pairs", "sample_tokens", "trained_tokens"),
+    *("longest_sample", "empty_thoughts"),
 )
 _AHEAD = 2  # shards waiting for each process: the data in memory are those of so many
 
@@ -61,12 +66,14 @@ class ShardMaker:
         files: the data files' names, which become the places of errors and trees.
         renderer: renders the conversations.
         on_bad_line: "error" or "skip".
+        output_format: what shards are written as, a key of `OUTPUT_FORMATS`.
     """
 
     folder: Path
     files: Sequence[str]
     renderer: Renderer
     on_bad_line: OnBadLine
+    output_format: str
 
     def make(self, number: int, lines: Sequence[Line]) -> int:
         """Write shard `number` unless it is finished; returns how many conversations it holds.
@@ -75,39 +82,58 @@ class ShardMaker:
             FlexmaskError: a line cannot be used, the shard is finished and of other lines, or it
                 cannot be written.
         """
-        path = self.folder / shard_name(number)
+        output = OUTPUT_FORMATS[self.output_format]
+        path = self.folder / output.name(number)
         digest = _digest(lines)
-        finished = find_shard(path)
-        if finished is not None:
-            if finished.about["digest"] != digest:
-                raise changed_data(path)
-            return len(finished)
-        trees: list[PrefixTree] = []
-        places: list[tuple[int, int]] = []
-        num_trained = num_empty_thoughts = 0
-        bad_lines: list[dict[str, str]] = []
+        about = output.find_about(path)
+        if about is None:
+            about = {
+                "digest": digest,
+                "weighting": self.renderer.weighting,
+                "counts": dict.fromkeys(COUNTS, 0),
+                "bad_lines": [],
+            }
+            with disk_errors(path, REMEDY):
+                output.write(path, self._render(lines, about), about)
+        elif about["digest"] != digest:
+            raise changed_data(path)
+        return int(about["counts"]["conversations"])
+
+    def _render(self, lines: Sequence[Line], about: dict[str, Any]) -> Iterator[Made]:
+        """Each conversation; counts and bad lines go into `about` on the way."""
         for file, line, text in lines:
             where = f"{self.files[file]}:{line}"
             found = read_line(text, where, self.renderer.render)
             if isinstance(found, BadLine):
                 if self.on_bad_line == "error" and found.error is not None:
                     raise found.error
-                bad_lines.append({"where": where, "reason": found.reason})
+                about["bad_lines"].append({"where": where, "reason": found.reason})
             elif found is not None:
-                trees.append(found.tree)
-                places.append((file, line))
-                num_trained += sum(sample.num_trained for sample in found.samples)
-                num_empty_thoughts += found.num_empty_thoughts
-        about = {
-            "digest": digest,
-            "num_sample_tokens": sum(tree.num_sample_tokens for tree in trees),
-            "num_trained_tokens": num_trained,
-            "num_empty_thoughts": num_empty_thoughts,
-            "bad_lines": bad_lines,
-        }
-        with disk_errors(path, REMEDY):
-            write_shard(path, trees, places, about)
-        return len(trees)
+                made = Made((file, line), where, found.samples, found.tree)
+                add_counts(about["counts"], _count(made, found.num_empty_thoughts))
+                yield made
+
+
+def add_counts(counts: dict[str, int], others: Mapping[str, int]) -> None:
+    """Add counts to those of other conversations; of "longest" ones the larger is taken."""
+    for name, value in others.items():
+        join = max if name.startswith("longest") else operator.add
+        counts[name] = join(counts[name], value)
+
+
+def _count(made: Made, num_empty_thoughts: int) -> dict[str, int]:
+    """The counts of a manifest for one conversation."""
+    lengths = list(map(len, made.samples))
+    return {
+        "conversations": 1,
+        "samples": len(lengths),
+        "tokens": made.tree.num_tokens,
+        "visible_pairs": made.tree.num_pairs,
+        "sample_tokens": sum(lengths),
+        "trained_tokens": sum(sample.num_trained for sample in made.samples),
+        "longest_sample": max(lengths),
+        "empty_thoughts": num_empty_thoughts,
+    }
 
 
 def changed_data(path: Path) -> DataError:

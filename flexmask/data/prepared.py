@@ -146,6 +146,11 @@ def open_prepared(
     asked = Renderer(tokenizer, **settings)
     folder = Path(folder)
     manifest = read_manifest(folder)
+    if manifest["output_format"] != "trees":
+        raise DataError(
+            f"{folder}: holds samples for other trainers; to train with flexmask, prepare the data "
+            "with --output_format trees"
+        )
     remedy = f"prepare the data again into another folder, or train as {folder} was made"
     if manifest["tokenizer"] != tokenizer_fingerprint(tokenizer):
         raise DataError(

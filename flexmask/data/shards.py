@@ -33,15 +33,11 @@ _COUNTS = ("tree_tokens", "tree_pairs", "tree_segments", "tree_samples", "tree_w
 
 
 _ROOT = -1  # the parent of a segment at a root
+REMAKE = "run the same `flexmask prepare` again, which makes it anew"
 
 
 class ShardError(DataError):
     """A shard that is missing, cut short or something else."""
-
-
-def shard_name(number: int) -> str:
-    """The file of a shard."""
-    return f"shard-{number:05d}.safetensors"
 
 
 def write_shard(
@@ -99,7 +95,7 @@ class Shard:
     Attributes:
         path: the file.
         about: what was kept with the trees.
-        num_tokens, num_pairs, num_samples: of each tree, int64 [n]; pairs are visible pairs.
+        num_tokens, num_pairs: of each tree, int64 [n]; pairs are visible pairs.
         places: data file and line of each tree, int64 [n, 2].
 
     Raises:
@@ -117,11 +113,8 @@ class Shard:
             self.places = self._file.get_tensor("tree_places")
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
             reason = "is missing" if not path.exists() else f"is damaged ({error})"
-            raise ShardError(
-                f"{path}: {reason}; run the same `flexmask prepare` again, which makes it anew"
-            ) from None
+            raise ShardError(f"{path}: {reason}; {REMAKE}") from None
         self.num_tokens, self.num_pairs = counts["tree_tokens"], counts["tree_pairs"]
-        self.num_samples = counts["tree_samples"]
         self._ends = {name: np.cumsum(values) for name, values in counts.items()}
         self._counts = counts
 
@@ -148,20 +141,7 @@ class Shard:
             np.repeat(part["weight_values"], part["weight_counts"]),
         )
 
-    @property
-    def longest_sample(self) -> int:
-        """Tokens of the longest sample of all trees, 0 where there are none."""
-        return int(self._file.get_tensor("sample_lengths").max(initial=0))
-
     def _part(self, name: str, index: int) -> np.ndarray:
         count, _ = _PARTS[name]
         end = int(self._ends[count][index])
         return self._file.get_slice(name)[end - int(self._counts[count][index]) : end]
-
-
-def find_shard(path: Path) -> Shard | None:
-    """The shard at `path`; None where there is none or it is damaged."""
-    try:
-        return Shard(path)
-    except ShardError:
-        return None

@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "tokenizer", required=True, help="folder or hub id")
     add_options(parser, "output", help="a new folder, or one to go on with")
     add_options(parser, *TEMPLATE, "weighting", "on_bad_line")
+    parser.add_argument(
+        "--output_format",
+        choices=("trees", "samples"),
+        default="trees",
+        help="trees for flexmask, or samples, rows for other trainers; default: trees",
+    )
     add_number(parser, "--num_proc", 1, "processes")
     add_number(parser, "--shard_lines", 1000, "of a shard")
 
@@ -43,12 +49,15 @@ def run(options: argparse.Namespace) -> int:
             on_bad_line=options.on_bad_line,
             num_proc=options.num_proc,
             shard_lines=options.shard_lines,
+            output_format=options.output_format,
             progress=bar.update,
             **renderer.settings,
         )
     shards = pluralize(len(manifest["shards"]), "shard")
     print(f"{options.output}: {summarize(manifest)}, in {shards}")
     print(f"thinking of earlier turns: {manifest['thinking']}")
+    if options.output_format == "samples":
+        print(f"one sample a line in {Path(options.output) / 'shard-*.jsonl'}")
     if manifest["bad_lines"]:
         print(f"bad lines are listed in {Path(options.output) / LEFT_OUT}")
     reason = why_whole(renderer.tokenizer)
