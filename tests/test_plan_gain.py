@@ -68,14 +68,23 @@ def causes(plan):
 @pytest.mark.parametrize(
     ("chat", "leaves"), [(CHAT, 8), (LOOP, 1), (AGENT, 4)], ids=["chat", "loop", "agent"]
 )
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_8"])
-def test_plan_counts_leaves_and_says_where_they_come_from(name, chat, leaves, plan_of):
-    preserved = name == "qwen3_8"
-    leaves = 1 if preserved else leaves
-    plan = plan_of(chat, chat_tokenizer(name))
+@pytest.mark.parametrize(
+    ("name", "history", "preserves"),
+    [
+        ("qwen3", "template", False),
+        ("qwen3_8", "template", True),
+        ("qwen3_8", "interleaved", False),
+        ("qwen3_6", "preserved", True),
+    ],
+)
+def test_plan_counts_leaves_and_says_where_they_come_from(
+    name, history, preserves, chat, leaves, plan_of
+):
+    leaves = 1 if preserves else leaves
+    plan = plan_of(chat, chat_tokenizer(name), thinking_history=history)
     assert plan.leaves == leaves
     assert causes(plan) == ({"dropped_thinking": leaves - 1} if leaves > 1 else {})
-    samples = render_samples(chat, chat_tokenizer(name))
+    samples = render_samples(chat, chat_tokenizer(name), thinking_history=history)
     tokens = build_tree(samples).num_tokens
     text = plan_text(plan)
     first_screen = text[: text.index("visited")]
