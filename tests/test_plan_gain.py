@@ -147,6 +147,13 @@ def test_each_cause_has_its_rule(template, cause, plan_of):
     assert causes(plan_of(chat, tokenizer)) == ({cause: 3} if cause else {})
 
 
+def test_words_that_are_dropped_beside_a_call_are_rewritten_history(plan_of):
+    chat = conversation(users=2, calls=1, thinks=False)
+    for message in chat["messages"]:
+        message["content"] = message["content"] or "I look it up."
+    assert causes(plan_of(chat, chat_tokenizer("gptoss"))) == {"rewritten_history": 1}
+
+
 def test_leaves_equal_brute_force_and_each_branch_counts_once(tokenizer, tmp_path):
     path = write_conversations(tmp_path / "few.jsonl", 12)
     plan, leaves = make_plan([path], Renderer(tokenizer)), []
@@ -158,7 +165,11 @@ def test_leaves_equal_brute_force_and_each_branch_counts_once(tokenizer, tmp_pat
     assert sum(causes(plan).values()) == plan.leaves - plan.conversations
 
 
-def test_what_follows_the_last_trained_token_is_not_counted(plan_of):
-    plan = plan_of(CHAT, chat_tokenizer("qwen3"))
-    followed = {**CHAT, "messages": [*CHAT["messages"], {"role": "user", "content": "Thanks."}]}
-    assert plan_of(followed, chat_tokenizer("qwen3")).one_render.work == plan.one_render.work
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_8"])
+def test_one_render_is_what_the_template_writes_up_to_the_last_trained_token(name, plan_of):
+    tokenizer = chat_tokenizer(name)
+    whole = tokenizer.apply_chat_template(CHAT["messages"], tokenize=False)
+    tokens = len(tokenizer.encode(whole.removesuffix("\n"), add_special_tokens=False))
+    followed = CHAT | {"messages": [*CHAT["messages"], {"role": "user", "content": "Thanks."}]}
+    for chat in (CHAT, followed):
+        assert plan_of(chat, tokenizer).one_render.work.num_tokens == tokens

@@ -8,6 +8,7 @@ in each. The first rule that applies names the cause:
 - other tokens: the texts do not differ; where prompt and completion meet, the whole text is cut
   into other tokens.
 - dropped thinking: the earlier text goes on with a thinking that the later one does not have.
+- rewritten history: it goes on with other words of a message that the later one does not have.
 - rewritten stop token: an assistant message has just ended, and the same words come next, or none.
 - dropped empty thought: the same words come next, those of an assistant message without thinking,
   and less stands before them.
@@ -142,8 +143,8 @@ def _cause(earlier: _Text, later: _Text, messages: list[Message]) -> str | None:
         return None
     (ended, left), (_, found) = earlier.around(fork), later.around(fork)
     old, new = left.part, found.part
-    if old and old.name == "thinking" and old not in (place.part for place in later.places):
-        return "dropped_thinking"
+    if old and not old.is_tool and old not in (place.part for place in later.places):
+        return "dropped_thinking" if old.name == "thinking" else "rewritten_history"
     if old in (new, None) and (old is None or ended is None or ended.owner != old.owner):
         # The same words follow, of another message: what differs is written between the two.
         if _is_assistant(ended, messages):
