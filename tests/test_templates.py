@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from chat_cases import CASES, chat_case, hand_rendered
+from chat_cases import CASES, assert_equal_to_hand, chat_case, hand_rendered, until_stop
 from chat_tokenizer import chat_templates, chat_tokenizer
 from template_table import PATH, TRL, outcome, settings_of, template_table
 from tokenizers import AddedToken
@@ -21,26 +21,6 @@ from flexmask.tree.sample import Sample
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")  # announcements
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "reason_tool_use.jsonl"
-# What ends generation, from the models' own generation settings.
-STOPS = {
-    "cohere": ["<|END_OF_TURN_TOKEN|>"],
-    "deepseek": ["<\uff5cend\u2581of\u2581sentence\uff5c>"],
-    "diffusion_gemma": ["<turn|>", "<|tool_response>"],
-    "gemma4": ["<turn|>", "<|tool_response>"],
-    "gemma": ["<end_of_turn>"],
-    "glm": [],  # the next turn's role does, as in NEXT_ROLES
-    "gptoss": ["<|return|>", "<|call|>"],
-    "kimi_k2": ["<|im_end|>"],
-    "kimi_k3": ["<|end_of_msg|>"],
-    "minimax": ["[e~["],
-    "llama3": ["<|eot_id|>"],
-    "muse": ["<|eot|>"],
-    "phi3": ["<|end|>"],
-    "lfm2": ["<|im_end|>"],
-    "nemotron": ["<|im_end|>"],
-    "qwen": ["<|im_end|>"],
-}
-NEXT_ROLES = {"answer": "<|user|>", "call": "<|observation|>"}  # of GLM
 RUNS = [
     pytest.param(name, case, settings, id="-".join([name, case, *map(str, settings.values())]))
     for name in chat_templates()
@@ -55,48 +35,14 @@ REASONS = (
 )
 
 
-def until_stop(name: str, text: str, message: dict) -> str:
-    if name.startswith("glm"):
-        return text + NEXT_ROLES["call" if "tool_calls" in message else "answer"]
-    stops = next(stops for start, stops in STOPS.items() if name.startswith(start))
-    ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
-    return text[: min(ends)] if ends else text
-
-
 @pytest.mark.parametrize(("name", "case", "settings"), RUNS)
 def test_samples_equal_hand_rendered_turns_or_are_refused_with_the_reason(name, case, settings):
     result = outcome(name, case, settings)
     if result.verdict == "refused":
         assert any(re.search(pattern, result.notes[0]) for pattern in REASONS), result.notes
         return
-    tokenizer = chat_tokenizer(name)
-    messages, tools = chat_case(case)
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    assert [sample.key for sample in result.samples] == answers
-    for sample in result.samples:
-        message = messages[sample.key]
-        prompt, full = hand_rendered(tokenizer, messages, sample.key, tools, **settings)
-        trained = sample.loss_weights > 0
-        context, completion = sample.input_ids[~trained], sample.input_ids[trained]
-        assert (trained == sorted(trained)).all()
-        assert context.tolist() == tokenizer.encode(prompt, add_special_tokens=False)
-        written = tokenizer.decode(completion)
-        if full.startswith(prompt):
-            rest = until_stop(name, full[len(prompt) :], message)
-            if message.get("reasoning_content", "") not in rest:  # the template leaves it empty
-                assert written.replace(message["reasoning_content"], "", 1) == rest
-                assert result.verdict == "composed"
-            else:
-                assert completion.tolist() == tokenizer.encode(rest, add_special_tokens=False)
-                assert tokenizer.decode(sample.input_ids) == prompt + rest
-        else:
-            assert result.verdict == "composed" or name == "gptoss"
-            answer = re.split(r"</(?:mm:)?think>\s*|<channel\|>", written)[-1]
-            ended = until_stop(name, full, message) if name.startswith("glm") else full.rstrip()
-            assert ended.endswith(answer)
-        thinking = written.index(message.get("reasoning_content", ""))
-        assert message["content"] in written[thinking:]
-        assert ("add" in written) == ("tool_calls" in message)
+    tokenizer, composed = chat_tokenizer(name), result.verdict == "composed"
+    assert_equal_to_hand(result.samples, tokenizer, name, case, settings, composed=composed)
 
 
 @pytest.mark.parametrize("name", chat_templates())
