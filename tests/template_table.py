@@ -17,6 +17,7 @@ from jinja2.exceptions import TemplateError as JinjaError
 
 from flexmask.data.renderer import render_samples
 from flexmask.data.template import _announce
+from flexmask.data.thinking import thinking_rule
 from flexmask.errors import TemplateError
 from flexmask.tree.sample import Sample
 
@@ -29,9 +30,9 @@ _HEAD = f"""# Chat templates
 flexmask renders every turn with the tokenizer's own chat template: the prompt as at inference, then
 what the template writes for the message, up to the stop token. This table holds every chat template
 that {TRL} ships for inference, image models included, and those of models that it does not ship
-(deepseek_v3_1, gemma4_v5_large, glm_4_7, glm_5_3, kimi_*, minimax_*; written anew from public
-sources, see [tests/templates](../tests/templates/README.md)), on text-only conversations of several
-turns.
+(deepseek_v3_1, deepseek_v4, gemma4_v5_large, glm_4_7, glm_5_3, kimi_*, minimax_*; written anew from
+public sources, see [tests/templates](../tests/templates/README.md)), on text-only conversations of
+several turns.
 
 - **exact**: token for token what rendering each turn by hand gives.
 - **composed**: the template does not continue its own prompt, and leaves open how the turn goes on;
@@ -40,14 +41,18 @@ turns.
   the message and the reason. Nothing is trained.
 
 The columns are the features of the conversation: a system message, thinking, tool calls. The last
-one says what later prompts hold of the thinking: *preserved*, that of earlier user turns too;
-*interleaved*, that of the current turn's tool calls; *of calls*, that of all tool calls, but not of
-earlier answers; *dropped*, none (or none of earlier turns, where tool calls are refused). A row
-with a setting passes it in `chat_template_kwargs`, and is there only where that changes something.
+one names [what becomes of earlier thinking](thinking-history.md); *partly preserved*: tool calls
+keep theirs, answers do not. A row with a setting passes it in `chat_template_kwargs`, and is there
+only where that changes something.
 
 GLM ends its turn with the role of the next one, `<|user|>` after an answer, `<|observation|>`
 after a tool call, and its template writes that as part of the next message. flexmask looks it up
 there and trains it as the stop token, after the last message too.
+
+DeepSeek V3.2 and V4 ship an encoder in Python (`encoding/`) and no template. flexmask renders with
+any tokenizer's own `apply_chat_template`: in Python, give `render_samples` or `TreeCollator` a
+tokenizer with one that calls the encoder, as serving engines make it; for a command, give a Jinja
+template that writes the same (`--chat_template FILE`). deepseek_v4 here is such a tokenizer.
 
 gemma4_v5_large is TRL's gemma4_v5 with the empty thought that Gemma 4 of 12B and more adds to its
 prompt while thinking is off.
@@ -63,6 +68,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"preserve_thinking": False},
     {"clear_thinking": False},
     {"truncate_history_thinking": False},
+    {"thinking": True, "drop_thinking": False},
 ]
 _SPLIT = re.compile(r": the prompt has .*?; ")
 
@@ -124,21 +130,12 @@ def _outcome(name: str, case: str, settings: tuple[tuple[str, Any], ...]) -> Out
 
 
 def history(name: str, settings: dict[str, Any]) -> str:
-    """What later prompts hold of the thinking, in the words of the docs; "" without thinking."""
-    samples = outcome(name, "thinking+tools", settings).samples
-    loop = bool(samples)
-    samples = samples or outcome(name, "thinking", settings).samples
-    if not samples:
+    """What later prompts hold of the thinking; "" where none can be written."""
+    if outcome(name, "thinking", settings).verdict == "refused":
         return ""
-    last, before = (
-        chat_tokenizer(name).decode(sample.input_ids[sample.loss_weights == 0])
-        for sample in (samples[-1], samples[-2])
-    )
-    if "Two and two." in last:
-        return "preserved"
-    if "I should call it." in last:
-        return "of calls"
-    return "interleaved" if loop and "I should call it." in before else "dropped"
+    tokenizer, (_, tools) = chat_tokenizer(name), chat_case("tools")
+    with_tools, without = (thinking_rule(tokenizer, t, settings).history for t in (tools, None))
+    return with_tools if with_tools == without else f"{with_tools} with tools, else {without}"
 
 
 def template_table() -> str:

@@ -21,6 +21,10 @@ FLAGS = {  # each template's default, and the setting that makes it the other
     "lfm2_2_5": ("interleaved", {"preserve_thinking": True}),
     "nemotron_3_nano": ("interleaved", {"truncate_history_thinking": False}),
 }
+FOUND = FLAGS | {
+    "glm_4_7": ("interleaved", {"clear_thinking": False}),
+    "kimi_k2_6": ("interleaved", {"preserve_thinking": True}),
+}
 OTHER = {"interleaved": "preserved", "preserved": "interleaved"}
 
 
@@ -67,9 +71,16 @@ def test_templates_without_a_setting_are_named_by_what_they_do(name):
     assert str(thinking_rule(chat_tokenizer(name))) == found[name]
 
 
-@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("name", ["gptoss", "kimi_k2_thinking", "muse_glimmer"])
+def test_the_rule_of_a_template_is_known_with_tools_too(name):
+    rule = thinking_rule(chat_tokenizer(name), [TOOL])
+    assert rule.history == thinking_rule(chat_tokenizer(name)).history
+    assert rule.history == ("preserved" if name == "muse_glimmer" else "interleaved")
+
+
+@pytest.mark.parametrize("name", FOUND)
 def test_the_setting_is_found_in_the_source_of_the_template(name):
-    default, flag = FLAGS[name]
+    default, flag = FOUND[name]
     other = OTHER[default]
     tokenizer = chat_tokenizer(name)
     assert thinking_rule(tokenizer).others == {json.dumps(flag): other}

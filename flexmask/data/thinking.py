@@ -31,6 +31,17 @@ _SAID: list[Message] = [
     {"role": "assistant", "content": "said", "reasoning_content": _MARKS[2]},
     {**CALL, "reasoning_content": _MARKS[3]},
 ]
+# Whole, since some templates cannot write a tool without all of these (gpt-oss).
+_PARAMETERS = {
+    "type": "object",
+    "properties": {"at": {"type": "string", "description": "where"}},
+    "required": ["at"],
+}
+_NAME = CALL["tool_calls"][0]["function"]["name"]
+_TOOL = {
+    "type": "function",
+    "function": {"name": _NAME, "description": "looks", "parameters": _PARAMETERS},
+}
 # Two earlier turns, the second with a call, and a loop of calls that has not ended.
 _CALLS = [_ASKED, _SAID[0], _ASKED, _SAID[1], RESULT, _SAID[2], _ASKED, _SAID[3], RESULT]
 _TALK = [_ASKED, _SAID[0], _ASKED, _SAID[2], _ASKED]
@@ -161,14 +172,13 @@ def _probe(tokenizer: Any, source: str, has_tools: bool, fixed: str) -> _Probe:
 
     `source` is that of the template, which may change while the tokenizer stays.
     """
-    tools = [{"type": "function", "function": CALL["tool_calls"][0]["function"]}]
-    schemas = tools if has_tools else None
+    schemas = [_TOOL] if has_tools else None
     settings = json.loads(fixed)
     plain = _single_turns(tokenizer, schemas, settings)
     kept = _kept(tokenizer, schemas, settings)
     if plain is None or kept is None:
         return _Probe(False, None, frozenset(), {})
-    prompt, thinks, _ = plain
+    prompt, thinks, silent = plain
     thought: str | None = None
     if thinks.startswith(prompt) and _MARKS[0] in thinks:
         thought = thinks[len(prompt) :].partition("said")[0].replace(_MARKS[0], "")
@@ -179,11 +189,21 @@ def _probe(tokenizer: Any, source: str, has_tools: bool, fixed: str) -> _Probe:
     for name in sorted(names, key=lambda name: ("think" not in name, name)):
         for value in (True, False):
             more = {**settings, name: value}
-            if _single_turns(tokenizer, schemas, more) == plain:
+            turns = _single_turns(tokenizer, schemas, more)
+            if turns is not None and (turns[0], turns[2]) == (prompt, silent):
                 marks = _kept(tokenizer, schemas, more)
                 if marks is not None and marks != kept:
                     found[json.dumps({name: value})] = marks
-    return _Probe(thought is not None, "".join((thought or "").split()) or None, kept, found)
+    writes = thought is not None or _writes_thought_of_call(tokenizer, schemas, settings)
+    return _Probe(writes, "".join((thought or "").split()) or None, kept, found)
+
+
+def _writes_thought_of_call(tokenizer: Any, tools: Any, settings: Any) -> bool:
+    """Whether the thinking of a call is written, where that of an answer is not (Kimi K2)."""
+    try:
+        return _MARKS[3] in ChatTemplate(tokenizer, tools, settings).prompt(_CALLS)
+    except TemplateError:
+        return False
 
 
 def _single_turns(tokenizer: Any, tools: Any, settings: Any) -> tuple[str, str, str] | None:
@@ -202,7 +222,7 @@ def _kept(tokenizer: Any, tools: Any, settings: Any) -> frozenset[str] | None:
     template = ChatTemplate(tokenizer, tools, settings)
     try:
         prompt = template.prompt(_CALLS)
-        if "seen" in prompt and CALL["tool_calls"][0]["function"]["name"] in prompt:
+        if "seen" in prompt and _NAME in prompt:
             return frozenset(mark for mark in _MARKS if mark in prompt)
     except TemplateError:
         pass
