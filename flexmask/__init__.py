@@ -1,4 +1,4 @@
-"""Fine-tune reasoning models on multi-turn conversations in one exact forward pass.
+"""Train on exactly what inference sees of a conversation, at the cost of its distinct tokens.
 
 Nothing heavy is imported until a name is used: neither torch nor triton nor transformers.
 """
