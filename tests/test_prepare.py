@@ -61,7 +61,8 @@ def assert_equal_trees(trees, others):
         assert (tree.segments, tree.leaves) == (other.segments, other.leaves)
         assert tree.input_ids.dtype == other.input_ids.dtype
         assert (tree.input_ids == other.input_ids).all()
-        assert (tree.loss_weights == other.loss_weights).all()
+        for leaf, same in zip(tree.leaves, other.leaves, strict=True):
+            assert leaf.weights.tolist() == same.weights.tolist()
 
 
 @pytest.mark.parametrize("weighting", ["token", "turn"])

@@ -1,8 +1,9 @@
 """Trees on disk: many in one safetensors file, each read by itself.
 
 The arrays of all trees of a shard stand end to end, tree after tree. `tree_*` arrays say how many
-entries each tree has in them; docs/formats.md lists them all. Loss weights are kept as runs of
-equal values, and are the same float64 values when they come back.
+entries each tree has in them; docs/formats.md lists them all. Loss weights are those of each
+sample, from its first target on, kept as runs of equal values; they are the same float64 values
+when they come back.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ _PARTS = {  # arrays with several entries a tree: what counts them, and their ty
     "sample_segments": ("tree_samples", np.int32),
     "sample_keys": ("tree_samples", np.int64),
     "sample_lengths": ("tree_samples", np.int32),
+    "sample_weights": ("tree_samples", np.int32),
     "weight_values": ("tree_weights", np.float64),
     "weight_counts": ("tree_weights", np.int32),
 }
@@ -72,9 +75,10 @@ def write_shard(
 
 
 def _parts_of(tree: PrefixTree) -> dict[str, np.ndarray]:
-    weights = tree.loss_weights
-    assert weights is not None, "rendered trees have tokens"
-    begins = np.flatnonzero(np.concatenate(([True], weights[1:] != weights[:-1])))
+    own = [leaf.weights for leaf in tree.leaves if leaf.weights is not None]
+    assert len(own) == len(tree.leaves), "rendered trees have tokens"
+    weights = np.concatenate(own)
+    begins = np.flatnonzero(np.diff(weights, prepend=np.nan))
     parents = [_ROOT if s.parent is None else s.parent for s in tree.segments]
     columns = {
         "input_ids": tree.input_ids,
@@ -83,6 +87,7 @@ def _parts_of(tree: PrefixTree) -> dict[str, np.ndarray]:
         "sample_segments": [leaf.segment for leaf in tree.leaves],
         "sample_keys": [leaf.key for leaf in tree.leaves],
         "sample_lengths": [tree.sample_length(leaf) for leaf in tree.leaves],
+        "sample_weights": [one.size for one in own],
         "weight_values": weights[begins],
         "weight_counts": np.diff(begins, append=weights.size),
     }
@@ -124,6 +129,8 @@ class Shard:
     def tree(self, index: int) -> PrefixTree:
         """The tree number `index`."""
         part = {name: self._part(name, index) for name in _PARTS if name != "sample_lengths"}
+        weights = np.repeat(part["weight_values"], part["weight_counts"])
+        counts = part["sample_weights"].tolist()
         return PrefixTree(
             tuple(
                 Segment(length, None if parent == _ROOT else parent)
@@ -132,13 +139,16 @@ class Shard:
                 )
             ),
             tuple(
-                Leaf(segment, key)
-                for segment, key in zip(
-                    part["sample_segments"].tolist(), part["sample_keys"].tolist(), strict=True
+                Leaf(segment, key, weights[stop - count : stop])
+                for segment, key, stop, count in zip(
+                    part["sample_segments"].tolist(),
+                    part["sample_keys"].tolist(),
+                    accumulate(counts),
+                    counts,
+                    strict=True,
                 )
             ),
             part["input_ids"].astype(np.int64),
-            np.repeat(part["weight_values"], part["weight_counts"]),
         )
 
     def _part(self, name: str, index: int) -> np.ndarray:

@@ -170,7 +170,8 @@ class FittedTrees:
             )
         self.split.add(split)
         self.dropped.extend((place, leaf.key) for leaf in too_long)
-        self._splits[index] = replace(split, tree=PrefixTree(tree.segments, tree.leaves))
+        ends = tuple(replace(leaf, weights=None) for leaf in tree.leaves)
+        self._splits[index] = replace(split, tree=PrefixTree(tree.segments, ends))
         return split
 
 

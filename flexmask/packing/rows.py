@@ -196,7 +196,7 @@ def pack(
         trees: trees with tokens.
         max_tokens: budget of a row in tokens; None puts everything into one row.
         on_overflow: what to do with a tree larger than the budget. "split": cut it into several
-            trees, each with the history that its samples need, no token trained twice
+            trees, each with the history that its samples need, each sample in one of them
             (`.split` counts what is computed twice); "drop": the same, and leave out (and list
             in `.dropped`) samples that are longer than the budget by themselves; "error": raise.
 

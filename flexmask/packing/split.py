@@ -1,7 +1,7 @@
 """A tree that is larger than a row, cut into trees that are not.
 
 Each piece holds whole samples and therefore all the history that they need. History that several
-pieces hold is computed in each of them, but trained only in the first.
+pieces hold is computed in each of them. A sample is in one piece, and trained there.
 
 To choose the pieces is to pack bins whose items share content, NP-hard as bin packing is. Here the
 samples of a piece are neighbours in packed order, and the best of those cuts is found. That takes
@@ -12,14 +12,14 @@ more where turns are equal (docs/packing.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from flexmask.tree.layout import lay_out
 from flexmask.tree.sample import common_prefix_length
-from flexmask.tree.tree import Leaf, PrefixTree, Segment
+from flexmask.tree.tree import PrefixTree, Segment
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Split:
         return sum(self.num_tokens) - sum(self.tree.segments[s].length for s in distinct)
 
     def piece(self, index: int) -> PrefixTree:
-        """Piece `index` as a tree; what an earlier piece trains has no loss here."""
+        """Piece `index` as a tree, which trains what its own samples train."""
         tree, kept = self.tree, self.segments[index]
         new = {segment: number for number, segment in enumerate(kept)}
         segments = tuple(
@@ -73,14 +73,11 @@ class Split:
             for s in (tree.segments[number] for number in kept)
         )
         ends = (tree.leaves[leaf] for leaf in self.groups[index])
-        leaves = tuple(Leaf(new[leaf.segment], leaf.key) for leaf in ends)
-        if tree.input_ids is None or tree.loss_weights is None:
+        leaves = tuple(replace(leaf, segment=new[leaf.segment]) for leaf in ends)
+        if tree.input_ids is None:
             return PrefixTree(segments, leaves)
-        trained = set().union(*self.segments[:index])
-        owner = np.repeat(np.arange(len(tree.segments)), tree.lengths)
-        tokens = np.isin(owner, kept)
-        weights = tree.loss_weights * ~np.isin(owner, list(trained))
-        return PrefixTree(segments, leaves, tree.input_ids[tokens], weights[tokens])
+        is_kept = np.isin(np.arange(len(tree.segments)), kept)
+        return PrefixTree(segments, leaves, tree.input_ids[np.repeat(is_kept, tree.lengths)])
 
     def pieces(self) -> list[PrefixTree]:
         """All pieces, in the order of the row."""

@@ -129,11 +129,12 @@ def _digest_of(items: Iterable[Any]) -> str | None:
 def _contents(item: Any) -> bytes | None:
     """All of an item that training looks at; None for an item of no known kind."""
     if isinstance(item, PrefixTree) and item.input_ids is not None:
-        assert item.loss_weights is not None
         parents = [-1 if segment.parent is None else segment.parent for segment in item.segments]
         leaves = [leaf.segment for leaf in item.leaves]
-        structure = json.dumps([item.lengths.tolist(), parents, leaves]).encode()
-        return structure + item.input_ids.tobytes() + item.loss_weights.tobytes()
+        weights = [leaf.weights for leaf in item.leaves if leaf.weights is not None]
+        counts = [one.size for one in weights]
+        structure = json.dumps([item.lengths.tolist(), parents, leaves, counts]).encode()
+        return b"".join((structure, item.input_ids.tobytes(), *(w.tobytes() for w in weights)))
     if isinstance(item, (list, tuple)) and all(isinstance(part, Sample) for part in item):
         return b"".join(s.input_ids.tobytes() + s.loss_weights.tobytes() for s in item)
     if isinstance(item, Conversation):

@@ -7,7 +7,7 @@ ancestors and itself, and its position is its depth.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -34,10 +34,18 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """Where a sample ends: with the last token of segment `segment`. `key` is the sample's own."""
+    """Where a sample ends, and what it trains.
+
+    Attributes:
+        segment: the segment whose last token is the sample's last.
+        key: the sample's own.
+        weights: loss weights of the sample's last tokens, float64 [n]; none before them is trained.
+            None without tokens.
+    """
 
     segment: int
     key: Hashable = None
+    weights: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +58,11 @@ class PrefixTree:
         segments: runs of tokens, parents before children.
         leaves: the end of each sample, in the order of the samples.
         input_ids: token ids, int64 [num_tokens], segment after segment; None without tokens.
-        loss_weights: float64 [num_tokens]; the weight with which a token is predicted, summed over
-            the samples that hold it; None without tokens.
     """
 
     segments: tuple[Segment, ...]
     leaves: tuple[Leaf, ...]
     input_ids: np.ndarray | None = None
-    loss_weights: np.ndarray | None = None
 
     @classmethod
     def from_segments(cls, segments: Iterable[Segment]) -> PrefixTree:
@@ -126,6 +131,29 @@ class PrefixTree:
     def token_starts(self) -> np.ndarray:
         """Where each segment's tokens begin in `input_ids`, int64 [num_segments]."""
         return np.cumsum(self.lengths) - self.lengths
+
+    @cached_property
+    def loss_weights(self) -> np.ndarray | None:
+        """The weight with which each token is predicted, float64 [num_tokens]; None without tokens.
+
+        That is the sum over the samples that hold the token.
+        """
+        if self.input_ids is None:
+            return None
+        total = np.zeros(self.num_tokens)
+        stops = (self.token_starts + self.lengths).tolist()
+        for leaf in self.leaves:
+            rest, segment = leaf.weights, self.segments[leaf.segment]
+            assert rest is not None, "the samples of a tree with tokens have weights"
+            stop = stops[leaf.segment]
+            while rest.size:
+                count = min(rest.size, segment.length)
+                total[stop - count : stop] += rest[rest.size - count :]
+                rest = rest[: rest.size - count]
+                if rest.size:
+                    assert segment.parent is not None, "no more weights than tokens"
+                    stop, segment = stops[segment.parent], self.segments[segment.parent]
+        return total
 
     @cached_property
     def depths(self) -> np.ndarray:
@@ -233,7 +261,7 @@ def build_tree(samples: Sequence[Sample]) -> PrefixTree:
                 f"sample {index}: must be a Sample(input_ids, loss_weights), got "
                 f"{type(sample).__name__}"
             )
-    root = _Run(np.empty(0, np.int64), np.empty(0))
+    root = _Run(np.empty(0, np.int64), np.empty(0, bool))
     for index, sample in enumerate(samples):
         _insert(root, sample, index)
     _separate_targets(root)
@@ -243,21 +271,21 @@ def build_tree(samples: Sequence[Sample]) -> PrefixTree:
 class _Run:
     """A segment under construction; the root stands before the first token and is empty."""
 
-    __slots__ = ("children", "children_by_token", "ids", "samples", "weights")
+    __slots__ = ("children", "children_by_token", "ids", "samples", "trained")
 
-    def __init__(self, ids: np.ndarray, weights: np.ndarray) -> None:
+    def __init__(self, ids: np.ndarray, trained: np.ndarray) -> None:
         self.ids = ids
-        self.weights = weights
+        self.trained = trained  # bool: whether a sample trains the token
         self.children: list[_Run] = []
         self.children_by_token: dict[int, _Run] = {}  # by first token, while samples are inserted
         self.samples: list[int] = []  # samples that end with the last token of this run
 
     def cut(self, length: int) -> _Run:
         """Keep the first `length` tokens and return the others, now the only child."""
-        tail = _Run(self.ids[length:], self.weights[length:])
+        tail = _Run(self.ids[length:], self.trained[length:])
         tail.children, tail.samples = self.children, self.samples
         tail.children_by_token = self.children_by_token
-        self.ids, self.weights = self.ids[:length], self.weights[:length]
+        self.ids, self.trained = self.ids[:length], self.trained[:length]
         self.children, self.children_by_token, self.samples = [], {}, []
         self.add(tail)
         return tail
@@ -266,32 +294,32 @@ class _Run:
         self.children.append(child)
         self.children_by_token[int(child.ids[0])] = child
 
-    def prepend(self, ids: np.ndarray, weights: np.ndarray) -> None:
+    def prepend(self, ids: np.ndarray, trained: np.ndarray) -> None:
         self.ids = np.concatenate((ids, self.ids))
-        self.weights = np.concatenate((weights, self.weights))
+        self.trained = np.concatenate((trained, self.trained))
 
     def join_only_child(self) -> None:
         (child,) = self.children
-        child.prepend(self.ids, self.weights)
-        self.ids, self.weights = child.ids, child.weights
+        child.prepend(self.ids, self.trained)
+        self.ids, self.trained = child.ids, child.trained
         self.children, self.samples = child.children, child.samples
 
 
 def _insert(root: _Run, sample: Sample, index: int) -> None:
     """Add one sample below `root`, cutting runs where it leaves them or ends inside them."""
-    ids, weights = sample.input_ids, sample.loss_weights.copy()
-    weights[0] = 0  # nothing predicts the first token
+    ids, trained = sample.input_ids, sample.loss_weights > 0
+    trained[0] = False  # nothing predicts the first token
     run, at = root, 0
     while at < ids.size:
         child = run.children_by_token.get(int(ids[at]))
         if child is None:
-            child = _Run(ids[at:], weights[at:])
+            child = _Run(ids[at:], trained[at:])
             run.add(child)
         else:
             shared = common_prefix_length(child.ids, ids[at:])
             if shared < child.ids.size:
                 child.cut(shared)
-            child.weights = child.weights + weights[at : at + shared]
+            child.trained = child.trained | trained[at : at + shared]
         run, at = child, at + child.ids.size
     run.samples.append(index)
 
@@ -299,19 +327,19 @@ def _insert(root: _Run, sample: Sample, index: int) -> None:
 def _separate_targets(root: _Run) -> None:
     """Fork one token early wherever several children of a run begin with a trained token.
 
-    The copies of the shared token carry no weight of their own: as a target it still counts once.
+    The copies of the shared token ask for no fork before them: they are one target.
     """
     stack = [(child, root) for child in root.children]
     while stack:
         run, parent = stack.pop()
-        trained = [child for child in run.children if child.weights[0] > 0]
+        trained = [child for child in run.children if child.trained[0]]
         if len(trained) > 1:
             if run.ids.size > 1:
                 parent, run = run, run.cut(run.ids.size - 1)
             first, *others = trained
-            run.children = [c for c in run.children if c is first or c.weights[0] == 0]
+            run.children = [c for c in run.children if c is first or not c.trained[0]]
             for child in others:
-                child.prepend(run.ids, np.zeros(1))
+                child.prepend(run.ids, np.zeros(1, bool))
                 parent.children.append(child)
                 stack.append((child, parent))
             if len(run.children) == 1 and not run.samples:
@@ -333,11 +361,17 @@ def _freeze(root: _Run, samples: Sequence[Sample]) -> PrefixTree:
         segments.append(Segment(run.ids.size, parent))
         runs.append(run)
         for sample in run.samples:
-            leaves[sample] = Leaf(index, samples[sample].key)
+            leaves[sample] = Leaf(index, samples[sample].key, _last_weights(samples[sample]))
         stack.extend((child, index) for child in reversed(run.children))
     return PrefixTree(
         tuple(segments),
         tuple(leaf for leaf in leaves if leaf is not None),
         np.concatenate([run.ids for run in runs]),
-        np.concatenate([run.weights for run in runs]),
     )
+
+
+def _last_weights(sample: Sample) -> np.ndarray:
+    """The weights of `sample` from its first target on."""
+    targets = np.flatnonzero(sample.loss_weights[1:])
+    first = int(targets[0]) + 1 if targets.size else len(sample)
+    return sample.loss_weights[first:].copy()  # a view would keep the weights of its context

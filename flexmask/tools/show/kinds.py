@@ -13,6 +13,7 @@ place. What cannot be found in this way is called context, or response where it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from flexmask.data.thoughts import THINKING_TAGS
 from flexmask.errors import TemplateError
 from flexmask.tools.show.orders import token_index
 from flexmask.tree.sample import common_prefix_length
-from flexmask.tree.tree import Leaf, PrefixTree, Segment
+from flexmask.tree.tree import PrefixTree, Segment
 
 KINDS = ("context", "thinking", "response", "tool")
 
@@ -212,5 +213,5 @@ def _cut(tree: PrefixTree, codes: np.ndarray) -> PrefixTree:
             segments.append(Segment(b - a, parent, KINDS[codes[a]]))
             parent = len(segments) - 1
         last.append(len(segments) - 1)
-    leaves = tuple(Leaf(last[leaf.segment], leaf.key) for leaf in tree.leaves)
-    return PrefixTree(tuple(segments), leaves, tree.input_ids, tree.loss_weights)
+    leaves = tuple(replace(leaf, segment=last[leaf.segment]) for leaf in tree.leaves)
+    return PrefixTree(tuple(segments), leaves, tree.input_ids)
