@@ -1,10 +1,12 @@
 """A small tokenizer with the control tokens of every chat template that is tested."""
 # ruff: noqa: RUF001 (the control tokens of DeepSeek are written with full-width bars)
 
+import inspect
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from deepseek_v4 import DeepSeekV4Tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -71,11 +73,13 @@ _VARIANTS = {
         },
     ),
 }
+# Tokenizers that have an encoder in place of a template.
+_ENCODERS = {"deepseek_v4": DeepSeekV4Tokenizer}
 
 
 @cache
 def chat_templates() -> dict[str, str]:
-    """The chat templates that are tested, by name: TRL's, and those of the folder `templates`."""
+    """The chat templates that are tested, by name: TRL's, those of `templates`, and an encoder."""
     spec = find_spec("trl")
     assert spec is not None
     assert spec.origin is not None
@@ -87,6 +91,7 @@ def chat_templates() -> dict[str, str]:
         for old, new in replaced.items():
             assert texts[name].count(old) == 1, (name, old)
             texts[name] = texts[name].replace(old, new)
+    texts |= {name: inspect.getsource(encoder) for name, encoder in _ENCODERS.items()}
     return {name: texts[name] for name in sorted(texts) if not name.endswith("_training")}
 
 
@@ -102,8 +107,10 @@ def chat_tokenizer(name: str) -> PreTrainedTokenizerFast:
         vocab_size=300, initial_alphabet=alphabet, show_progress=False, min_frequency=1
     )
     backend.train_from_iterator(_TEXT, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
+    kind = _ENCODERS.get(name, PreTrainedTokenizerFast)
+    tokenizer = kind(tokenizer_object=backend, bos_token=bos, eos_token=eos)
     tokenizer.add_tokens([AddedToken(token, special=True) for token in _SPECIAL.split()])
     tokenizer.add_tokens([AddedToken(token, special=False) for token in _PLAIN.split()])
-    tokenizer.chat_template = chat_templates()[name]
+    if name not in _ENCODERS:
+        tokenizer.chat_template = chat_templates()[name]
     return tokenizer

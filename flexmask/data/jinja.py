@@ -81,7 +81,7 @@ class CompiledTemplate:
 
 
 def check_template(tokenizer: Any, name: str | None = None) -> None:
-    """Raise TemplateError unless a tokenizer has a chat template that is one.
+    """Raise TemplateError unless a tokenizer has a chat template that is one, or writes without.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -89,6 +89,8 @@ def check_template(tokenizer: Any, name: str | None = None) -> None:
     """
     templates = getattr(tokenizer, "chat_template", None)
     where = "" if name is None else f"{name}: "
+    if not templates and hasattr(tokenizer, "apply_chat_template") and not _is_stock(tokenizer):
+        return  # an encoder in Python (DeepSeek V3.2 and V4)
     if not templates:
         raise TemplateError(
             f"{where}the tokenizer has no chat template; set tokenizer.chat_template, or name a "
