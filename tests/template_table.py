@@ -16,7 +16,7 @@ from chat_tokenizer import chat_templates, chat_tokenizer
 from jinja2.exceptions import TemplateError as JinjaError
 
 from flexmask.data.renderer import render_samples
-from flexmask.data.template import _announce
+from flexmask.data.template import announce_once
 from flexmask.data.thinking import thinking_rule
 from flexmask.errors import TemplateError
 from flexmask.tree.sample import Sample
@@ -114,7 +114,7 @@ def outcome(name: str, case: str, settings: dict[str, Any]) -> Outcome:
 @cache
 def _outcome(name: str, case: str, settings: tuple[tuple[str, Any], ...]) -> Outcome:
     messages, tools = chat_case(case)
-    _announce.cache_clear()
+    announce_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from flexmask import Sample, render_samples
 from flexmask.data.messages import parse_conversation
-from flexmask.data.template import _announce
+from flexmask.data.template import announce_once
 from flexmask.errors import DataError, TemplateError
 
 
@@ -88,7 +88,7 @@ def test_a_prompt_keeps_its_tokens_where_the_completion_would_merge_with_them():
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "he end"}]
     plain = "{{ messages[0].content }} t{% if messages | length > 1 %}{{ messages[1].content }}"
     tokenizer.chat_template = plain + "{% endif %}"
-    _announce.cache_clear()
+    announce_once.cache_clear()
     with pytest.warns(UserWarning, match="the end of a turn is not trained"):
         (sample,) = render_samples(messages, tokenizer)
     apart = tokenizer.encode("x t") + tokenizer.encode("he end")
@@ -172,7 +172,7 @@ def test_messages_are_not_changed():
 
 def test_announcements_are_made_once():
     messages, _ = chat_case("thinking")
-    _announce.cache_clear()
+    announce_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):

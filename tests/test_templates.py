@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import Conversation
 from flexmask.data.renderer import render_samples
-from flexmask.data.template import ChatTemplate, _announce
+from flexmask.data.template import ChatTemplate, announce_once
 from flexmask.errors import FlexmaskError, TemplateError
 from flexmask.tree.sample import Sample
 
@@ -148,7 +148,7 @@ def test_the_role_of_the_next_turn_inside_the_text_is_refused():
 def test_a_turn_without_an_end_is_trained_without_one_and_with_a_warning(written):
     tokenizer = copy.deepcopy(chat_tokenizer("llama3"))
     tokenizer.chat_template = "{% for m in messages %}" + written + "{% endfor %}"
-    _announce.cache_clear()
+    announce_once.cache_clear()
     with pytest.warns(UserWarning, match="without a special token: the end of a turn is not"):
         samples = render_samples(chat_case("plain")[0][:2], tokenizer)
     assert tokenizer.decode(samples[0].input_ids).endswith("It is 4.")

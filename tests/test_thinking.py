@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 from chat_cases import TOOL, hand_rendered
-from chat_tokenizer import chat_tokenizer
+from chat_tokenizer import chat_templates, chat_tokenizer
+from template_table import outcome, settings_of
 
 from flexmask import TreeCollator, build_tree, open_prepared, prepare
 from flexmask.data.renderer import Renderer, render_samples
@@ -238,3 +239,28 @@ def test_a_folder_that_is_gone_on_with_keeps_its_date(tmp_path):
         prepare([data], folder, tokenizer, date="2026-02-01")
     with pytest.raises(DataError, match="was made with date '2026-01-31', not '2026-02-01'"):
         open_prepared(folder, tokenizer, date="2026-02-01")
+
+
+def shown_by_samples(name, settings):
+    """What the contexts of samples hold of earlier thinking; None where no thinking is written."""
+    case = "thinking+tools" if outcome(name, "thinking+tools", settings).samples else "thinking"
+    samples = outcome(name, case, settings).samples
+    if not samples:
+        return None
+    decode = chat_tokenizer(name).decode
+    *_, before, last = (decode(sample.input_ids[sample.loss_weights == 0]) for sample in samples)
+    if "Two and two." in last:
+        return {"preserved"}
+    if "I should call it." in last:
+        return {"partly preserved"}
+    if case == "thinking":  # no loop of calls tells them apart
+        return {"dropped", "interleaved"}
+    return {"interleaved" if "I should call it." in before else "dropped"}
+
+
+@pytest.mark.parametrize("name", chat_templates())
+def test_the_probe_finds_what_samples_show(name):
+    for settings in settings_of(name):
+        tools = [TOOL] if outcome(name, "thinking+tools", settings).samples else None
+        shown = shown_by_samples(name, settings) or {"none"}
+        assert thinking_rule(chat_tokenizer(name), tools, settings).history in shown

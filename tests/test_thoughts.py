@@ -7,7 +7,7 @@ from chat_cases import chat_case
 from chat_tokenizer import chat_tokenizer
 
 from flexmask.data.renderer import render_samples
-from flexmask.data.template import _announce
+from flexmask.data.template import announce_once
 from flexmask.errors import TemplateError
 
 HEAD = "<|im_start|>assistant\n"
@@ -38,7 +38,7 @@ def written(added: str, case: str = "plain", message: str = MESSAGE) -> tuple[st
     ],
 )
 def test_a_message_is_completed_behind_the_whole_thought_of_its_prompt(thought):
-    _announce.cache_clear()
+    announce_once.cache_clear()
     with pytest.warns(UserWarning, match="ends its prompt with .*, which it leaves out of messa"):
         context, completion = written(HEAD + thought)
     assert context.endswith(HEAD + thought)

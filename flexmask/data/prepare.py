@@ -101,7 +101,7 @@ def prepare(
         for num_made in make_shards(maker, lines_of_shards(files, shard_lines), num_proc):
             num_shards += 1
             progress(num_made)
-        return _finish(folder, made_by | {"thinking": str(renderer.thinking())}, num_shards)
+        return _finish(folder, made_by | {"thinking": renderer.thinking_text}, num_shards)
 
 
 @contextmanager

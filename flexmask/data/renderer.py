@@ -112,6 +112,13 @@ class Renderer:
             tools, settings = conversation.tools, conversation.settings(settings)
         return thinking_rule(self.tokenizer, tools, settings, self.thinking_history)
 
+    @property
+    def thinking_text(self) -> str:
+        """What the template does with thinking, for people; with tools too where that differs."""
+        without, with_tools = Conversation([]), Conversation([], [{}])
+        texts = [str(self.thinking(kind)) for kind in (without, with_tools)]
+        return "; with tools: ".join(dict.fromkeys(texts))
+
     def template(self, conversation: Conversation) -> ChatTemplate:
         """The chat template for a conversation."""
         settings = conversation.settings(self.chat_template_kwargs)

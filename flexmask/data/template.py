@@ -32,7 +32,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from typing import Any
 
@@ -45,6 +47,7 @@ _OWN_SETTINGS = {
     *("add_generation_prompt", "chat_template", "continue_final_message", "tokenize", "tools")
 }
 
+_is_quiet = ContextVar("_is_quiet", default=False)
 _QUESTION = {"role": "user", "content": "asked"}
 _ANSWER = {"role": "assistant", "content": "said"}
 _FUNCTION = {"name": "look", "arguments": {"at": "it"}}
@@ -279,7 +282,22 @@ def special_tokens(tokenizer: Any, num_tokens: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
 
-@cache
+@contextmanager
+def unannounced() -> Iterator[None]:
+    """A block in which nothing is announced: what it renders is not the caller's data."""
+    token = _is_quiet.set(True)
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)
+
+
 def _announce(text: str) -> None:
+    if not _is_quiet.get():
+        announce_once(text)
+
+
+@cache
+def announce_once(text: str) -> None:
     """Warn, once a process for every text."""
     warnings.warn(text, stacklevel=2)

@@ -16,32 +16,28 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from flexmask.data.jinja import CompiledTemplate, Message, template_variables
-from flexmask.data.template import CALL, RESULT, ChatTemplate
-from flexmask.data.thoughts import thought_to_close
+from flexmask.data.jinja import Message, template_variables
+from flexmask.data.template import CALL, RESULT, ChatTemplate, unannounced
 from flexmask.errors import DataError, TemplateError
 
 ThinkingHistory = Literal["template", "interleaved", "preserved"]
 
 _ASKED: Message = {"role": "user", "content": "asked"}
 _MARKS = tuple(f"flexmaskthought{number}" for number in range(4))
+# Whole, since some templates cannot write a tool without all of these (gpt-oss).
+_AT = {"type": "string", "description": "where"}
+_LOOK = {
+    "name": CALL["tool_calls"][0]["function"]["name"],
+    "description": "looks",
+    "parameters": {"type": "object", "properties": {"at": _AT}, "required": ["at"]},
+}
+_TOOL = {"type": "function", "function": _LOOK}
 _SAID: list[Message] = [
     {"role": "assistant", "content": "said", "reasoning_content": _MARKS[0]},
     {**CALL, "reasoning_content": _MARKS[1]},
     {"role": "assistant", "content": "said", "reasoning_content": _MARKS[2]},
     {**CALL, "reasoning_content": _MARKS[3]},
 ]
-# Whole, since some templates cannot write a tool without all of these (gpt-oss).
-_PARAMETERS = {
-    "type": "object",
-    "properties": {"at": {"type": "string", "description": "where"}},
-    "required": ["at"],
-}
-_NAME = CALL["tool_calls"][0]["function"]["name"]
-_TOOL = {
-    "type": "function",
-    "function": {"name": _NAME, "description": "looks", "parameters": _PARAMETERS},
-}
 # Two earlier turns, the second with a call, and a loop of calls that has not ended.
 _CALLS = [_ASKED, _SAID[0], _ASKED, _SAID[1], RESULT, _SAID[2], _ASKED, _SAID[3], RESULT]
 _TALK = [_ASKED, _SAID[0], _ASKED, _SAID[2], _ASKED]
@@ -174,62 +170,50 @@ def _probe(tokenizer: Any, source: str, has_tools: bool, fixed: str) -> _Probe:
     """
     schemas = [_TOOL] if has_tools else None
     settings = json.loads(fixed)
-    plain = _single_turns(tokenizer, schemas, settings)
-    kept = _kept(tokenizer, schemas, settings)
-    if plain is None or kept is None:
-        return _Probe(False, None, frozenset(), {})
-    prompt, thinks, silent = plain
-    thought: str | None = None
-    if thinks.startswith(prompt) and _MARKS[0] in thinks:
-        thought = thinks[len(prompt) :].partition("said")[0].replace(_MARKS[0], "")
-    elif closed := thought_to_close(prompt, thinks):
-        thought = closed[0]
-    found = {}
-    names = template_variables(tokenizer, schemas) - settings.keys()
-    for name in sorted(names, key=lambda name: ("think" not in name, name)):
-        for value in (True, False):
-            more = {**settings, name: value}
-            turns = _single_turns(tokenizer, schemas, more)
-            if turns is not None and (turns[0], turns[2]) == (prompt, silent):
-                marks = _kept(tokenizer, schemas, more)
-                if marks is not None and marks != kept:
+    with unannounced():
+        turns, kept = _try(tokenizer, schemas, settings)
+        found = {}
+        names = template_variables(tokenizer, schemas) - settings.keys()
+        for name in sorted(names, key=lambda name: ("think" not in name, name)):
+            for value in (True, False):
+                others, marks = _try(tokenizer, schemas, {**settings, name: value})
+                if others == turns and marks != kept:
                     found[json.dumps({name: value})] = marks
-    writes = thought is not None or _writes_thought_of_call(tokenizer, schemas, settings)
-    return _Probe(writes, "".join((thought or "").split()) or None, kept, found)
+    thinks = turns[1]
+    if _MARKS[0] not in thinks:
+        return _Probe(False, None, kept, found)
+    thought = thinks.partition("said")[0].replace(_MARKS[0], "")
+    return _Probe(True, "".join(thought.split()) or None, kept, found)
 
 
-def _writes_thought_of_call(tokenizer: Any, tools: Any, settings: Any) -> bool:
-    """Whether the thinking of a call is written, where that of an answer is not (Kimi K2)."""
-    try:
-        return _MARKS[3] in ChatTemplate(tokenizer, tools, settings).prompt(_CALLS)
-    except TemplateError:
-        return False
+def _try(tokenizer: Any, tools: Any, settings: Any) -> tuple[list[str], frozenset[str]]:
+    """A first prompt and its completions with and without thinking, and the marks of `_kept`.
 
-
-def _single_turns(tokenizer: Any, tools: Any, settings: Any) -> tuple[str, str, str] | None:
-    """A first prompt, and answers to it with and without thinking; None if one is not written."""
-    render = CompiledTemplate(tokenizer, tools, settings).render
-    silent = {"role": "assistant", "content": "said"}
-    try:
-        prompt = render([_ASKED], add_generation_prompt=True)
-        return prompt, render([_ASKED, _SAID[0]]), render([_ASKED, silent])
-    except Exception:  # a template is a foreign program: it raises what it likes
-        return None
-
-
-def _kept(tokenizer: Any, tools: Any, settings: Any) -> frozenset[str] | None:
-    """The marks in the prompt; where no calls are written, those that a loop of them would have."""
+    What a template cannot write is "", and no mark.
+    """
     template = ChatTemplate(tokenizer, tools, settings)
+    texts = []
+    for message in (None, _SAID[0], {"role": "assistant", "content": "said"}):
+        try:
+            prompt = template.prompt([_ASKED])
+            texts.append(template.completion(prompt, [_ASKED], message) if message else prompt)
+        except TemplateError:
+            texts.append("")
+    return texts, _kept(template)
+
+
+def _kept(template: ChatTemplate) -> frozenset[str]:
+    """The marks in the prompt; where no calls are written, those that a loop of them would have."""
     try:
         prompt = template.prompt(_CALLS)
-        if "seen" in prompt and _NAME in prompt:
+        if "seen" in prompt and _LOOK["name"] in prompt:
             return frozenset(mark for mark in _MARKS if mark in prompt)
     except TemplateError:
         pass
     try:
         prompt = template.prompt(_TALK)
     except TemplateError:
-        return None
+        return frozenset()
     return _ALL if all(mark in prompt for mark in (_MARKS[0], _MARKS[2])) else _LOOP
 
 

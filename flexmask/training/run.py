@@ -55,7 +55,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     )
     collator.renderer = renderer
     if training.process_index == 0:
-        print(f"thinking of earlier turns: {renderer.thinking()}", file=sys.stderr)
+        print(f"thinking of earlier turns: {renderer.thinking_text}", file=sys.stderr)
     train_set, eval_set = load_datasets(config, collator, training)
     transformers.set_seed(training.seed)
     model = load_model(config.model, config.dtype, from_config=config.from_config)
@@ -102,7 +102,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
             with checkpoint_errors(output):
                 with atomic_write(output / "trainer_state.json") as partial:
                     trainer.state.save_to_json(str(partial))
-                about = {**renderer.settings, "thinking": str(renderer.thinking())}
+                about = {**renderer.settings, "thinking": renderer.thinking_text}
                 write_json(about, output / RENDERING_FILE)
                 draw_training(trainer.state.log_history, output / "loss.png")
 

@@ -232,7 +232,7 @@ def make_plan(
         DataError, TemplateError: the file or a line of it cannot be used; the message names it.
     """
     budget = None if max_tokens is None else RowBudget(max_tokens)
-    plan = Plan(budget, str(renderer.thinking()), tuple(windows))
+    plan = Plan(budget, renderer.thinking_text, tuple(windows))
 
     def use(conversation: Conversation) -> tuple[Conversation, list[Sample]]:
         return conversation, renderer.samples(conversation)

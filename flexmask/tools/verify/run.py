@@ -50,7 +50,7 @@ def verify(options: argparse.Namespace) -> VerifyReport:
         f"{pluralize(len(samples), 'turn')}, {sum(map(len, samples)):,} tokens in N-pass, "
         f"{sum(len(chat.row) for chat in chats):,} in a single pass"
     )
-    about = {"thinking of earlier turns": str(renderer.thinking())}
+    about = {"thinking of earlier turns": renderer.thinking_text}
     if not chats:
         return VerifyReport(findings=[finding], checked={"data": data, **about})
     transformers.set_seed(options.seed)
