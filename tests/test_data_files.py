@@ -3,8 +3,15 @@
 import json
 
 import pytest
+from command_cases import run
+from transformers import AutoTokenizer
 
 from flexmask.data.files import BadLine, find_data_files, read_conversations
+from flexmask.data.prepared import open_prepared
+from flexmask.data.renderer import Renderer
+from flexmask.data.trees import load_trees
+from flexmask.data.unused import describe_unused
+from flexmask.demo import TOKENIZER_PATH
 from flexmask.errors import DataError
 
 GOOD = json.dumps(
@@ -12,6 +19,9 @@ GOOD = json.dumps(
 )
 DEEP = "[" * 500 + "]" * 500
 BAD = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "bot"}]})
+
+
+KEYS = {"source": "x", "chat_template_kwargs": {"enable_thinking": False, "tone": "calm"}}
 
 
 @pytest.fixture
@@ -111,6 +121,26 @@ def test_an_array_of_conversations_is_told_how_to_become_lines(tmp_path, text, m
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         list(read_conversations(path))
+
+
+def test_keys_that_nothing_is_made_of_are_named_with_their_counts(tmp_path, capsys):
+    record = json.loads(GOOD)
+    record["messages"][0] |= {"mood": 1, "tool_call_id": "a"}
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({**record, **more}) + "\n" for more in (KEYS, {}, KEYS)))
+    options = ("--tokenizer", str(TOKENIZER_PATH))
+    for words in (("plan",), ("prepare", "--output", str(tmp_path / "prepared"))):
+        assert run(words[0], path, *options, *words[1:]) == 0
+        assert (
+            "\nkeys not used: messages.mood (3 conversations), chat_template_kwargs.tone (2), "
+            "source (2)\n"
+        ) in capsys.readouterr().out
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
+    counts = load_trees([path], Renderer(tokenizer)).unused_keys
+    assert counts == {"messages.mood": 3, "chat_template_kwargs.tone": 2, "source": 2}
+    assert open_prepared(tmp_path / "prepared", tokenizer).unused_keys == counts
+    many = {str(number): 1 for number in range(10)}
+    assert describe_unused(many).endswith("7 (1) and 2 more")
 
 
 @pytest.mark.parametrize("read", [read_conversations, lambda path: find_data_files([path])])

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from flexmask import render_samples
 from flexmask.data import samples as samples_module
 from flexmask.data.jinja import CompiledTemplate
+from flexmask.data.renderer import Renderer
 from flexmask.data.template import ChatTemplate
 from flexmask.data.tokenize import encode_completion, encode_texts, why_whole
 from flexmask.demo import TOKENIZER_PATH
@@ -163,6 +164,17 @@ def test_a_template_that_python_cannot_nest_is_refused_in_one_line(source):
     tokenizer.chat_template = "{{ " + source + " }}"
     with pytest.raises(TemplateError, match="no Jinja template: it is nested too deep; mend"):
         ChatTemplate(tokenizer)
+
+
+def test_settings_that_the_template_does_not_read_are_refused_with_the_nearest_name():
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
+    Renderer(tokenizer, chat_template_kwargs={"enable_thinking": True})
+    with pytest.raises(TemplateError, match=r"sets 'enable_thinkin' .did you mean 'enable_thinkin"):
+        Renderer(tokenizer, chat_template_kwargs={"enable_thinkin": True})
+    tokenizer.chat_template = {"default": "{{ x }}", "tool_use": "{{ y }}"}
+    Renderer(tokenizer, chat_template_kwargs={"x": 1, "y": 1})
+    tokenizer.apply_chat_template = lambda messages, **settings: ""
+    Renderer(tokenizer, chat_template_kwargs={"z": 1})
 
 
 def test_each_message_is_prepared_once(monkeypatch):

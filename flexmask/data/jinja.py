@@ -7,7 +7,9 @@ conversation are made of the same messages, so here each message is copied once,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
@@ -96,7 +98,7 @@ def check_template(tokenizer: Any, name: str | None = None) -> None:
             f"{where}the tokenizer has no chat template; set tokenizer.chat_template, or name a "
             "file with --chat_template"
         )
-    for source in templates.values() if isinstance(templates, dict) else [templates]:
+    for source in _sources(tokenizer):
         if (mistake := _syntax_error(source)) is not None:
             raise TemplateError(
                 f"{where}the chat template is no Jinja template: {mistake}; mend the template"
@@ -115,6 +117,39 @@ def template_variables(tokenizer: Any, tools: Any = None) -> frozenset[str]:
     if not _is_stock(tokenizer):
         return frozenset()
     return _variables(tokenizer.get_chat_template(None, tools)) - _GIVEN
+
+
+def template_words(tokenizer: Any) -> frozenset[str] | None:
+    """The words of a tokenizer's chat templates, among them all keys of messages that they name.
+
+    None for a tokenizer that renders in a way of its own.
+    """
+    return _words("\n".join(_sources(tokenizer))) if _is_stock(tokenizer) else None
+
+
+def check_settings(tokenizer: Any, names: Iterable[str]) -> None:
+    """Raise TemplateError for a setting that no chat template of the tokenizer reads."""
+    if not getattr(tokenizer, "chat_template", None) or not _is_stock(tokenizer):
+        return
+    read = {name for source in _sources(tokenizer) for name in _variables(source)}
+    for name in names:
+        if name not in read:
+            near = difflib.get_close_matches(name, sorted(read - _GIVEN), n=1)
+            guess = f" (did you mean {near[0]!r}?)" if near else ""
+            raise TemplateError(
+                f"chat_template_kwargs sets {name!r}{guess}, which the chat template does not "
+                "read; leave it out"
+            )
+
+
+def _sources(tokenizer: Any) -> list[str]:
+    templates = getattr(tokenizer, "chat_template", None) or ""
+    return list(templates.values()) if isinstance(templates, dict) else [templates]
+
+
+@lru_cache(maxsize=8)
+def _words(source: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", source))
 
 
 @lru_cache(maxsize=8)

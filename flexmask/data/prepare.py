@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,14 +199,17 @@ def _finish(folder: Path, settings: dict[str, Any], num_shards: int) -> dict[str
     abouts = [output.read_about(folder / name) for name in names]
     bad_lines = [bad for about in abouts for bad in about["bad_lines"]]
     counts = dict.fromkeys(COUNTS, 0)
+    unused_keys: Counter[str] = Counter()
     for about in abouts:
         add_counts(counts, about["counts"])
+        unused_keys.update(about["unused_keys"])
     if not counts["conversations"]:
         first = bad_lines[0]["reason"] if bad_lines else "the files are empty"
         raise DataError(f"{folder}: no conversation can be used; the first: {first}")
     manifest = {
         **settings,
         **counts,
+        "unused_keys": unused_keys,
         "bad_lines": len(bad_lines),
         "shards": [
             {"name": name, "digest": about["digest"]}

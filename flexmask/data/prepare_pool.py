@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -91,6 +91,7 @@ class ShardMaker:
                 "digest": digest,
                 "weighting": self.renderer.weighting,
                 "counts": dict.fromkeys(COUNTS, 0),
+                "unused_keys": Counter(),
                 "bad_lines": [],
             }
             with disk_errors(path, REMEDY):
@@ -111,6 +112,7 @@ class ShardMaker:
             elif found is not None:
                 made = Made((file, line), where, found.samples, found.tree)
                 add_counts(about["counts"], _count(made, found.num_empty_thoughts))
+                about["unused_keys"].update(found.unused_keys)
                 yield made
 
 

@@ -65,6 +65,7 @@ class PreparedDataset(Sequence[PrefixTree]):
         num_tokens: of each tree, int64 [n].
         num_pairs: visible pairs of each tree, int64 [n].
         bad_lines: lines that were skipped when the folder was made.
+        unused_keys: how many conversations have each key that nothing is made of.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class PreparedDataset(Sequence[PrefixTree]):
     ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.unused_keys: dict[str, int] = manifest["unused_keys"]
         # Safetensors maps them into memory.
         self._shards = shards = [Shard(folder / shard["name"]) for shard in manifest["shards"]]
         self._ends = np.cumsum([len(shard) for shard in shards])

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from flexmask.data.checks import check_context
-from flexmask.data.jinja import CLOCK
+from flexmask.data.jinja import CLOCK, check_settings
 from flexmask.data.messages import Conversation, parse_conversation
 from flexmask.data.samples import (
     Weighting,
@@ -26,6 +26,7 @@ from flexmask.data.thinking import (
     thinking_rule,
 )
 from flexmask.data.tool_calls import read_tools
+from flexmask.data.unused import unused_keys
 from flexmask.errors import DataError, LeftOutError, TemplateError
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
@@ -43,10 +44,12 @@ class Rendered:
         samples: one for each trained assistant message, weighted, in order.
         num_empty_thoughts: samples of messages without thinking whose completion begins with an
             empty thought, because the chat template writes one.
+        unused_keys: keys of the conversation that nothing is made of.
     """
 
     samples: list[Sample]
     num_empty_thoughts: int
+    unused_keys: tuple[str, ...]
 
     @property
     def tree(self) -> PrefixTree:
@@ -88,6 +91,8 @@ class Renderer:
                 f"got {self.empty_thinking!r}"
             )
         _read_date(self.date)
+        if self.chat_template_kwargs:
+            check_settings(self.tokenizer, self.chat_template_kwargs)
 
     @property
     def reads_clock(self) -> bool:
@@ -157,7 +162,11 @@ class Renderer:
                 f"{where}message {empty[0]} has no thinking, and the chat template writes an empty "
                 "thought for it; left out by empty_thinking='skip_conversation'"
             )
-        return Rendered(weigh_samples(samples, self.weighting), len(empty))
+        return Rendered(
+            weigh_samples(samples, self.weighting),
+            len(empty),
+            unused_keys(conversation, self.tokenizer),
+        )
 
     def samples(self, conversation: Any) -> list[Sample]:
         """The weighted samples of a conversation; see `render`."""

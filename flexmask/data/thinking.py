@@ -66,7 +66,7 @@ class ThinkingRule:
 
     def has_empty_thought(self, message: Message, completion: str) -> bool:
         """Whether `completion` is that of a message without thinking, with an empty thought."""
-        if self.empty_thought is None or "reasoning_content" in message:
+        if self.empty_thought is None or message.get("reasoning_content"):
             return False
         return "".join(completion.split()).startswith(self.empty_thought)
 
@@ -132,7 +132,7 @@ def check_history(
     """
     if asked == "template":
         return
-    marks = {i: f"flexmask{i}thought" for i, m in enumerate(messages) if "reasoning_content" in m}
+    marks = {i: f"flexmask{i}thought" for i, m in enumerate(messages) if m.get("reasoning_content")}
     marked = [
         {**message, "reasoning_content": marks[i]} if i in marks else message
         for i, message in enumerate(messages)

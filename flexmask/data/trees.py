@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +26,14 @@ class TreeDataset:
         places: where each comes from, for messages.
         bad_lines: lines skipped because they could not be read or rendered, or as asked for.
         empty_thoughts: samples that train an empty thought.
+        unused_keys: how many conversations have each key that nothing is made of.
     """
 
     trees: list[PrefixTree] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     bad_lines: list[BadLine] = field(default_factory=list)
     empty_thoughts: int = 0
+    unused_keys: Counter[str] = field(default_factory=Counter)
 
     def place(self, index: int) -> str:
         """Where tree `index` comes from, such as "conversations.jsonl:17"."""
@@ -110,9 +113,9 @@ def load_trees(
     """
     dataset = TreeDataset()
 
-    def use(conversation: Conversation) -> tuple[str, PrefixTree, int]:
-        rendered = renderer.render(conversation)
-        return conversation.where or "", rendered.tree, rendered.num_empty_thoughts
+    def use(conversation: Conversation) -> tuple[str, PrefixTree, int, tuple[str, ...]]:
+        found = renderer.render(conversation)
+        return conversation.where or "", found.tree, found.num_empty_thoughts, found.unused_keys
 
     for item in progress(read_files(paths, use, on_bad_line=on_bad_line, ranks=ranks)):
         if isinstance(item, BadLine):
@@ -121,4 +124,5 @@ def load_trees(
             dataset.places.append(item[0])
             dataset.trees.append(item[1])
             dataset.empty_thoughts += item[2]
+            dataset.unused_keys.update(item[3])
     return dataset

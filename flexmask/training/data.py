@@ -14,6 +14,7 @@ from flexmask.data.files import Ranks, find_data_files
 from flexmask.data.prepared import PreparedDataset, is_prepared, open_prepared, read_manifest
 from flexmask.data.renderer import Renderer
 from flexmask.data.trees import TreeDataset, load_trees, split_dataset
+from flexmask.data.unused import describe_unused
 from flexmask.packing.collator import TreeCollator
 from flexmask.packing.fitting import FittedTrees
 from flexmask.packing.sampler import TreeBatchSampler
@@ -151,6 +152,8 @@ def _load(
             )
     if is_main:
         print(f"{', '.join(data)}: {dataset.summary()}", file=sys.stderr)
+        if dataset.unused_keys:
+            print(f"  {describe_unused(dataset.unused_keys)}", file=sys.stderr)
         for bad in dataset.bad_lines:
             print(f"  skipped {bad.reason}", file=sys.stderr)
     return dataset

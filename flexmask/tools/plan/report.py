@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from flexmask.data.unused import describe_unused
 from flexmask.errors import pluralize
 from flexmask.model.work import TILE
 from flexmask.tools.plan.row_budget import RowBudget
@@ -32,6 +33,8 @@ def plan_text(plan: Plan, estimate: Estimate | None = None) -> str:
     parts = [_gain(plan, estimate), _shape(plan), _rows(plan), _lengths(plan), _mistrained(plan)]
     if plan.overflow is not None:
         parts.append(_over_budget(plan.overflow))
+    if plan.unused_keys:
+        parts.append(describe_unused(plan.unused_keys))
     if plan.num_bad_lines:
         parts.append(_bad_lines(plan))
     return "\n\n".join(parts)

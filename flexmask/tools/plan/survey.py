@@ -7,6 +7,7 @@ it and its samples are.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from flexmask.data.files import BadLine, OnBadLine, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.renderer import Renderer
+from flexmask.data.unused import unused_keys
 from flexmask.model.windows import FULL, Window
 from flexmask.model.work import (
     TILE,
@@ -106,6 +108,7 @@ class Plan:
         longest_npass, longest_render: most tokens of a conversation's samples, end to end, and of
             its last sample.
         mistrained: trained tokens that other pipelines get wrong.
+        unused_keys: how many conversations have each key that nothing is made of.
         num_bad_lines: lines that were skipped.
         bad_lines: the first of them.
     """
@@ -128,6 +131,7 @@ class Plan:
     longest_npass: int = 0
     longest_render: int = 0
     mistrained: Mistraining = field(default_factory=Mistraining)
+    unused_keys: Counter[str] = field(default_factory=Counter)
     num_bad_lines: int = 0
     bad_lines: list[BadLine] = field(default_factory=list)
 
@@ -154,6 +158,7 @@ class Plan:
         self.chains += len(leaves) == 1
         template = renderer.template(conversation)
         self.branches.add(count_branches(conversation, [samples[i] for i in leaves], template))
+        self.unused_keys.update(unused_keys(conversation, renderer.tokenizer))
         self.mistrained.add(count_mistrained(conversation, samples, renderer.tokenizer))
         if self.overflow is not None:
             self.overflow.add(tree, samples)
@@ -204,6 +209,7 @@ class Plan:
             "sample_tokens": distribution(self.sample_tokens),
             "mistrained_tokens": asdict(self.mistrained),
             "overflow": self.overflow and self.overflow.to_json(),
+            "unused_keys": self.unused_keys,
             "num_bad_lines": self.num_bad_lines,
             "bad_lines": [{"line": bad.line, "reason": bad.reason} for bad in self.bad_lines],
         }

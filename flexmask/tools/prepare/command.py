@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     from flexmask.data.prepared import LEFT_OUT
     from flexmask.data.tokenize import why_whole
     from flexmask.data.trees import summarize
+    from flexmask.data.unused import describe_unused
     from flexmask.training.options import load_renderer
 
     renderer = load_renderer(options)
@@ -58,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"thinking of earlier turns: {manifest['thinking']}")
     if options.output_format == "samples":
         print(f"one sample a line in {Path(options.output) / 'shard-*.jsonl'}")
+    if manifest["unused_keys"]:
+        print(describe_unused(manifest["unused_keys"]))
     if manifest["bad_lines"]:
         print(f"bad lines are listed in {Path(options.output) / LEFT_OUT}")
     reason = why_whole(renderer.tokenizer)
