@@ -16,7 +16,9 @@ from flexmask.data.messages import Conversation
 from flexmask.data.renderer import render_samples
 from flexmask.data.template import ChatTemplate, announce_once
 from flexmask.errors import FlexmaskError, TemplateError
+from flexmask.training.stops import trained_stops
 from flexmask.tree.sample import Sample
+from flexmask.tree.tree import build_tree
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")  # announcements
 
@@ -124,6 +126,13 @@ def test_deepseek_v3_1_thinks_up_to_its_own_tag_and_answers_behind_it():
     assert completion == (
         "One more\nthan four.</think>That makes 5.<\uff5cend\u2581of\u2581sentence\uff5c>"
     )
+
+
+def test_stops_of_glm_are_the_roles_of_the_next_turns():
+    tokenizer = chat_tokenizer("glm4moe")
+    trees = [build_tree(render_samples(chat_case("tools")[0], tokenizer))]
+    names = tokenizer.convert_ids_to_tokens(trained_stops(trees, tokenizer))
+    assert sorted(names) == ["<|observation|>", "<|user|>"]
 
 
 def test_the_role_of_the_next_turn_inside_the_text_is_refused():

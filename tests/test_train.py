@@ -15,7 +15,7 @@ from command_cases import run, write_conversations, write_model
 from forked import TORCHRUN, launch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, GenerationConfig, TrainingArguments
 
 from flexmask.demo import TOKENIZER_PATH
 
@@ -49,6 +49,7 @@ def test_a_run_leaves_a_model_that_loads(model_dir, data, tmp_path):
     assert (output / "model.safetensors").exists()
     assert (output / "loss.png").stat().st_size > 1000
     assert "flexmask" not in (output / "config.json").read_text()
+    assert model.generation_config.eos_token_id == 1787  # the stop token of the data already
     assert model(torch.arange(5)[None]).logits.isfinite().all()
     assert any("eval_loss" in entry for entry in log_of(output))
     assert sum("loss" in entry for entry in log_of(output)) == 2
@@ -67,6 +68,20 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(model_dir, data, tmp
     weights = [AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (whole, halves)]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
+
+
+def test_the_trained_stop_token_is_saved_where_generation_looks_for_it(data, tmp_path, capsys):
+    base = write_model(tmp_path / "base", eos_token_id=1785)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|endoftext|>"}))
+    prepared = tmp_path / "prepared"
+    assert run("prepare", data, "--tokenizer", base, "--output", prepared) == 0
+    for name, source, options in (("whole", data, ()), ("lora", prepared, ("--use_peft",))):
+        assert train(base, source, tmp_path / name, "--max_steps", 1, *options) == 0
+        line = "stop tokens: the data end turns with '<|im_end|>' (1787), where the model would not"
+        assert line in capsys.readouterr().err
+        saved = GenerationConfig.from_pretrained(tmp_path / name)
+        assert saved.eos_token_id == [1785, 1787]
 
 
 def test_lora_trains_adapters_only(model_dir, data, tmp_path, capsys):

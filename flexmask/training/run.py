@@ -20,6 +20,7 @@ from flexmask.training.checks import (
 )
 from flexmask.training.data import load_datasets, make_batch_sampler, settle_renderer
 from flexmask.training.options import TrainConfig, add_lora, load_renderer
+from flexmask.training.stops import add_stops
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,6 +62,9 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     model = load_model(config.model, config.dtype, from_config=config.from_config)
     check_token_ids(model, tokenizer, [train_set] if eval_set is None else [train_set, eval_set])
     sampler = make_batch_sampler(config, training, train_set, model)
+    added = add_stops(model, tokenizer, train_set)
+    if added and training.process_index == 0:
+        print(added, file=sys.stderr)
 
     from flexmask.model import patch
     from flexmask.training.checkpoints import checkpoint_errors
@@ -104,6 +108,8 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
                     trainer.state.save_to_json(str(partial))
                 about = {**renderer.settings, "thinking": renderer.thinking_text}
                 write_json(about, output / RENDERING_FILE)
+                if added and config.use_peft:  # adapters are saved without
+                    model.generation_config.save_pretrained(output)
                 draw_training(trainer.state.log_history, output / "loss.png")
 
 
