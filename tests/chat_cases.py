@@ -31,6 +31,9 @@ STOPS = {
     "gemma": ["<end_of_turn>"],
     "glm": [],  # the next turn's role does, as in NEXT_ROLES
     "gptoss": ["<|return|>", "<|call|>"],
+    "idefics3": ["<end_of_utterance>"],
+    "llava_next": ["</s>"],
+    "smolvlm": ["<end_of_utterance>"],
     "kimi_k2": ["<|im_end|>"],
     "kimi_k3": ["<|end_of_msg|>"],
     "minimax": ["[e~["],
@@ -41,6 +44,7 @@ STOPS = {
     "nemotron": ["<|im_end|>"],
     "qwen": ["<|im_end|>"],
 }
+IN_PARTS = ("idefics3", "llava_next", "smolvlm")  # these write content from a list of parts
 NEXT_ROLES = {"answer": "<|user|>", "call": "<|observation|>"}  # of GLM
 CASES = [
     "+".join(parts) or "plain"
@@ -107,11 +111,13 @@ def assert_equal_to_hand(
 ) -> None:
     """Hold the samples of a case with the template `name` to each turn rendered by hand."""
     messages, tools = chat_case(case)
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    given = parts if name in IN_PARTS else messages
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     assert [sample.key for sample in samples] == answers
     for sample in samples:
         message = messages[sample.key]
-        prompt, full = hand_rendered(tokenizer, messages, sample.key, tools, **settings)
+        prompt, full = hand_rendered(tokenizer, given, sample.key, tools, **settings)
         trained = sample.loss_weights > 0
         context, completion = sample.input_ids[~trained], sample.input_ids[trained]
         assert (trained == sorted(trained)).all()

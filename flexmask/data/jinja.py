@@ -70,15 +70,16 @@ class CompiledTemplate:
         )
 
     def _prepare(self, new: Sequence[Message]) -> None:
+        source = self._tokenizer.get_chat_template(None, self._common["tools"])
+        given = list(map(_for_template, new))
+        if _takes_parts(source):
+            given = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in given]
         _compiled(_CAPTURE).environment.globals["flexmask_capture"] = _capture
-        self._tokenizer.apply_chat_template(
-            list(map(_for_template, new)), chat_template=_CAPTURE, **self._common
-        )
+        self._tokenizer.apply_chat_template(given, chat_template=_CAPTURE, **self._common)
         self._variables = _captured.get() | self._clock  # transformers takes no functions
         for message, copy in zip(new, self._variables.pop("messages"), strict=True):
             self._prepared[id(message)] = (message, copy)
         if self._template is None:
-            source = self._tokenizer.get_chat_template(None, self._common["tools"])
             self._template = _compiled(source)
 
 
@@ -155,6 +156,21 @@ def _words(source: str) -> frozenset[str]:
 @lru_cache(maxsize=8)
 def _variables(source: str) -> frozenset[str]:
     return frozenset(meta.find_undeclared_variables(_compiled(source).environment.parse(source)))
+
+
+@lru_cache(maxsize=8)
+def _takes_parts(source: str) -> bool:
+    """Whether a template writes a message whose content is in parts, and no plain text (LLaVA)."""
+    text = "flexmasktext"
+
+    def writes(content: Any) -> bool:
+        messages = [{"role": "user", "content": content}]
+        try:
+            return text in _compiled(source).render(messages=messages, bos_token="", eos_token="")
+        except Exception:  # a template is a foreign program: it raises what it likes
+            return False
+
+    return not writes(text) and writes([{"type": "text", "text": text}])
 
 
 @lru_cache(maxsize=8)
