@@ -1,16 +1,19 @@
 """Samples, and conversations rendered into them."""
 
 import copy
+import json
 import warnings
 
 import numpy as np
 import pytest
 from chat_cases import TOOL, chat_case
 from chat_tokenizer import chat_tokenizer
+from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from flexmask import Sample, render_samples
+from flexmask.data.files import read_conversations
 from flexmask.data.messages import parse_conversation
 from flexmask.data.template import announce_once
 from flexmask.errors import DataError, TemplateError
@@ -179,6 +182,38 @@ def test_announcements_are_made_once():
             render_samples(messages, chat_tokenizer("deepseek_r1_distill"))
     (warning,) = caught
     assert "leaves it out of messages" in str(warning.message)
+
+
+def calls(*names):
+    """A record with a call for each name, whose only argument and only parameter is called so."""
+    calls = [{"name": name, "arguments": {name: 1}} for name in names]
+    tools = [
+        {"name": name, "parameters": {"properties": {name: {"type": "integer"}}}} for name in names
+    ]
+    asked = {"role": "user", "content": "Now."}
+    called = {"role": "assistant", "content": "", "tool_calls": calls}
+    return {"messages": [asked, called], "tools": tools}
+
+
+def test_rows_of_datasets_are_rendered_like_the_records_they_were_made_from(tokenizer):
+    records = [calls("day", "hour"), {**calls("day"), "id": "second"}]
+    for record, row in zip(records, Dataset.from_list(records), strict=True):
+        assert row != record  # filled up with None
+        whole = render_samples(parse_conversation(record, keep_nulls=True), tokenizer)
+        apart = render_samples(row["messages"], tokenizer, tools=row["tools"])
+        rows = zip(whole, render_samples(row, tokenizer), apart, strict=True)
+        for samples in rows:
+            assert len({texts(sample, tokenizer) for sample in samples}) == 1
+
+
+def test_a_null_that_is_meant_is_kept(tokenizer, tmp_path):
+    record = calls("day")
+    record["messages"][1]["tool_calls"][0]["arguments"]["day"] = None
+    (tmp_path / "calls.jsonl").write_text(json.dumps(record))
+    (read,) = read_conversations(tmp_path / "calls.jsonl")
+    for conversation in (read, parse_conversation(record, keep_nulls=True)):
+        (sample,) = render_samples(conversation, tokenizer)
+        assert '{"day": null}' in texts(sample, tokenizer)[1]
 
 
 def test_errors_begin_with_the_place_of_the_conversation():

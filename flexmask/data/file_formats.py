@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from flexmask.data.values import without_nulls
 from flexmask.errors import DataError, one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -65,13 +66,7 @@ def _rows(path: Path) -> Iterator[bytes]:
     with ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
             for row in batch.to_pylist():
-                yield json.dumps(_without_nulls(row), ensure_ascii=False, default=str).encode()
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+                yield json.dumps(without_nulls(row), ensure_ascii=False, default=str).encode()
 
 
 def _pyarrow(path: Path) -> Any:

@@ -128,7 +128,7 @@ def read_line(line: bytes, where: str, use: Callable[[Conversation], T]) -> T | 
         text = _decode(line, where)
         if not text.strip():
             return None
-        return use(parse_conversation(_parse(text, where), where))
+        return use(parse_conversation(_parse(text, where), where, keep_nulls=True))
     except FlexmaskError as error:
         is_bad = not isinstance(error, LeftOutError)
         return BadLine(int(where.rpartition(":")[2]), str(error), error if is_bad else None)

@@ -18,7 +18,13 @@ from flexmask.data.content import (
 )
 from flexmask.data.tool_calls import read_tool_calls, read_tools
 from flexmask.data.turns import FINISH_KEYS, TRAIN_KEYS, check_finished, join_turns, read_train
-from flexmask.data.values import check_depth, check_values, parse_json, read_text
+from flexmask.data.values import (
+    check_depth,
+    check_values,
+    parse_json,
+    read_text,
+    without_nulls,
+)
 from flexmask.errors import DataError, pluralize
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -95,7 +101,9 @@ class Conversation:
         return {**(settings or {}), **(self.chat_template_kwargs or {})}
 
 
-def parse_conversation(record: Any, where: str | None = None) -> Conversation:
+def parse_conversation(
+    record: Any, where: str | None = None, *, keep_nulls: bool = False
+) -> Conversation:
     """Return a record of chat data as a validated `Conversation`.
 
     Args:
@@ -103,6 +111,8 @@ def parse_conversation(record: Any, where: str | None = None) -> Conversation:
             `system`, `id` and `chat_template_kwargs`; or a list of messages; or a `Conversation`,
             which is returned as is.
         where: the place the record comes from, which begins every error.
+        keep_nulls: whether a key of arguments and schemas that is None is meant. Rows of `datasets`
+            have None for keys that are not there, so it is left out by default.
 
     Raises:
         DataError: the record is in none of the accepted formats.
@@ -111,6 +121,7 @@ def parse_conversation(record: Any, where: str | None = None) -> Conversation:
         return record
     try:
         check_depth(record, "the record")
+        record = record if keep_nulls else without_nulls(record)
         if isinstance(record, list):
             first = record[0] if record else None
             if isinstance(first, list) or (

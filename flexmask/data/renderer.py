@@ -27,6 +27,7 @@ from flexmask.data.thinking import (
 )
 from flexmask.data.tool_calls import read_tools
 from flexmask.data.unused import unused_keys
+from flexmask.data.values import without_nulls
 from flexmask.errors import DataError, LeftOutError, TemplateError
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
@@ -208,7 +209,7 @@ def render_samples(
     """
     conversation = parse_conversation(messages)
     if tools is not None:
-        conversation = replace(conversation, tools=read_tools(tools))
+        conversation = replace(conversation, tools=read_tools(without_nulls(tools)))
     renderer = Renderer(
         tokenizer,
         chat_template_kwargs=chat_template_kwargs,

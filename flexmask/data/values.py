@@ -75,3 +75,10 @@ def check_values(value: Any, what: str) -> None:
     elif isinstance(value, list):
         for item in value:
             check_values(item, what)
+
+
+def without_nulls(value: Any) -> Any:
+    """The same value without keys that are None, at any depth: rows of Arrow all have all keys."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
