@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any, NoReturn, TextIO
 
 from flexmask import __version__
 from flexmask.errors import FlexmaskError
@@ -24,6 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     given = sys.argv[1:] if arguments is None else arguments
     words = [_with_underscores(word) for word in given]
+    with redirect_stdout(_Output(sys.stdout)), redirect_stderr(_Output(sys.stderr)):
+        try:
+            _run(words)
+        finally:
+            sys.stdout.flush()
+
+
+def _run(words: list[str]) -> NoReturn:
     try:
         if words[:1] == ["train"] and not {"-h", "--help"} & set(words):
             sys.exit(train.run(words[1:]))  # whose options are also the Trainer's
@@ -59,3 +69,29 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=command.run)
         command.add_arguments(added)
     return parser
+
+
+class _Output:
+    """A stream of this process that nobody need read to its end, as in `flexmask plan ... | head`.
+
+    From where the reader has left, what is written goes nowhere, and the command goes on.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self._stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, use: Callable[[], int | None]) -> int | None:
+        try:
+            return use()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return None

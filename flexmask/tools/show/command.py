@@ -48,7 +48,4 @@ def run(options: argparse.Namespace) -> int:
 def _print(text: str) -> None:
     """Print `text`, with ? for what the terminal's encoding does not have."""
     encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "replace").decode(encoding), flush=True)
-    except BrokenPipeError:  # such as `| head`: who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text.encode(encoding, "replace").decode(encoding))
