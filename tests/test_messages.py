@@ -306,7 +306,11 @@ BAD = {
     ),
     "arguments-key": (
         [USER, {**ANSWER, "tool_calls": [{"function": {"name": "f", "kwargs": {"a": 1}}}]}],
-        "arguments of 'f' must stand under one of arguments, parameters, args, input, got the keys",
+        "arguments of 'f' must stand under one of arguments, parameters, args, input, and noth",
+    ),
+    "arguments-twice": (
+        [USER, {**ANSWER, "tool_calls": [{**CALL, "arguments": {"a": 3}}]}],
+        "arguments of 'add' must stand under one of arguments, parameters, args, input, and nothin",
     ),
     "arguments-type": (
         [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "[1]"}]}],
@@ -353,6 +357,10 @@ BAD = {
     "text-key": (
         [{"role": "user", "content": [{"type": "text", "words": "x"}]}],
         r"part 0 has its text under none of 'text', 'value', 'content', but the keys \['type', 'wo",
+    ),
+    "more-text": (
+        [{"role": "user", "content": [{"type": "text", "text": "x", "words": "y"}]}],
+        r"content part 0 has text that is not read, under \['words'\]; remove it",
     ),
     "two-texts": (
         [{"role": "user", "content": [{"type": "text", "text": "x", "value": "y"}]}],
@@ -495,3 +503,50 @@ json_values = st.recursive(
 def test_any_json_is_a_conversation_or_a_data_error(record):
     with suppress(DataError):
         assert isinstance(parse_conversation(record), Conversation)
+
+
+def some(base, *more, value):
+    """Objects with the keys of `base`, and perhaps one of `more`, which holds a `value`."""
+    extra = st.dictionaries(st.sampled_from(more), value, max_size=1)
+    return st.builds(lambda own: {**base, **own}, extra)
+
+
+word = st.just("W")
+words_or_parts = word | st.lists(word | some({"type": "text"}, "text", "more", value=word))
+part = some({"type": "text", "text": "W"}, "value", "summary", "more", value=words_or_parts)
+thought = some({"type": "thinking"}, "text", "summary", "reasoning", value=words_or_parts)
+function = some({"name": "W"}, "arguments", "kwargs", "input", value=st.just({"W": "W"}))
+call = function | some({"function": {"name": "W", "args": {"W": "W"}}}, "input", value=function)
+content = word | st.lists(part, max_size=2) | st.tuples(thought, part).map(list)
+calls_made = st.lists(call, max_size=2)
+fields = {
+    "thinking_blocks": st.lists(thought, max_size=1),
+    **dict.fromkeys(("reasoning", "value", "mood"), word),
+}
+others = dict.fromkeys(("system", "id", "source", "label", "y"), word)
+
+
+def numbered(value, words):
+    """`value` with each word replaced by one of its own, which is added to `words`."""
+    if isinstance(value, dict):
+        return {key: numbered(item, words) for key, item in value.items()}
+    if isinstance(value, list):
+        return [numbered(item, words) for item in value]
+    if value == "W":
+        words.append(f"word{len(words)}.")
+        return words[-1]
+    return value
+
+
+@given(
+    st.fixed_dictionaries({"content": content, "tool_calls": calls_made}, optional=fields),
+    st.fixed_dictionaries({}, optional={**others, "tools": st.lists(function, max_size=1)}),
+)
+def test_no_word_becomes_nothing(message, record):
+    words = []
+    record = numbered({**record, "messages": [USER, {"role": "assistant", **message}]}, words)
+    with suppress(DataError):
+        found = parse_conversation(record)
+        kept = [found.messages, found.tools, found.id, [record[key] for key in found.unused_keys]]
+        text = json.dumps(kept)
+        assert [word for word in words if word not in text] == []

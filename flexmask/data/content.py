@@ -17,6 +17,7 @@ _REASONING_PARTS = ("reasoning", "thinking", "reasoning.text", "reasoning.summar
 _INNER_PARTS = ("text", "summary_text", "reasoning_text")  # of a list within a thinking part
 _TEXT_KEYS = ("text", "value", "content")
 _THOUGHT_KEYS = ("thinking", "reasoning", "summary", *_TEXT_KEYS)
+_ABOUT = {"type", "id", "format", "signature", "status", "phase", "annotations", "citations"}
 
 _OPENED = re.compile(r"\s*<think>(?P<thinking>.*?)</think>(?P<answer>.*)", re.DOTALL)
 # The end of a thought that the prompt opened: the tag begins the text, or a line.
@@ -159,7 +160,7 @@ def _words(part: Any, keys: tuple[str, ...], what: str) -> str:
     """Return the words of a part, under whichever of `keys` it has them.
 
     Raises:
-        DataError: it has none of the keys, or different words under two.
+        DataError: it has none of the keys, different words under two, or more words elsewhere.
     """
     if isinstance(part, str):
         return read_text(part, what)
@@ -175,6 +176,9 @@ def _words(part: Any, keys: tuple[str, ...], what: str) -> str:
             f"{what} has its text under none of {', '.join(map(repr, keys))}, but the keys "
             f"{list(part)}; rename the one that holds it"
         )
+    others = [key for key in part.keys() - {*keys, *_ABOUT} if isinstance(part[key], str | list)]
+    if any(map(part.get, others)):
+        raise DataError(f"{what} has text that is not read, under {sorted(others)}; remove it")
     different = {text for text in texts.values() if text}
     if len(different) > 1:
         named = " and ".join(repr(key) for key, text in texts.items() if text)

@@ -61,7 +61,7 @@ _OWN_KEYS = {
 _WEIGHTS = ("train", "weight", "loss_weight", "loss_scale", "sample_weight")
 _RECORD_KEYS = {
     *(*_HOLD_MESSAGES, *_WEIGHTS, *_REFUSED_IN_RECORD, "finish_reason"),
-    *(*_SYSTEM, "id", "tools", "functions", "label", "chat_template_kwargs"),
+    *(*_SYSTEM, "id", "tools", "functions", "chat_template_kwargs"),
 }
 
 
@@ -145,7 +145,11 @@ def parse_conversation(
         None if name is None else str(name),
         where,
         settings,
-        tuple(k for k, v in record.items() if k not in _RECORD_KEYS and v is not None),
+        tuple(
+            key
+            for key, value in record.items()
+            if value is not None and key not in _RECORD_KEYS and (key, value) != ("label", True)
+        ),
     )
 
 

@@ -9,6 +9,8 @@ from flexmask.errors import DataError
 
 # Names of a call's arguments: of OpenAI; of Llama 3, LangChain and Anthropic.
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
+# What says nothing that the model is to write; the id reaches the template.
+_ABOUT = {"id", "type", "index", "call_id", "status", "caller", "thought_signature"}
 
 
 def read_tool_calls(value: Any, what: str) -> list[dict[str, Any]]:
@@ -26,22 +28,16 @@ def _read_tool_call(call: Any, what: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DataError(f"{what} must have a function with a 'name'")
     name = read_text(function["name"], f"{what}: name")
-    fields = {**call, **function}
-    given = {key: fields[key] for key in _ARGUMENTS if fields.get(key) is not None}
-    others = {key for key in fields if fields[key] is not None} - {
-        *_ARGUMENTS,
-        "function",
-        "name",
-        "id",
-        "type",
-        "index",
-    }
-    if len(given) > 1 or (others and not given):
+    fields = [*function.items(), *(call.items() if function is not call else ())]
+    found = {key: value for key, value in fields if value}
+    given = [value for key, value in fields if key in _ARGUMENTS and value is not None]
+    others = found.keys() - {*_ARGUMENTS, *_ABOUT, "function", "name", "extra_content"}
+    if others or given[1:] != given[:-1]:
         raise DataError(
-            f"{what}: arguments of {name!r} must stand under one of {', '.join(_ARGUMENTS)}, got "
-            f"the keys {list(fields)}"
+            f"{what}: arguments of {name!r} must stand under one of {', '.join(_ARGUMENTS)}, and "
+            f"nothing beside them; got the keys {list(found)}"
         )
-    arguments = next(iter(given.values()), None)
+    arguments = given[0] if given else None
     if isinstance(arguments, str):
         arguments = parse_json(arguments or "{}", f"{what}: arguments of {name!r}")
     if arguments is None:
