@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 from flexmask import Sample, build_tree, compile_mask, pack, patch, render_samples
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import Conversation, parse_conversation
-from flexmask.data.renderer import Renderer
+from flexmask.data.renderer import Rendered, Renderer
 from flexmask.demo import CONFIG_PATH, DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.cost import CostModel
@@ -242,9 +242,9 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
 
     def render(renderer, conversation):
         ids = rng.integers(9, size=rng.integers(2, 60))
-        return [Sample(ids, np.arange(ids.size) > 0, 1)]
+        return Rendered([Sample(ids, np.arange(ids.size) > 0, 1)], 0, ())
 
-    monkeypatch.setattr(Renderer, "samples", render)
+    monkeypatch.setattr(Renderer, "render", render)
     kinds = (Sample, Conversation, PrefixTree)
     memory, alive = [], []
 

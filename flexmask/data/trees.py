@@ -72,14 +72,19 @@ def summarize(counts: Mapping[str, int]) -> str:
         f"({sample_tokens:,} in N-pass, {sample_tokens / tokens:.2f} times as many)"
     )
     if counts["empty_thoughts"]:
-        line += (
-            f"; {pluralize(counts['empty_thoughts'], 'sample')} without thinking, for which the "
-            "chat template writes an empty thought, and it is trained (--empty_thinking "
-            "skip_conversation leaves such conversations out)"
-        )
+        line += f"; {empty_thoughts(counts['empty_thoughts'])}"
     if counts["bad_lines"]:
         line += f"; {pluralize(counts['bad_lines'], 'bad line')} skipped"
     return line
+
+
+def empty_thoughts(count: int) -> str:
+    """What is said of so many samples that train an empty thought."""
+    return (
+        f"{pluralize(count, 'sample')} without thinking, for which the chat template writes an "
+        "empty thought, and it is trained (--empty_thinking skip_conversation leaves such "
+        "conversations out)"
+    )
 
 
 def split_dataset(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from flexmask.data.trees import empty_thoughts
 from flexmask.data.unused import describe_unused
 from flexmask.errors import pluralize
 from flexmask.model.work import TILE
@@ -148,6 +149,8 @@ def _shape(plan: Plan) -> str:
         lines[0] += ", ".join(f"{name} {number:,}" for name, number in causes.items())
     if plan.chains:
         lines.append(f"{CHAIN}: {plan.chains:,} of {pluralize(plan.conversations, 'conversation')}")
+    if plan.empty_thoughts:
+        lines.append(empty_thoughts(plan.empty_thoughts))
     return "\n".join(lines)
 
 

@@ -17,8 +17,7 @@ import numpy as np
 
 from flexmask.data.files import BadLine, OnBadLine, read_files
 from flexmask.data.messages import Conversation
-from flexmask.data.renderer import Renderer
-from flexmask.data.unused import unused_keys
+from flexmask.data.renderer import Rendered, Renderer
 from flexmask.model.windows import FULL, Window
 from flexmask.model.work import (
     TILE,
@@ -31,8 +30,6 @@ from flexmask.model.work import (
 from flexmask.tools.plan.branches import Branches, count_branches, leaf_samples
 from flexmask.tools.plan.mistraining import Mistraining, count_mistrained
 from flexmask.tools.plan.row_budget import RowBudget
-from flexmask.tree.sample import Sample
-from flexmask.tree.tree import build_tree
 
 _LISTED = 20  # bad lines that are kept to be shown
 _NUM_BINS = 64  # of a distribution, at most
@@ -108,6 +105,7 @@ class Plan:
         longest_npass, longest_render: most tokens of a conversation's samples, end to end, and of
             its last sample.
         mistrained: trained tokens that other pipelines get wrong.
+        empty_thoughts: samples that train an empty thought.
         unused_keys: how many conversations have each key that nothing is made of.
         num_bad_lines: lines that were skipped.
         bad_lines: the first of them.
@@ -132,14 +130,14 @@ class Plan:
     longest_render: int = 0
     mistrained: Mistraining = field(default_factory=Mistraining)
     unused_keys: Counter[str] = field(default_factory=Counter)
+    empty_thoughts: int = 0
     num_bad_lines: int = 0
     bad_lines: list[BadLine] = field(default_factory=list)
 
-    def add(
-        self, conversation: Conversation, samples: Sequence[Sample], renderer: Renderer
-    ) -> None:
-        """Count one conversation and its samples."""
-        tree = build_tree(samples)
+    def add(self, conversation: Conversation, rendered: Rendered, renderer: Renderer) -> None:
+        """Count one conversation and what `renderer` made of it."""
+        samples, tree = rendered.samples, rendered.tree
+        self.empty_thoughts += rendered.num_empty_thoughts
         self.conversations += 1
         self.samples += len(samples)
         self.trained_tokens += sum(sample.num_trained for sample in samples)
@@ -158,7 +156,7 @@ class Plan:
         self.chains += len(leaves) == 1
         template = renderer.template(conversation)
         self.branches.add(count_branches(conversation, [samples[i] for i in leaves], template))
-        self.unused_keys.update(unused_keys(conversation, renderer.tokenizer))
+        self.unused_keys.update(rendered.unused_keys)
         self.mistrained.add(count_mistrained(conversation, samples, renderer.tokenizer))
         if self.overflow is not None:
             self.overflow.add(tree, samples)
@@ -208,6 +206,7 @@ class Plan:
             "conversation_tokens": distribution(self.conversation_tokens),
             "sample_tokens": distribution(self.sample_tokens),
             "mistrained_tokens": asdict(self.mistrained),
+            "empty_thoughts": self.empty_thoughts,
             "overflow": self.overflow and self.overflow.to_json(),
             "unused_keys": self.unused_keys,
             "num_bad_lines": self.num_bad_lines,
@@ -240,13 +239,13 @@ def make_plan(
     budget = None if max_tokens is None else RowBudget(max_tokens)
     plan = Plan(budget, renderer.thinking_text, tuple(windows))
 
-    def use(conversation: Conversation) -> tuple[Conversation, list[Sample]]:
-        return conversation, renderer.samples(conversation)
+    def use(conversation: Conversation) -> tuple[Conversation, Rendered]:
+        return conversation, renderer.render(conversation)
 
     for item in progress(read_files(paths, use, on_bad_line=on_bad_line)):
         if isinstance(item, BadLine):
             plan.skip(item)
         else:
-            conversation, samples = item
-            plan.add(conversation, samples, renderer)
+            conversation, rendered = item
+            plan.add(conversation, rendered, renderer)
     return plan
