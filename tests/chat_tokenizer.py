@@ -1,6 +1,7 @@
 """A small tokenizer with the control tokens of every chat template that is tested."""
 # ruff: noqa: RUF001 (the control tokens of DeepSeek are written with full-width bars)
 
+import copy
 import inspect
 from functools import cache
 from importlib.util import find_spec
@@ -113,4 +114,11 @@ def chat_tokenizer(name: str) -> PreTrainedTokenizerFast:
     tokenizer.add_tokens([AddedToken(token, special=False) for token in _PLAIN.split()])
     if name not in _ENCODERS:
         tokenizer.chat_template = chat_templates()[name]
+    return tokenizer
+
+
+def marking_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The same, but it writes a space before every text, as SentencePiece does."""
+    tokenizer = copy.deepcopy(chat_tokenizer(name))
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     return tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chat_cases import chat_case
-from chat_tokenizer import chat_tokenizer
+from chat_tokenizer import chat_tokenizer, marking_tokenizer
 from command_cases import run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,6 +145,18 @@ def test_kinds_hold_the_words_of_their_fields_under_real_templates(name):
             assert field in texts[kind], (kind, field)
     for field in (*words["thinking"], *words["response"]):
         assert field not in texts["context"] + texts["tool"]
+
+
+def test_kinds_are_the_same_where_a_tokenizer_marks_the_beginning_of_a_text():
+    messages, _ = chat_case("plain")
+    found = [
+        [(kind, text.strip()) for kind, text, _ in runs_of(labelled(messages, t)[1], t)]
+        for t in (chat_tokenizer("llama3"), marking_tokenizer("llama3"))
+    ]
+    assert [run[0] for run in found[0]] == [run[0] for run in found[1]]
+    assert [run for run in found[0] if run[0] == "response"] == [
+        run for run in found[1] if run[0] == "response"
+    ]
 
 
 def test_a_tokenizer_that_does_not_know_places_gives_context_and_response(tokenizer, monkeypatch):

@@ -51,24 +51,26 @@ def label_tree(tree: PrefixTree, conversation: Conversation, renderer: Renderer)
     codes = np.full(tree.num_tokens, _UNKNOWN, np.int8)
     turns = [_read_turn(template, conversation.messages, i) for i in conversation.trained]
     places = [token_index(tree, tree.path(leaf.segment)) for leaf in tree.leaves]
-    for turn, place in zip(turns, places, strict=True):
-        _paint(codes, place[-turn.completion.size :], turn.completion)
+    sizes = [0 if leaf.weights is None else leaf.weights.size for leaf in tree.leaves]
+    starts = [place.size - size for place, size in zip(places, sizes, strict=True)]
+    for turn, place, start in zip(turns, places, starts, strict=True):
+        _paint(codes, place[start:], turn.codes[start - place.size :])
     stops = tuple({turn.stop for turn in turns} - {""})
     # The last context holds the whole history; earlier ones seldom have anything to add.
-    for turn, place in zip(reversed(turns), reversed(places), strict=True):
-        context = place[: -turn.completion.size]
+    for turn, place, start in zip(turns[::-1], places[::-1], starts[::-1], strict=True):
+        context = place[:start]
         if (codes[context] == _UNKNOWN).any():
             _paint(codes, context, _context_codes(template, turn, context.size, stops))
     return _cut(tree, np.where(codes == _UNKNOWN, _CONTEXT, codes))
 
 
 class _Turn(NamedTuple):
-    """One sample's texts, its stop token or "", and the kinds of its completion's tokens, int8."""
+    """One sample's texts, its stop token or "", and the kinds of its tokens, int8."""
 
     history: list[Message]
     prompt: str
     stop: str
-    completion: np.ndarray
+    codes: np.ndarray
 
 
 def _read_turn(template: ChatTemplate, messages: list[Message], index: int) -> _Turn:
@@ -93,7 +95,8 @@ def _read_turn(template: ChatTemplate, messages: list[Message], index: int) -> _
         codes[:start] = answers[0].code
     for field in answers:
         codes[field.start :] = field.code
-    tokens = _token_codes(template.tokenizer, written, codes)
+    codes = np.concatenate((np.full(len(prompt), _CONTEXT, np.int8), codes))
+    tokens = _token_codes(template.tokenizer, prompt + written, codes)
     return _Turn(history, prompt, template.stop_token(written) or "", tokens)
 
 
