@@ -75,13 +75,18 @@ _SPLIT = re.compile(r": the prompt has .*?; ")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: "exact", "composed" or "refused", why, and the samples."""
+    """What became of a case: "exact", "composed" or "refused", why, and the samples.
+
+    `history` names what the template does with the thinking of earlier turns.
+    """
 
     verdict: str
     notes: tuple[str, ...]
     samples: tuple[Sample, ...]
+    history: str
 
 
+@cache
 def settings_of(name: str) -> list[dict[str, Any]]:
     """The settings that a template is tried with: none, and those of `SETTINGS` that change it."""
     found: dict[str, dict[str, Any]] = {}
@@ -114,28 +119,30 @@ def outcome(name: str, case: str, settings: dict[str, Any]) -> Outcome:
 @cache
 def _outcome(name: str, case: str, settings: tuple[tuple[str, Any], ...]) -> Outcome:
     messages, tools = chat_case(case)
+    tokenizer = chat_tokenizer(name)
+    rule = thinking_rule(tokenizer, tools, dict(settings)).history
     announce_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             samples = render_samples(
-                messages, chat_tokenizer(name), tools=tools, chat_template_kwargs=dict(settings)
+                messages, tokenizer, tools=tools, chat_template_kwargs=dict(settings)
             )
         except TemplateError as error:
             text = re.sub(r"^message \d+: ", "", str(error))
-            return Outcome("refused", (_SPLIT.sub("; ", text),), ())
+            return Outcome("refused", (_SPLIT.sub("; ", text),), (), rule)
     notes = tuple(str(warning.message) for warning in caught)
     composed = any("completed" in note or "composed" in note for note in notes)
-    return Outcome("composed" if composed else "exact", notes, tuple(samples))
+    return Outcome("composed" if composed else "exact", notes, tuple(samples), rule)
 
 
 def history(name: str, settings: dict[str, Any]) -> str:
     """What later prompts hold of the thinking; "" where none can be written."""
-    if outcome(name, "thinking", settings).verdict == "refused":
+    plain, calls = (outcome(name, case, settings) for case in ("thinking", "thinking+tools"))
+    if plain.verdict == "refused":
         return ""
-    tokenizer, (_, tools) = chat_tokenizer(name), chat_case("tools")
-    with_tools, without = (thinking_rule(tokenizer, t, settings).history for t in (tools, None))
-    return with_tools if with_tools == without else f"{with_tools} with tools, else {without}"
+    same = plain.history == calls.history
+    return plain.history if same else f"{calls.history} with tools, else {plain.history}"
 
 
 def template_table() -> str:

@@ -323,7 +323,6 @@ def render_or_error(conversation: Conversation, tokenizer) -> tuple[list[Sample]
         ("glm4moe", 112),
         ("gptoss", 95),
         ("llama3_1", 0),
-        ("nemotron_3_nano", 112),
         ("qwen3", 112),
     ],
 )
