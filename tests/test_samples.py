@@ -166,6 +166,16 @@ def test_settings_of_the_conversation_come_before_those_given():
     assert not texts(render_samples(messages, tokenizer)[0], tokenizer)[0].endswith("\n\n")
 
 
+@pytest.mark.parametrize("option", ["tools", "chat_template_kwargs"])
+def test_options_that_are_nested_too_deep_are_refused(option):
+    deep = {}
+    for _ in range(1500):
+        deep = {"a": deep}
+    given = {"tools": [{"name": "f", "parameters": deep}], "chat_template_kwargs": deep}[option]
+    with pytest.raises(DataError, match=f"^{option} is nested too deep"):
+        render_samples(chat_case("plain")[0], chat_tokenizer("qwen3"), **{option: given})
+
+
 def test_messages_are_not_changed():
     messages, tools = chat_case("system+thinking+tools")
     before = repr((messages, tools))

@@ -27,7 +27,7 @@ from flexmask.data.thinking import (
 )
 from flexmask.data.tool_calls import read_tools
 from flexmask.data.unused import unused_keys
-from flexmask.data.values import without_nulls
+from flexmask.data.values import check_depth, without_nulls
 from flexmask.errors import DataError, LeftOutError, TemplateError
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree, build_tree
@@ -93,6 +93,7 @@ class Renderer:
             )
         _read_date(self.date)
         if self.chat_template_kwargs:
+            check_depth(self.chat_template_kwargs, "chat_template_kwargs")
             check_settings(self.tokenizer, self.chat_template_kwargs)
 
     @property
@@ -209,6 +210,7 @@ def render_samples(
     """
     conversation = parse_conversation(messages)
     if tools is not None:
+        check_depth(tools, "tools")
         conversation = replace(conversation, tools=read_tools(without_nulls(tools)))
     renderer = Renderer(
         tokenizer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flexmask.data.values import check_depth, check_values, parse_json, read_text
+from flexmask.data.values import check_values, parse_json, read_text
 from flexmask.errors import DataError
 
 # Names of a call's arguments: of OpenAI; of Llama 3, LangChain and Anthropic.
@@ -56,7 +56,6 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
     """Return function schemas, each with its `function` key, or None where there are none."""
     if isinstance(value, str):
         value = parse_json(value, "tools") if value.strip() else None
-    check_depth(value, "tools")
     if not value:
         return None
     if not isinstance(value, list):
