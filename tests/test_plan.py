@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from chat_cases import chat_case
-from chat_tokenizer import chat_tokenizer
+from chat_tokenizer import chat_tokenizer, marking_tokenizer
 from command_cases import run, write_config, write_conversations
 from hypothesis import given
 from hypothesis import strategies as st
@@ -149,6 +149,16 @@ def test_mistrained_tokens_equal_a_hand_count(tokenizer):
     assert counts.no_thinking_turns == 1
     assert counts.first_response_token == 2
     assert counts.conversations_with_tool_messages == 0
+
+
+@pytest.mark.filterwarnings("ignore:the chat template opens the thinking")
+def test_tokens_of_thinking_are_the_same_where_a_tokenizer_marks_the_beginning_of_a_text():
+    conversation = parse_conversation(chat_case("thinking")[0])
+    plain, marking = (
+        mistrained(conversation, make("deepseek_r1_distill"))
+        for make in (chat_tokenizer, marking_tokenizer)
+    )
+    assert plain.one_render_never_trained == marking.one_render_never_trained > 0
 
 
 def test_a_single_turn_is_only_wrong_in_the_papers_first_token(tokenizer):

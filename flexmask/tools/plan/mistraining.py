@@ -19,6 +19,7 @@ what one habit does by itself.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -123,17 +124,19 @@ def _thinking_length(tokenizer: Any, completion: list[int], thinking: str) -> in
     """Tokens of a completion up to the last one that holds a letter of its thinking.
 
     The completion is decoded, and its tokens' places in the text tell. Where the tokenizer does not
-    tell places, or does not give the same tokens again, the text before and the thinking itself are
-    tokenised by themselves.
+    tell places, or does not give the same tokens again (which do not begin a text), the shortest
+    beginning is sought that decodes to so much.
     """
     if not thinking:
         return 0
-    text = tokenizer.decode(
-        completion, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    decode = partial(
+        tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
+    text = decode(completion)
     stop = max(text.find(thinking), 0) + len(thinking)
     if getattr(tokenizer, "is_fast", False):
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if encoded["input_ids"] == completion:
             return sum(start < stop for start, _ in encoded["offset_mapping"])
-    return min(len(tokenizer.encode(text[:stop], add_special_tokens=False)), len(completion))
+    lengths = range(1, len(completion))
+    return 1 + bisect_left(lengths, stop, key=lambda length: len(decode(completion[:length])))
