@@ -122,7 +122,7 @@ def test_kinds_of_a_conversation_with_thinking_and_a_tool(tokenizer):
     ]
 
 
-TEMPLATES = ("qwen3", "qwen3_6", "gptoss", "glm4moe", "nemotron_3_nano", "lfm2_2_5")
+TEMPLATES = ("qwen3", "qwen3_6", "gptoss", "glm4moe", "nemotron_3_nano", "lfm2_2_5", "minimax_m3")
 
 
 @pytest.mark.filterwarnings("ignore:the chat template ends assistant messages without")

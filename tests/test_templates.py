@@ -29,7 +29,7 @@ RUNS = [
     for case in CASES
 ]
 REASONS = (
-    r"drops or changes the message's (thinking|content|tool call \d+); use",
+    r"drops or changes the message's (thinking|content|tool call \d+); (use|this message has)",
     r"leaves out (tool|message) \d+ \(.*\); remove",
     r"cannot write it: .+; change",
     r"does not continue its own prompt",
@@ -170,7 +170,17 @@ def test_prompt_that_closes_the_thinking_is_refused_with_both_texts_and_the_reme
     assert text.startswith("message 1: the chat template does not continue its own prompt")
     assert r"</think>\n\n'" in text
     assert r"<think>\nTwo and two." in text
-    assert "try chat_template_kwargs={'enable_thinking': True}" in text
+    assert "set chat_template_kwargs={'enable_thinking': True}" in text
+
+
+def test_thinking_that_is_dropped_names_the_setting_with_which_it_is_written():
+    messages, _ = chat_case("thinking")
+    with pytest.raises(
+        TemplateError, match=r"thinking; this message .* set .*\{'thinking': True\}"
+    ):
+        render_samples(messages, chat_tokenizer("deepseek_v3_1"))
+    with pytest.raises(TemplateError, match="thinking; use a template"):  # it writes none with it
+        render_samples(messages, chat_tokenizer("gemma4"))
 
 
 def test_error_of_the_template_itself_is_named_with_its_message():

@@ -42,13 +42,13 @@ def check_turn(
         words = message.get(key, "").strip()
         found = written.find(words, start)
         if found < 0:
-            raise TemplateError(_lost(name))
+            raise TemplateError(_lost(name, template, history, message))
         start = found + len(words)
     marks = Marks()
     marked = template.completion(prompt, history, mark_message(message, marks))
     lost = marks.missing(marked)
     if lost is not None:
-        raise TemplateError(_lost(lost))
+        raise TemplateError(_lost(lost, template, history, message))
     _check_special(template, message, written)
     _check_tags(message, marks, marked)
 
@@ -168,10 +168,10 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _lost(name: str) -> str:
-    remedy = (
-        "use a template that writes reasoning_content, or remove the thinking from the data"
-        if name == "thinking"
-        else "use a template that writes it, or remove it from the data"
-    )
+def _lost(name: str, template: ChatTemplate, history: Sequence[Message], message: Message) -> str:
+    remedy = "use a template that writes it, or remove it from the data"
+    if name == "thinking":
+        remedy = template.thinking_remedy(history, message) or (
+            "use a template that writes reasoning_content, or remove the thinking from the data"
+        )
     return f"the chat template drops or changes the message's {name}; {remedy}"

@@ -33,12 +33,12 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from typing import Any
 
-from flexmask.data.jinja import CompiledTemplate, Message, check_template
+from flexmask.data.jinja import CompiledTemplate, Message, check_template, template_variables
 from flexmask.data.thoughts import behind_closed_thought, filled_thought, thought_to_close
 from flexmask.errors import TemplateError
 from flexmask.tree.sample import common_prefix_length
@@ -47,6 +47,8 @@ _OWN_SETTINGS = {
     *("add_generation_prompt", "chat_template", "continue_final_message", "tokenize", "tools")
 }
 
+# Settings that have models think, by the names that templates use.
+_SWITCHES = {"enable_thinking", "thinking"}
 _is_quiet = ContextVar("_is_quiet", default=False)
 _QUESTION = {"role": "user", "content": "asked"}
 _ANSWER = {"role": "assistant", "content": "said"}
@@ -116,13 +118,28 @@ class ChatTemplate:
         if written is None:
             written = _composed(prompt, full, message)
         if written is None:
-            raise TemplateError(self._describe_split(prompt, full, message))
+            raise TemplateError(self._describe_split(prompt, full, history, message))
         return self._up_to_stop(_filled(prompt, written, message), history, message, full)
 
     def stop_token(self, completion: str) -> str | None:
         """Return the special token that `completion` ends with, the longest, or None."""
         tokens = special_tokens(self.tokenizer, len(self.tokenizer))
         return max(filter(completion.endswith, tokens), key=len, default=None)
+
+    def thinking_remedy(self, history: Sequence[Message], message: Message) -> str | None:
+        """Return the setting with which the template writes the thinking of `message`, or None."""
+        thinking = message.get("reasoning_content", "").strip()
+        for name in _SWITCHES & template_variables(self.tokenizer, self.tools):
+            if not thinking or self.settings.get(name) is True:
+                continue
+            switched = ChatTemplate(self.tokenizer, self.tools, {**self.settings, name: True})
+            with suppress(TemplateError), unannounced():
+                if thinking in switched.completion(switched.prompt(history), history, message):
+                    return (
+                        f"this message has thinking: set chat_template_kwargs={{{name!r}: True}}, "
+                        f"""on the command line --chat_template_kwargs '{{"{name}": true}}'"""
+                    )
+        return None
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         # Arguments are objects, and JSON text for a template that joins strings (DeepSeek-V3).
@@ -177,17 +194,12 @@ class ChatTemplate:
         )
         return written
 
-    def _describe_split(self, prompt: str, full: str, message: Message) -> str:
+    def _describe_split(
+        self, prompt: str, full: str, history: Sequence[Message], message: Message
+    ) -> str:
         same = common_prefix_length(prompt, full)
         shown = slice(max(same - 20, 0), same + 40)
-        remedy = "use a template that does"
-        if "reasoning_content" in message and "enable_thinking" in str(
-            self.tokenizer.chat_template
-        ):
-            remedy = (
-                "this message has thinking: try chat_template_kwargs={'enable_thinking': True}, on "
-                """the command line --chat_template_kwargs '{"enable_thinking": true}'"""
-            )
+        remedy = self.thinking_remedy(history, message) or "use a template that does"
         return (
             "the chat template does not continue its own prompt: the prompt has "
             f"{prompt[shown]!r} where the message has {full[shown]!r}; {remedy}"

@@ -22,6 +22,11 @@ _PAIRS = (
 )
 
 
+def closes_thought(text: str) -> bool:
+    """Return whether a closing tag stands in `text`."""
+    return any(re.search(closing, text) for closing, _ in _PAIRS)
+
+
 def behind_closed_thought(
     prompt: str, bare: Callable[[], str], full: str
 ) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ import numpy as np
 from flexmask.data.messages import Conversation
 from flexmask.data.renderer import Renderer
 from flexmask.data.template import ChatTemplate, Message
-from flexmask.data.thoughts import THINKING_TAGS
+from flexmask.data.thoughts import closes_thought
 from flexmask.errors import TemplateError
 from flexmask.tools.show.orders import token_index
 from flexmask.tree.sample import common_prefix_length
@@ -87,9 +87,7 @@ def _read_turn(template: ChatTemplate, messages: list[Message], index: int) -> _
     start = answers[0].start if answers else 0
     if not message["content"].strip() and "tool_calls" not in message:
         start = len(written)  # nothing but a thought
-    if "reasoning_content" in message or any(
-        tag.strip() in written[:start] for tag in THINKING_TAGS.values()
-    ):
+    if "reasoning_content" in message or closes_thought(written[:start]):
         codes[:start] = _THINKING
     elif answers:
         codes[:start] = answers[0].code
