@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -34,11 +35,17 @@ def write_json(data: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def disk_errors(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
-    """A block that writes to `path`, and raises DataError, of one line, if the disk refuses."""
+    """A block that writes to `path`, and raises DataError, of one line, if the disk refuses.
+
+    `remedy` is for a disk that is full or locked; what has gone was removed by others.
+    """
     try:
         yield
     except OSError as error:
         reason = error.strerror or one_line(error)
+        if error.errno == errno.ENOENT:
+            reason += f": {error.filename}" if error.filename else ""
+            remedy = "another program, or a second run, has removed it: end that, and run again"
         raise DataError(f"{path}: cannot be written: {reason}; {remedy}") from error
 
 

@@ -14,10 +14,12 @@ import torch
 from command_cases import run, write_conversations, write_model
 from forked import TORCHRUN, launch
 from huggingface_hub import HfApi
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, TrainingArguments
 
 from flexmask.demo import TOKENIZER_PATH
+from flexmask.errors import DataError
+from flexmask.training.checkpoints import checkpoint_errors
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +201,8 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--use_peft", "--lora_target_modules", "x"), "--lora options: Target modules {'x'} not"),
         (("--lora_r", 8), "--lora_r says how adapters are made; give --use_peft too"),
         (("--num_epochs", 3), "unknown option --num_epochs (did you mean --num_train_epochs?)"),
+        (("--lr", 1e-5), "unknown option --lr (did you mean --learning_rate?)"),
+        (("--packing",), "unknown option --packing (did you mean --max_tokens?)"),
         (("--bf16", "true", "other.jsonl"), "other.jsonl: stands apart from the other DATA"),
         (
             ("--kernel_options", "{}"),
@@ -222,6 +226,33 @@ def test_options_that_cannot_be_used_are_one_line_and_write_nothing(
     assert run("train", *names, *options) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_without_a_gpu_the_cpu_is_chosen_and_bf16_is_refused(
+    model_dir, data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    names = (data, "--model", model_dir, "--output", tmp_path / "out", "--from_config")
+    assert run("train", *names, "--bf16") == 2
+    assert "give --dtype float32 without --bf16, or --use_cpu" in capsys.readouterr().err
+    assert run("train", *names, "--label_smoothing_factor", 0.1) == 2  # `use_cpu` is set by then
+    assert "--label_smoothing_factor must be 0" in capsys.readouterr().err
+
+
+def test_processes_that_the_trainer_does_not_see_are_refused(model_dir, data, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    names = (data, "--model", model_dir, "--output", "out", "--from_config", "--use_cpu", "false")
+    assert run("train", *names) == 2
+    assert "WORLD_SIZE is 2, but the Trainer sees 1 process on " in capsys.readouterr().err
+
+
+def test_a_file_that_has_gone_is_not_a_full_disk(tmp_path):
+    gone, weights = tmp_path / "gone", {"a": torch.ones(3)}
+    for write in (save_file, torch.save, lambda _, path: path.write_text("a")):
+        with pytest.raises(DataError, match="No such file") as raised, checkpoint_errors(gone):
+            write(weights, gone / "file")
+        assert "a second run, has removed it" in str(raised.value)
+        assert "space" not in str(raised.value)
 
 
 def test_processes_must_weigh_the_tokens_of_the_whole_step(model_dir, data, capsys, monkeypatch):

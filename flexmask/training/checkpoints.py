@@ -9,7 +9,9 @@ resume from it.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -161,8 +163,12 @@ def checkpoint_errors(path: Path) -> Iterator[None]:
         try:
             yield
         except SafetensorError as error:
-            raise OSError(str(error)) from error
+            found = re.search(r"\(os error (\d+)\)", str(error))
+            number = (int(found[1]),) if found else ()
+            raise OSError(*number, str(error)) from error
         except RuntimeError as error:  # the file writer of torch.save, which does not say why
+            if str(error).startswith("Parent directory"):
+                raise FileNotFoundError(errno.ENOENT, f"No such file: {error}") from error
             if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
                 raise
             raise OSError("the disk did not take a whole file") from error

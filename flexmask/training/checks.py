@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,6 +161,13 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
         raise UnsupportedModelError(
             "--train_sampling_strategy group_by_length cannot see the lengths of trees; leave it "
             "out, --max_tokens fills rows by length"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched > training.world_size:
+        raise DataError(
+            f"WORLD_SIZE is {launched}, but the Trainer sees {training.world_size} process on "
+            f"{training.device.type}: each would train a copy of the model; start them with "
+            "torchrun, or give --use_cpu for processes without a GPU"
         )
     if training.world_size > 1 and not training.average_tokens_across_devices:
         raise UnsupportedModelError(

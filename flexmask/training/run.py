@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flexmask.backends.flex_tables import BLOCK
 from flexmask.errors import DataError, FlexmaskError, one_line
 from flexmask.files import atomic_write, write_json
-from flexmask.model.load import load_model
+from flexmask.model.load import load_model, slow_on_cpu
 from flexmask.packing.collator import TreeCollator
 from flexmask.training.checks import (
     check_backend,
@@ -126,9 +126,12 @@ def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:
 
 
 def tell_rounding(model: nn.Module) -> None:
-    """Say so where weights are trained in a type that rounds small updates away."""
+    """Say so where weights are in a type that rounds small updates away, or slow on a CPU."""
     import torch
 
+    first = next(model.parameters())
+    if first.device.type == "cpu" and first.dtype.itemsize == 2:
+        print(f"speed: {slow_on_cpu(first.dtype)}; give --dtype float32", file=sys.stderr)
     for dtype in {weight.dtype for weight in model.parameters() if weight.requires_grad}:
         if torch.finfo(dtype).bits < 32:
             name = str(dtype).removeprefix("torch.")

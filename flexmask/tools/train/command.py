@@ -28,8 +28,17 @@ every option of transformers.TrainingArguments works too, under its own name, su
 
 on several GPUs:
   torchrun --nproc-per-node 8 -m flexmask train DATA... --model PATH_OR_ID --output DIR
+without a GPU, or with --use_cpu, on the CPU: --dtype float32, and no --bf16.
 """
 _OTHER_NAMES = {"output_dir": "output", "resume_from_checkpoint": "resume"}
+_MEANT = {  # what other trainers call them
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "packing": "max_tokens",
+    "max_length": "max_tokens",
+    "max_seq_length": "max_tokens",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +58,10 @@ def run(words: Sequence[str]) -> int:
 
 def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
     """Our options and the Trainer's, with what packed rows require of these."""
+    import torch
     from transformers import HfArgumentParser, TrainingArguments
+
+    from flexmask.model.load import slow_on_cpu
 
     kind: Any = TrainingArguments
     parser = HfArgumentParser(
@@ -64,6 +76,7 @@ def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
         logging_steps=10,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
+        use_cpu=None,
     )
     options, unknown = parser.parse_known_args(words)
     if unknown:
@@ -81,6 +94,13 @@ def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
             "--rows_per_batch and --per_device_train_batch_size (conversations) both say what a "
             "batch is; leave out one"
         )
+    if options.use_cpu is None:
+        options.use_cpu = not torch.accelerator.is_available()
+        if options.use_cpu and options.bf16:
+            raise FlexmaskError(
+                f"--bf16 without a GPU: {slow_on_cpu(torch.bfloat16)}; give --dtype float32 "
+                "without --bf16, or --use_cpu to have it all the same"
+            )
     config = TrainConfig(**_fields_of(TrainConfig, options))
     try:
         training = TrainingArguments(**_fields_of(TrainingArguments, options))
@@ -102,8 +122,10 @@ def _unknown(words: Sequence[str], known: dict[str, Any]) -> str:
     name = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
     if name is None:
         return f"{words[0]}: stands apart from the other DATA; give all of them first"
-    meant = difflib.get_close_matches(name, [f"--{option}" for option in known], n=1, cutoff=0.7)
-    guess = f" (did you mean {meant[0]}?)" if meant else ""
+    word = name.lstrip("-")
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    meant = _MEANT.get(word) or next(iter(close), None)
+    guess = f" (did you mean --{meant}?)" if meant else ""
     return (
         f"unknown option {name}{guess}; options are those of `flexmask train --help` and of "
         "transformers.TrainingArguments"
