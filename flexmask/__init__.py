@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from flexmask.packing.sampler import TreeBatchSampler as TreeBatchSampler
     from flexmask.training.checkpoints import ResumableTrainer as ResumableTrainer
     from flexmask.training.trainer import TreeTrainer as TreeTrainer
+    from flexmask.tree.build import build_tree as build_tree
     from flexmask.tree.mask import TreeMask as TreeMask
     from flexmask.tree.mask import compile_mask as compile_mask
     from flexmask.tree.sample import Sample as Sample
     from flexmask.tree.tree import PrefixTree as PrefixTree
     from flexmask.tree.tree import Segment as Segment
-    from flexmask.tree.tree import build_tree as build_tree
 
 __version__ = "0.1.0"
 
@@ -55,7 +55,7 @@ _HOMES = {
     "TreeMask": "flexmask.tree.mask",
     "TreeTrainer": "flexmask.training.trainer",
     "attention": "flexmask.backends",
-    "build_tree": "flexmask.tree.tree",
+    "build_tree": "flexmask.tree.build",
     "compile_mask": "flexmask.tree.mask",
     "disabled": "flexmask.model",
     "is_patched": "flexmask.model",

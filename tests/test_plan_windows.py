@@ -29,7 +29,7 @@ from flexmask.tools.plan.report import estimate_text
 from flexmask.tools.plan.survey import make_plan
 from flexmask.training.data import make_batch_sampler
 from flexmask.training.options import TrainConfig
-from flexmask.tree.tree import build_tree
+from flexmask.tree.build import build_tree
 
 BLOCK = 4  # tokens on a side of a tile, in place of 128
 

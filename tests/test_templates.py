@@ -16,8 +16,8 @@ from flexmask.data.renderer import render_samples
 from flexmask.data.template import ChatTemplate, announce_once
 from flexmask.errors import FlexmaskError, TemplateError
 from flexmask.training.stops import trained_stops
+from flexmask.tree.build import build_tree
 from flexmask.tree.sample import Sample
-from flexmask.tree.tree import build_tree
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")  # announcements
 

@@ -29,8 +29,9 @@ from flexmask.data.tool_calls import read_tools
 from flexmask.data.unused import unused_keys
 from flexmask.data.values import check_depth, without_nulls
 from flexmask.errors import DataError, LeftOutError, TemplateError
+from flexmask.tree.build import build_tree
 from flexmask.tree.sample import Sample
-from flexmask.tree.tree import PrefixTree, build_tree
+from flexmask.tree.tree import PrefixTree
 
 EmptyThinking = Literal["template", "skip_conversation"]
 # What decides on the samples of a conversation beside the tokenizer.

@@ -12,8 +12,9 @@ from flexmask.data.thinking import ThinkingHistory
 from flexmask.errors import DataError
 from flexmask.packing.fitting import Overflow, check_budget
 from flexmask.packing.rows import PackedRow, PackedRows, check_multiple, pack, stack_rows
+from flexmask.tree.build import build_tree
 from flexmask.tree.sample import Sample
-from flexmask.tree.tree import PrefixTree, build_tree
+from flexmask.tree.tree import PrefixTree
 
 if TYPE_CHECKING:
     from torch import Tensor

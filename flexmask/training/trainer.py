@@ -14,9 +14,9 @@ from flexmask.model.checks import check_parallelism
 from flexmask.model.loss import as_bits
 from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.training.checkpoints import ResumableTrainer
+from flexmask.tree.build import build_tree
 from flexmask.tree.layout import IGNORE_INDEX
 from flexmask.tree.sample import Sample
-from flexmask.tree.tree import build_tree
 
 
 class TreeTrainer(ResumableTrainer):

@@ -18,8 +18,9 @@ from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import write_json
 from flexmask.tools.demo.worker import N_PASS, SINGLE_PASS, ModeResult, WorkerProcess
 from flexmask.tools.table import table
+from flexmask.tree.build import build_tree
 from flexmask.tree.sample import Sample
-from flexmask.tree.tree import PrefixTree, build_tree
+from flexmask.tree.tree import PrefixTree
 
 _MASK_BLOCKS = 160  # tiles on a side of the mask's picture, at most
 _MODES = (N_PASS, SINGLE_PASS)

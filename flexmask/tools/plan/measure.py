@@ -20,9 +20,9 @@ from flexmask.model.npass import npass_batches
 from flexmask.model.work import Work, npass_work, single_pass_work
 from flexmask.packing.rows import PackedRow
 from flexmask.tools.plan.memory import saved_bytes
+from flexmask.tree.build import build_tree
 from flexmask.tree.layout import IGNORE_INDEX
 from flexmask.tree.sample import Sample
-from flexmask.tree.tree import build_tree
 
 WAYS = ("npass", "packed_npass", "single_pass")
 _ROUNDS = 3

@@ -34,8 +34,8 @@ from flexmask.tools.verify.gradients import (
 )
 from flexmask.tools.verify.parameter_groups import parameter_groups
 from flexmask.tools.verify.report import Control, VerifyReport
+from flexmask.tree.build import build_tree
 from flexmask.tree.sample import Sample
-from flexmask.tree.tree import build_tree
 
 WIDER = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
