@@ -118,6 +118,17 @@ def test_kimi_k2_answers_get_their_thinking_into_the_thought_that_the_template_e
     assert completion == "Two and two.</think>It is 4.<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"), [("kimi_k2_thinking", {}), ("deepseek_v3_1", {"thinking": True})]
+)
+def test_white_space_of_composed_thinking_stays_as_it_is(name, settings):
+    messages, _ = chat_case("thinking")
+    messages[1]["reasoning_content"] = "\n Two.\n"
+    tokenizer = chat_tokenizer(name)
+    sample = render_samples(messages[:2], tokenizer, chat_template_kwargs=settings)[0]
+    assert "<think>\n Two.\n</think>It is 4." in tokenizer.decode(sample.input_ids)
+
+
 def test_deepseek_v3_1_thinks_up_to_its_own_tag_and_answers_behind_it():
     context, completion = rendered("deepseek_v3_1", "thinking", 1, thinking=True)
     assert context.endswith("<\uff5cAssistant\uff5c><think>")

@@ -258,12 +258,13 @@ def _composed(prompt: str, full: str, message: Message) -> str | None:
         "the chat template opens the thinking in its prompt and leaves it out of messages: "
         f"completions are composed as thinking, {closing!r}, answer"
     )
-    return message.get("reasoning_content", "").strip("\n") + closing + written
+    thinking = message.get("reasoning_content", "")
+    return (thinking.strip("\n") if closing.startswith("\n") else thinking) + closing + written
 
 
 def _filled(prompt: str, written: str, message: Message) -> str:
-    thinking = message.get("reasoning_content", "").strip("\n")
-    filled = filled_thought(prompt, written, thinking) if thinking else None
+    thinking = message.get("reasoning_content", "")
+    filled = filled_thought(prompt, written, thinking) if thinking.strip() else None
     if filled is None:
         return written
     _announce(
