@@ -1,8 +1,10 @@
-"""The errors that flexmask raises for its callers.
+"""The errors that flexmask raises for its callers, and what it announces.
 
 Every message says where, which rule, which value, and what to do about it.
 """
 
+import warnings
+from functools import cache
 from textwrap import shorten
 
 
@@ -42,3 +44,9 @@ def pluralize(number: int, noun: str, plural: str | None = None) -> str:
 def one_line(error: BaseException) -> str:
     """What an error of another library says, cut if long; its type where it says nothing."""
     return shorten(str(error), 400, placeholder=" ...") or type(error).__name__
+
+
+@cache
+def announce_once(text: str) -> None:
+    """Warn, once a process for every text."""
+    warnings.warn(text, stacklevel=2)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexmask.data.messages import Conversation, parse_conversation
-from flexmask.errors import DataError
+from flexmask.errors import DataError, announce_once
 
 USER = {"role": "user", "content": "What is 2 plus 2?"}
 ANSWER = {"role": "assistant", "content": "4", "reasoning_content": "Two and two."}
@@ -191,6 +191,15 @@ def test_untrained_messages_are_marked(key):
         assert found.messages[3] == ANSWER
 
 
+def test_a_greeting_is_context_and_said_to_be():
+    announce_once.cache_clear()
+    greeting = {"role": "assistant", "content": "Hello!"}
+    with pytest.warns(UserWarning, match="begin with a message of the assistant: .* not trained"):
+        found = parse_conversation([greeting, USER, ANSWER])
+    assert found.messages == [{**greeting, "train": False}, USER, ANSWER]
+    assert found.trained == [2]
+
+
 def test_a_cut_message_is_context_alone():
     cut = {**ANSWER, "finish_reason": "length", "train": False}
     found = parse_conversation([USER, cut, USER, {**ANSWER, "finish_reason": "stop"}])
@@ -267,7 +276,7 @@ BAD = {
     "sender": ({"conversations": [{"from": "me", "value": "x"}]}, "message 0 is from 'me'; send"),
     "no-assistant": ([USER], "no assistant message; there is nothing to train on"),
     "untrained": ([USER, {**ANSWER, "train": False}], "every assistant message has train: false"),
-    "first": ([ANSWER], "message 0 is from the assistant, with nothing to answer"),
+    "first": ([ANSWER, USER], "every assistant message has .* or begins the conversation"),
     "says-nothing": ([USER, {"role": "assistant", "content": " "}], "message 1 .* no content, th"),
     "no-content": ([{"role": "user"}], "message 0 is from the user and has no 'content'"),
     "user-thinks": ([{**USER, "reasoning": "x"}], "message 0 is from the user; only the assist"),

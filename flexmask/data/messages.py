@@ -25,7 +25,7 @@ from flexmask.data.values import (
     read_text,
     without_nulls,
 )
-from flexmask.errors import DataError, pluralize
+from flexmask.errors import DataError, announce_once, pluralize
 
 ROLES = ("system", "user", "assistant", "tool")
 _HOLD_MESSAGES = ("messages", "conversations")
@@ -252,15 +252,19 @@ def _from_sharegpt(message: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def _check_order(messages: list[dict[str, Any]]) -> None:
+    if messages[0]["role"] == "assistant" and messages[0].get("train", True):
+        messages[0]["train"] = False
+        announce_once(
+            "conversations begin with a message of the assistant: it answers nothing, so it is "
+            "context for the later ones and not trained"
+        )
     trained = Conversation(messages).trained
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError("no assistant message; there is nothing to train on")
     if not trained:
-        raise DataError("every assistant message has train: false; there is nothing to train on")
-    if trained[0] == 0:
         raise DataError(
-            "message 0 is from the assistant, with nothing to answer; "
-            'begin with a user or system message, or give it "train": false'
+            "every assistant message has train: false or begins the conversation, where it answers "
+            "nothing; there is nothing to train on"
         )
 
 

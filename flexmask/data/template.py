@@ -31,16 +31,15 @@ All but the first are a choice that the template does not make, so each is annou
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 from flexmask.data.jinja import CompiledTemplate, Message, check_template, template_variables
 from flexmask.data.thoughts import behind_closed_thought, filled_thought, thought_to_close
-from flexmask.errors import TemplateError
+from flexmask.errors import TemplateError, announce_once
 from flexmask.tree.sample import common_prefix_length
 
 _OWN_SETTINGS = {
@@ -308,9 +307,3 @@ def unannounced() -> Iterator[None]:
 def _announce(text: str) -> None:
     if not _is_quiet.get():
         announce_once(text)
-
-
-@cache
-def announce_once(text: str) -> None:
-    """Warn, once a process for every text."""
-    warnings.warn(text, stacklevel=2)
