@@ -291,9 +291,10 @@ def test_a_picture_names_its_kinds_samples_and_density(sums, tmp_path, monkeypat
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", output.read_text())
     assert {"context", "thinking", "response", "trained", "message 1", "message 3"} <= set(texts)
     assert "tool" not in texts
-    assert {"heavy-first order: density 0.041", "the paper's order: density 0.041"} <= {
-        text.replace("&#x27;", "'") for text in texts
-    }
+    assert {
+        "heavy-first order (largest branch first): density 0.041",
+        "the paper's order (turn by turn): density 0.041",
+    } <= {text.replace("&#x27;", "'") for text in texts}
 
 
 def test_a_tree_of_lengths_can_be_drawn_too(tmp_path):

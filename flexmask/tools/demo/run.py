@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 
 from flexmask.data.files import BadLine, find_data_files, read_files
+from flexmask.data.messages import Conversation
 from flexmask.data.renderer import Renderer
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, FlexmaskError
 from flexmask.files import write_json
+from flexmask.plots import check_pictures, draw_losses
 from flexmask.tools.demo.worker import N_PASS, SINGLE_PASS, ModeResult, WorkerProcess
+from flexmask.tools.show.kinds import label_tree
+from flexmask.tools.show.row_figures import draw_rows, row_heading
+from flexmask.tools.show.run import row_pictures
 from flexmask.tools.table import table
-from flexmask.tree.build import build_tree
 from flexmask.tree.sample import Sample
-from flexmask.tree.tree import PrefixTree
 
-_MASK_BLOCKS = 160  # tiles on a side of the mask's picture, at most
 _MODES = (N_PASS, SINGLE_PASS)
 _COLUMN = {  # what report.json says of a mode: its name and format in the table
     "tokens": ("tokens", ","),
@@ -49,27 +51,33 @@ def train_both_ways(options: argparse.Namespace) -> None:
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name a folder for --output")
-    conversations, vocab_size = _load(options.data)
+    check_pictures("flexmask demo")
+    renderer, loaded = _load(options.data)
+    conversations = [samples for _, samples in loaded]
+    vocab_size = len(renderer.tokenizer)
     batches = _batches(conversations, options.steps, options.batch_size, options.seed)
     results = _train_side_by_side(batches, vocab_size, options.seed)
     differences = _differences(results)
     print(_table(results, differences))
     folder.mkdir(parents=True, exist_ok=True)
-    _draw(folder, results, build_tree(max(conversations, key=len)))
+    longest, _ = max(loaded, key=lambda pair: len(pair[1]))
+    _draw(folder, results, longest, renderer)
     figures = {mode: result.figures for mode, result in results.items()}
     write_json(figures | differences, folder / "report.json")
     print(f"written: {folder}/loss.png, {folder}/mask.png, {folder}/report.json")
 
 
-def _load(data: Sequence[str]) -> tuple[list[list[Sample]], int]:
-    """The samples of every conversation, and the size of the tokenizer's vocabulary."""
+def _load(data: Sequence[str]) -> tuple[Renderer, list[tuple[Conversation, list[Sample]]]]:
+    """What renders, and every conversation with its samples."""
     from tqdm import tqdm
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
-    files = find_data_files(data or [DATA_PATH])
-    items = tqdm(read_files(files, Renderer(tokenizer).samples), desc="rendering", unit="")
-    return [item for item in items if not isinstance(item, BadLine)], len(tokenizer)
+    renderer = Renderer(AutoTokenizer.from_pretrained(TOKENIZER_PATH))
+    read = read_files(
+        find_data_files(data or [DATA_PATH]), lambda own: (own, renderer.samples(own))
+    )
+    items = tqdm(read, desc="rendering", unit="")
+    return renderer, [item for item in items if not isinstance(item, BadLine)]
 
 
 def _batches(
@@ -110,30 +118,17 @@ def _train_side_by_side(
             ) from None
 
 
-def _draw(folder: Path, results: dict[str, ModeResult], tree: PrefixTree) -> None:
-    """Write `loss.png`, and `mask.png` with the empty, partial and full tiles of a tree's mask."""
-    from flexmask.plots import draw_losses, new_figure, save_figure
-    from flexmask.tree.mask import compile_mask
-
+def _draw(
+    folder: Path, results: dict[str, ModeResult], conversation: Conversation, renderer: Renderer
+) -> None:
+    """Write `loss.png`, and `mask.png` with a conversation as `flexmask show` draws it."""
     curves = {
         mode: (range(1, len(result.losses) + 1), result.losses) for mode, result in results.items()
     }
     draw_losses(curves, folder / "loss.png")
-
-    length = tree.num_tokens
-    block = -(-length // _MASK_BLOCKS)
-    (tiles,) = compile_mask(tree).tiles(block, block)
-    grid = np.zeros((tiles.num_q_blocks, tiles.num_k_blocks))
-    grid[tiles.query, tiles.key] = np.where(tiles.is_full, 1.0, 0.55)
-    figure = new_figure(6, 6)
-    axes = figure.add_subplot(xlabel="key, packed position", ylabel="query, packed position")
-    axes.imshow(grid, cmap="Blues", vmin=0, vmax=1.3, extent=(0, length, length, 0))
-    axes.set_title(
-        f"one conversation, {len(tree.leaves)} samples: {length} tokens instead of "
-        f"{tree.num_sample_tokens}",
-        fontsize=10,
-    )
-    save_figure(figure, folder / "mask.png")
+    tree = label_tree(renderer.tree(conversation), conversation, renderer)
+    heading = row_heading(Path(conversation.where or "").name, tree, tree.num_tokens)
+    draw_rows(row_pictures([tree]), folder / "mask.png", heading=heading)
 
 
 def _differences(results: dict[str, ModeResult]) -> dict[str, float]:

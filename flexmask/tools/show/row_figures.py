@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flexmask.plots import new_figure, save_figure
+from flexmask.errors import pluralize
+from flexmask.plots import BLUE, GREEN, GREY, INK, ORANGE, new_figure, save_figure
 from flexmask.tools.show.kinds import KINDS
 from flexmask.tools.show.orders import density, packed_starts, tile_counts, token_index
 from flexmask.tree.tree import PrefixTree
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"context": "#93a1b0", "thinking": "#e69b2e", "response": "#2f74c0", "tool": "#2f9e77"}
-INK = "#1d2733"
+COLORS = {"context": GREY, "thinking": ORANGE, "response": BLUE, "tool": GREEN}
 _SAME = {"reasoning": "thinking", "history": "response"}  # kinds of `PrefixTree.from_turns`
 _FULL, _PARTIAL = 0.9, 0.45  # how much of a tile's colour is its own, and not white
 _LEAST_TILE, _MOST_TILES = 4, 96  # tokens of a tile, and tiles on a side
+_MOST_LABELS = 45  # on the right
 _BAND, _GAP = 0.022, 0.008  # of the picture's side: width of a band, and space between two
 
 
@@ -72,6 +73,15 @@ class RowPicture:
         if weights is None:
             return np.zeros(self.tree.num_tokens, bool)
         return weights[token_index(self.tree, self.order)] > 0
+
+
+def row_heading(name: str, tree: PrefixTree, num_tokens: int) -> str:
+    """What stands above the rows of a conversation, which have `num_tokens` together."""
+    instead = f" instead of {tree.num_sample_tokens:,}"
+    return (
+        f"{name}: {pluralize(len(tree.leaves), 'sample')}, {pluralize(num_tokens, 'token')}"
+        f"{instead if num_tokens != tree.num_sample_tokens else ''}"
+    )
 
 
 def draw_rows(
@@ -158,32 +168,41 @@ def _draw_bands(axes: Axes, picture: RowPicture) -> None:
 
 
 def _label_answers(axes: Axes, picture: RowPicture) -> None:
-    """Name samples beside the end of their answers, right of the tiles; as many as there is room.
-
-    A name moves down where the one above is too close, and is left out if that takes it too far.
-    """
+    """Name samples beside the end of their answers, right of the tiles: each, or every n-th."""
     length = picture.tree.num_tokens
-    distance = length / 45
     starts = packed_starts(picture.tree, picture.order)
     answers = []  # the middle row of each sample's last segment, where it is trained
     for leaf in picture.tree.leaves:
         start, size = int(starts[leaf.segment]), picture.tree.segments[leaf.segment].length
         if picture.trained[start : start + size].any():
             answers.append((start + size / 2, f"message {leaf.key}"))
-    at = -distance
-    for row, name in sorted(answers):
-        if at + distance > row + 1.5 * distance:
-            continue
-        at = max(row, at + distance)
+    step = -(-len(answers) // _MOST_LABELS)
+    named = sorted(answers)[:: step or 1]
+    style: dict[str, Any] = {"fontsize": 7.5, "va": "center", "color": INK, "parse_math": False}
+    rows = np.array([row for row, _ in named])
+    places = _spread(rows, length / _MOST_LABELS, length)
+    right = length * 1.035 + 0.1 * np.max(abs(places - rows), initial=0)
+    if step > 1:
+        axes.text(right + 0.005 * length, -0.04 * length, f"one in {step} is named", **style)
+    for (row, name), at in zip(named, places, strict=True):
         axes.plot(
-            [length * 1.005, length * 1.02, length * 1.035],
+            [length * 1.005, length * 1.02, right],
             [row, row, at],
             color=INK,
             linewidth=0.6,
             alpha=0.5,
             clip_on=False,
         )
-        axes.text(length * 1.04, at, name, fontsize=7.5, va="center", color=INK, parse_math=False)
+        axes.text(right + 0.005 * length, at, name, **style)
+
+
+def _spread(rows: np.ndarray, distance: float, stop: float) -> np.ndarray:
+    """Places in [0, stop], `distance` apart at least, near the ascending `rows`."""
+    steps = distance * np.arange(len(rows))
+    free = rows - steps
+    down = np.maximum.accumulate(free)  # each below the one above it
+    up = np.minimum.accumulate(free[::-1])[::-1]
+    return np.clip((down + up) / 2, 0, stop - distance * (len(rows) - 1)) + steps
 
 
 def _add_legend(figure: Figure, pictures: Sequence[RowPicture], block: int) -> None:

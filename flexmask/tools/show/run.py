@@ -15,7 +15,7 @@ from flexmask.files import disk_errors
 from flexmask.packing.split import split_tree
 from flexmask.tools.show.kinds import label_tree
 from flexmask.tools.show.orders import papers_order
-from flexmask.tools.show.row_figures import COLORS, RowPicture, draw_rows
+from flexmask.tools.show.row_figures import COLORS, RowPicture, draw_rows, row_heading
 from flexmask.tools.show.tree_text import tree_lines
 from flexmask.training.options import load_renderer
 from flexmask.tree.layout import lay_out
@@ -39,7 +39,7 @@ def show(options: argparse.Namespace, *, width: int, in_color: bool) -> str:
     conversation = _read(options.data or [str(DATA_PATH)], options.index)
     tree = label_tree(renderer.tree(conversation), conversation, renderer)
     name = Path(conversation.where or "").name
-    rows = _rows(list(_split(tree, options.max_tokens, name)))
+    rows = row_pictures(list(_split(tree, options.max_tokens, name)))
     papers = []
     if options.compare is not None:
         if len(rows) > 1:
@@ -47,12 +47,11 @@ def show(options: argparse.Namespace, *, width: int, in_color: bool) -> str:
                 f"--compare needs the whole conversation in one row, which takes "
                 f"{tree.num_tokens:,} tokens; raise --max_tokens or leave it out"
             )
-        papers = [RowPicture(tree, papers_order(tree), "the paper's order:")]
+        papers = [RowPicture(tree, papers_order(tree), "the paper's order (turn by turn):")]
     samples = pluralize(len(tree.leaves), "sample")
     num_tokens, npass = sum(row.tree.num_tokens for row in rows), tree.num_sample_tokens
     if options.output is not None:
-        heading = f"{name}: {samples}, {num_tokens:,} tokens instead of {npass:,}"
-        _draw([*rows, *papers], options.output, heading)
+        _draw([*rows, *papers], options.output, row_heading(name, tree, num_tokens))
     lines = [
         f"{name}: {pluralize(len(conversation.messages), 'message')}, {samples}",
         f"{num_tokens:,} tokens in a single pass, {npass:,} in N-pass "
@@ -75,10 +74,16 @@ def show(options: argparse.Namespace, *, width: int, in_color: bool) -> str:
     return "\n".join(lines)
 
 
-def _rows(parts: Sequence[PrefixTree]) -> list[RowPicture]:
+def row_pictures(parts: Sequence[PrefixTree]) -> list[RowPicture]:
     """The packed row of each part of a conversation."""
     if len(parts) == 1:
-        return [RowPicture(parts[0], lay_out(parts[0]).order.tolist(), "heavy-first order:")]
+        return [
+            RowPicture(
+                parts[0],
+                lay_out(parts[0]).order.tolist(),
+                "heavy-first order (largest branch first):",
+            )
+        ]
     return [
         RowPicture(
             part,
