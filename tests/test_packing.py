@@ -229,6 +229,8 @@ def test_packing_is_deterministic():
 def test_the_collator_needs_a_tokenizer_for_conversations():
     with pytest.raises(FlexmaskError, match="needs a tokenizer"):
         TreeCollator()([{"messages": []}])
+    with pytest.raises(FlexmaskError, match=r"row that the trainer has tokenised.*trainers\.md"):
+        TreeCollator()([{"input_ids": [1, 2], "labels": [1, 2]}])
 
 
 def test_the_collator_says_where_a_conversation_that_cannot_be_written_stands(tmp_path):

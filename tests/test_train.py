@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from command_cases import run, write_conversations, write_model
 from forked import TORCHRUN, launch
 from huggingface_hub import HfApi
@@ -20,6 +21,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, TrainingArgumen
 from flexmask.demo import TOKENIZER_PATH
 from flexmask.errors import DataError
 from flexmask.training.checkpoints import checkpoint_errors
+from flexmask.training.run import draw_training
+from flexmask.training.trainer import LogEnds
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +49,26 @@ def log_of(output):
 
 def test_a_run_leaves_a_model_that_loads(model_dir, data, tmp_path):
     output = tmp_path / "run"
-    assert train(model_dir, data, output, "--eval_split", 0.25, "--gradient_checkpointing") == 0
+    options = ("--eval_split", 0.25, "--eval_strategy", "epoch", "--logging_steps", 10)
+    options += ("--per_device_train_batch_size", 4, "--gradient_checkpointing")  # two in an epoch
+    assert train(model_dir, data, output, *options) == 0
     model = AutoModelForCausalLM.from_pretrained(output)
     assert (output / "model.safetensors").exists()
     assert (output / "loss.png").stat().st_size > 1000
     assert "flexmask" not in (output / "config.json").read_text()
     assert model.generation_config.eos_token_id == 1787  # the stop token of the data already
     assert model(torch.arange(5)[None]).logits.isfinite().all()
-    assert any("eval_loss" in entry for entry in log_of(output))
-    assert sum("loss" in entry for entry in log_of(output)) == 2
+    assert sum("eval_loss" in entry for entry in log_of(output)) == 1
+    assert [entry["step"] for entry in log_of(output) if "loss" in entry] == [1, 2]
+    assert not any("train_samples_per_second" in entry for entry in log_of(output))
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(model_dir, data, tmp_path, capsys):
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    model_dir, data, tmp_path, capsys, monkeypatch
+):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
+    warned = []
+    monkeypatch.setattr(transformers.trainer.logger, "warning", warned.append)
     steps = ("--max_steps", 4, "--save_steps", 2, "--lr_scheduler_type", "constant")
     assert train(model_dir, data, whole, *steps) == 0
     assert train(model_dir, data, halves, *steps[2:], "--max_steps", 2) == 0
@@ -67,6 +77,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(model_dir, data, tmp
     assert "checkpoint-2: the run would go on with other batches than it began with" in error
     assert ": max_tokens was None, is 9000; resume it as it was begun" in error
     assert train(model_dir, data, halves, *steps, "--resume") == 0
+    assert not [text for text in warned if "missing keys" in text]  # the head is tied
     weights = [AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (whole, halves)]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
@@ -84,6 +95,27 @@ def test_the_trained_stop_token_is_saved_where_generation_looks_for_it(data, tmp
         assert line in capsys.readouterr().err
         saved = GenerationConfig.from_pretrained(tmp_path / name)
         assert saved.eos_token_id == [1785, 1787]
+
+
+def test_a_run_that_is_stopped_says_where_and_how_to_go_on(
+    model_dir, data, tmp_path, capsys, monkeypatch
+):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "run"
+    monkeypatch.setattr(LogEnds, "on_epoch_end", interrupt)
+    options = ("--per_device_train_batch_size", 4, "--save_steps", 1, "--max_steps", 9)
+    assert train(model_dir, data, output, *options) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("flexmask: stopped after step 2 of 9; the same command with --resume ")
+    assert said.endswith(f"goes on from {output / 'checkpoint-2'}")
+
+
+def test_no_picture_is_drawn_where_no_loss_was_logged(tmp_path, capsys):
+    draw_training([{"step": 2, "train_loss": 1.0}], tmp_path / "loss.png")
+    assert "loss.png: not drawn, no loss was logged" in capsys.readouterr().err
+    assert not (tmp_path / "loss.png").exists()
 
 
 def test_lora_trains_adapters_only(model_dir, data, tmp_path, capsys):
@@ -212,7 +244,7 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--use_peft", "--lora_r", 0), "--lora_r must be at least 1, got 0"),
         (("--chat_template", sys.executable), "cannot be read: 'utf-8' codec"),
         (("--chat_template", "none.jinja"), "none.jinja: no such file"),
-        (("--max_tokens", 40), "must have at most max_tokens = 40 tokens"),
+        (("--max_tokens", 40), "message 2: must have at most max_tokens = 40 tokens"),
         (("--tokenizer", "no/such/place"), "no/such/place: cannot be loaded as a tokenizer"),
         (("--label_smoothing_factor", 0.1), "--label_smoothing_factor must be 0"),
         (("--eval_split", 2), r"--eval_split must be in [0, 1), got 2.0"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TreeCollator:
-    """Turns a list of conversations into one batch of packed rows; a Trainer's `data_collator`.
+    """Turns a list of conversations into one batch of packed rows: `TreeTrainer`'s `data_collator`.
 
     Each item may be a conversation (a dict with `messages` or `conversations`, a list of messages,
     or a parsed `Conversation`), the samples of one conversation, or a finished PrefixTree. Without
@@ -94,6 +94,12 @@ class TreeCollator:
         """The weighted samples of one conversation, or of a list of samples."""
         if isinstance(item, Sequence) and item and isinstance(item[0], Sample):
             return weigh_samples(item, self.renderer.weighting)
+        if isinstance(item, Mapping) and "input_ids" in item:
+            raise DataError(
+                f"got a row that the trainer has tokenised, with the keys {[*item]}; it must "
+                "hand on conversations: docs/trainers.md has the four settings of TRL's SFTConfig "
+                "that keep it from rendering and packing"
+            )
         if self.tokenizer is None:
             raise DataError(
                 "TreeCollator needs a tokenizer to render conversations, got None; an item of type "

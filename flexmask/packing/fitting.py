@@ -163,8 +163,11 @@ class FittedTrees:
         split = split_tree(tree, self.max_tokens)
         too_long = [tree.leaves[leaf] for leaf in split.too_long]
         if too_long and on_overflow == "split":
+            key = too_long[0].key
+            # a rendered sample has the index of its message, which is not its number
+            name = f"message {key}" if isinstance(key, int) else f"sample {key!r}"
             raise DataError(
-                f"{place}, sample {too_long[0].key!r}: must have at most max_tokens = "
+                f"{place}, {name}: must have at most max_tokens = "
                 f"{self.max_tokens} tokens, got {tree.sample_length(too_long[0])}; raise it or use "
                 "on_overflow='drop' (--on_overflow drop)"
             )

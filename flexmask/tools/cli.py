@@ -42,8 +42,8 @@ def _run(words: list[str]) -> NoReturn:
     except FlexmaskError as error:
         print(f"flexmask: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("flexmask: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # with what is to be said of it, or nothing
+        print(" ".join(["flexmask: stopped", *map(str, stop.args)]), file=sys.stderr)
         sys.exit(130)
 
 

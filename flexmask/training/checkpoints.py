@@ -134,6 +134,12 @@ class ResumableTrainer(Trainer):
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(run_dir), self.args.save_total_limit, best)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of what a checkpoint lacks, but for weights that are tied to others: saved once."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
 

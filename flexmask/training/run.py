@@ -24,7 +24,7 @@ from flexmask.training.stops import add_stops
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import TrainingArguments
+    from transformers import TrainerState, TrainingArguments
 
 
 RENDERING_FILE = "rendering.json"
@@ -68,7 +68,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
 
     from flexmask.model import patch
     from flexmask.training.checkpoints import checkpoint_errors
-    from flexmask.training.trainer import TreeTrainer
+    from flexmask.training.trainer import LogEnds, TreeTrainer
 
     if config.use_peft:
         if training.gradient_checkpointing:
@@ -88,6 +88,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
                 data_collator=collator,
                 processing_class=tokenizer,
                 batch_sampler=sampler,
+                callbacks=[LogEnds()],
             )
     except FlexmaskError:
         raise
@@ -95,8 +96,15 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         raise DataError(f"option of the Trainer: {one_line(error)}") from error
     if config.resume and checkpoint is None and trainer.is_world_process_zero():
         print(f"{config.output}: holds no checkpoint yet, begins at step 0", file=sys.stderr)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if eval_set is not None:
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(where_stopped(trainer.state, config.output)) from None
+    is_last = not training.load_best_model_at_end and any(
+        "eval_loss" in entry and entry["step"] == trainer.state.global_step
+        for entry in trainer.state.log_history
+    )
+    if eval_set is not None and not is_last:
         trainer.evaluate()  # which logs what it finds
     try:
         trainer.save_model()
@@ -111,6 +119,17 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
                 if added and config.use_peft:  # adapters are saved without
                     model.generation_config.save_pretrained(output)
                 draw_training(trainer.state.log_history, output / "loss.png")
+
+
+def where_stopped(state: TrainerState, output: str) -> str:
+    """What is said of a run that was interrupted: its step, and how to go on."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    checkpoint = get_last_checkpoint(output) if Path(output).is_dir() else None
+    text = f"after step {state.global_step} of {state.max_steps}; "
+    if checkpoint is None:
+        return text + "no checkpoint was saved yet, see --save_steps"
+    return text + f"the same command with --resume goes on from {checkpoint}"
 
 
 def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:
@@ -144,7 +163,7 @@ def tell_rounding(model: nn.Module) -> None:
 
 
 def draw_training(log: list[dict[str, float]], path: Path) -> None:
-    """Write the loss curves of a Trainer's log as PNG."""
+    """Write the loss curves of a Trainer's log as PNG; say so where it holds no loss."""
     from flexmask.plots import draw_losses
 
     curves = {}
@@ -153,4 +172,7 @@ def draw_training(log: list[dict[str, float]], path: Path) -> None:
         if points:
             steps, losses = zip(*points, strict=True)
             curves[name] = (steps, losses)
-    draw_losses(curves, path)
+    if curves:
+        draw_losses(curves, path)
+    else:
+        print(f"{path}: not drawn, no loss was logged", file=sys.stderr)

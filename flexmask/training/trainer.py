@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import ConcatDataset, DataLoader
+from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from flexmask.errors import DataError, UnsupportedModelError
@@ -17,6 +18,15 @@ from flexmask.training.checkpoints import ResumableTrainer
 from flexmask.tree.build import build_tree
 from flexmask.tree.layout import IGNORE_INDEX
 from flexmask.tree.sample import Sample
+
+
+class LogEnds(TrainerCallback):
+    """Logs the first and the last step of a run too, where every few steps are logged."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a log after such a step."""
+        if args.logging_strategy == "steps" and state.global_step in (1, state.max_steps):
+            control.should_log = True
 
 
 class TreeTrainer(ResumableTrainer):
@@ -59,6 +69,11 @@ class TreeTrainer(ResumableTrainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.batch_sampler.prepare(loader, self.accelerator)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, without samples per second: batches need not be full."""
+        logs.pop("train_samples_per_second", None)
+        super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, with `eval_loss` as the weighted mean over all batches and processes."""

@@ -74,6 +74,7 @@ def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
         per_device_train_batch_size=None,
         report_to="none",
         logging_steps=10,
+        logging_first_step=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         use_cpu=None,
