@@ -1,4 +1,4 @@
-"""Plots for docs/benchmarks.md. Needs matplotlib (`flexmask[train]`)."""
+"""Plots for docs/benchmarks.md. Needs matplotlib."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ Every message says where, which rule, which value, and what to do about it.
 
 import warnings
 from functools import cache
+from importlib.util import find_spec
 from textwrap import shorten
 
 
@@ -50,3 +51,13 @@ def one_line(error: BaseException) -> str:
 def announce_once(text: str) -> None:
     """Warn, once a process for every text."""
     warnings.warn(text, stacklevel=2)
+
+
+def need_packages(what: str, *names: str) -> None:
+    """Raise DataError, which says how to install them, unless these packages are there."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise DataError(
+            f"{what} needs {' and '.join(missing)}, not installed here; pip install "
+            f"{' '.join(missing)}"
+        )

@@ -1,14 +1,13 @@
-"""Pictures: files, figures and a loss curve. Needs matplotlib (`flexmask[train]`)."""
+"""Pictures: files, figures and a loss curve. Needs matplotlib."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexmask.errors import DataError
+from flexmask.errors import DataError, need_packages
 from flexmask.files import atomic_write, check_target
 
 if TYPE_CHECKING:
@@ -23,13 +22,7 @@ def check_picture(path: str | os.PathLike[str], option: str) -> None:
     if Path(path).suffix.lower() not in (".png", ".svg"):
         raise DataError(f"{path}: must end in .png or .svg; {option} names a picture")
     check_target(path, option)
-    check_pictures(option)
-
-
-def check_pictures(what: str) -> None:
-    """Raise DataError unless `what` can draw pictures."""
-    if find_spec("matplotlib") is None:
-        raise DataError(f"{what} needs matplotlib; pip install matplotlib")
+    need_packages(option, "matplotlib")
 
 
 def draw_losses(

@@ -108,7 +108,7 @@ def _choose(device: torch.device, backend: str, call: Call) -> BackendChoice:
         if not _HAS_TRITON:
             raise UnsupportedModelError(
                 "backend 'triton' needs the package triton, which is not installed; "
-                "pip install 'flexmask[triton]' or use backend='flex'"
+                "pip install triton, or use backend='flex'"
             )
     if backend == "cpu" and kind != "cpu":
         remedy = "flex" if kind == "cuda" else "reference"

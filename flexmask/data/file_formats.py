@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flexmask.data.values import without_nulls
-from flexmask.errors import DataError, one_line
+from flexmask.errors import DataError, need_packages, one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _ROWS_AT_ONCE = 64
@@ -70,8 +70,7 @@ def _rows(path: Path) -> Iterator[bytes]:
 
 
 def _pyarrow(path: Path) -> Any:
-    try:
-        import pyarrow
-    except ImportError:
-        raise DataError(f"{path}: needs pyarrow; pip install 'flexmask[prepare]'") from None
+    need_packages(f"{path}:", "pyarrow")
+    import pyarrow
+
     return pyarrow

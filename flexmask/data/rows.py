@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flexmask.errors import DataError
+from flexmask.errors import DataError, need_packages
 from flexmask.tree.layout import IGNORE_INDEX
 from flexmask.tree.sample import Sample
 
@@ -42,10 +42,9 @@ def to_dataset(samples: Iterable[Sample]) -> Any:
     Raises:
         DataError: no samples, or the package datasets is missing.
     """
-    try:
-        from datasets import Dataset
-    except ImportError:
-        raise DataError("to_dataset needs the package datasets; pip install datasets") from None
+    need_packages("to_dataset", "datasets")
+    from datasets import Dataset
+
     listed = list(samples)
     if not listed:
         raise DataError("to_dataset got no samples; render some with render_samples")

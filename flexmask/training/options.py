@@ -10,7 +10,7 @@ from flexmask.data.files import OnBadLine
 from flexmask.data.renderer import RENDERING, EmptyThinking, Renderer
 from flexmask.data.samples import Weighting
 from flexmask.data.thinking import ThinkingHistory
-from flexmask.errors import DataError, one_line
+from flexmask.errors import DataError, need_packages, one_line
 from flexmask.packing.fitting import Overflow
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def add_lora(model: PreTrainedModel, config: TrainConfig) -> Any:
     Raises:
         DataError: peft refuses a rank or a name of modules.
     """
+    need_packages("--use_peft", "peft")
     from peft import LoraConfig, get_peft_model
 
     targets = list(config.lora_target_modules)

@@ -15,9 +15,9 @@ from flexmask.data.files import BadLine, find_data_files, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.renderer import Renderer
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
-from flexmask.errors import DataError, FlexmaskError
+from flexmask.errors import DataError, FlexmaskError, need_packages
 from flexmask.files import write_json
-from flexmask.plots import check_pictures, draw_losses
+from flexmask.plots import draw_losses
 from flexmask.tools.demo.worker import N_PASS, SINGLE_PASS, ModeResult, WorkerProcess
 from flexmask.tools.show.kinds import label_tree
 from flexmask.tools.show.row_figures import draw_rows, row_heading
@@ -51,7 +51,7 @@ def train_both_ways(options: argparse.Namespace) -> None:
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name a folder for --output")
-    check_pictures("flexmask demo")
+    need_packages("flexmask demo", "matplotlib")
     renderer, loaded = _load(options.data)
     conversations = [samples for _, samples in loaded]
     vocab_size = len(renderer.tokenizer)

@@ -1,4 +1,4 @@
-"""The distributions of a plan as a picture. Needs matplotlib (`flexmask[train]`)."""
+"""The distributions of a plan as a picture. Needs matplotlib."""
 
 from __future__ import annotations
 

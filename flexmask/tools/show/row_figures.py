@@ -1,6 +1,6 @@
 """Pictures of packed rows: tiles of the mask, and what the tokens are, along both edges.
 
-Needs matplotlib (`flexmask[train]`).
+Needs matplotlib.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flexmask.errors import FlexmaskError, one_line
+from flexmask.errors import FlexmaskError, need_packages, one_line
 from flexmask.tools.options import OPTIONS, add_options
 from flexmask.training.options import TrainConfig
 
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(words: Sequence[str]) -> int:
     """Train as the words of a command line say; returns the exit code."""
+    need_packages("flexmask train", "accelerate", "matplotlib")
     from flexmask.training.run import train
 
     train(*_parse(words))
