@@ -191,6 +191,13 @@ def test_untrained_messages_are_marked(key):
         assert found.messages[3] == ANSWER
 
 
+@pytest.mark.parametrize("key", ["weight", "loss_weight", "loss_scale"])
+def test_a_message_may_have_a_weight(key):
+    for marks in ({key: 0.5}, {key: 0.5, "train": True}):
+        assert answer({**ANSWER, **marks}).messages[1] == {**ANSWER, "weight": 0.5}
+    assert answer({**ANSWER, key: 2}).trained == [1]
+
+
 def test_a_greeting_is_context_and_said_to_be():
     announce_once.cache_clear()
     greeting = {"role": "assistant", "content": "Hello!"}
@@ -349,7 +356,16 @@ BAD = {
         [USER, {**ANSWER, "train": "no"}],
         "message 1: train must be true, false, 0 or 1, got 'no",
     ),
-    "weight": ([USER, {**ANSWER, "weight": 0.5}], "weight must be true, false, 0 or 1, got 0.5"),
+    "weight": (
+        [USER, {**ANSWER, "weight": -0.5}],
+        r"weight must be true, false, 0 or 1e-30 to 1e\+30, got -0.5",
+    ),
+    "no-weight": ([USER, {**ANSWER, "loss": 0.5}], "loss must be true, false, 0 or 1, got 0.5"),
+    "two-weights": (
+        [USER, {**ANSWER, "weight": 0.5, "loss_scale": 2}],
+        "message 1 has weight 0.5 and loss_scale 2; keep one",
+    ),
+    "user-weight": ([{**USER, "weight": 0.5}, ANSWER], "from the user and has weight 0.5; only"),
     "marks": (
         [USER, {**ANSWER, "loss": False, "weight": 1}],
         "message 1: 'weight' says to train it, 'loss' not to",
@@ -471,6 +487,7 @@ turns = st.fixed_dictionaries(
         "reasoning": texts,
         "tool_calls": st.lists(calls, max_size=3),
         "train": st.just(True),
+        "weight": st.sampled_from([0.5, 1, 2]),
         "name": texts,
     },
 )

@@ -252,7 +252,7 @@ def test_nothing_of_a_conversation_is_kept(tmp_path, tokenizer, monkeypatch):
 
     def render(renderer, conversation):
         ids = rng.integers(9, size=rng.integers(2, 60))
-        return Rendered([Sample(ids, np.arange(ids.size) > 0, 1)], 0, ())
+        return Rendered(conversation, [Sample(ids, np.arange(ids.size) > 0, 1)], 0, ())
 
     monkeypatch.setattr(Renderer, "render", render)
     kinds = (Sample, Conversation, PrefixTree)

@@ -111,6 +111,14 @@ def test_rows_have_weights_where_one_is_asked_for(make, tmp_path):
         assert [w > 0 for w in row["loss_weights"]] == [label != -100 for label in row["labels"]]
 
 
+def test_a_message_with_a_weight_needs_that_column(tokenizer, tmp_path):
+    answer = {"role": "assistant", "content": "4", "weight": 0.5}
+    record = json.dumps([{"role": "user", "content": "2 + 2?"}, answer])
+    (tmp_path / "data.jsonl").write_text(record)
+    with pytest.raises(DataError, match=r"data\.jsonl:1: message 1 has a weight, for which rows"):
+        prepare([tmp_path / "data.jsonl"], tmp_path / "out", tokenizer, output_format="samples")
+
+
 def test_a_bad_line_stops_the_run_and_leaves_no_half(make, tmp_path):
     with pytest.raises(DataError, match=r"conversations.jsonl:7: no assistant message"):
         make(tmp_path / "out", on_bad_line="error")

@@ -6,7 +6,7 @@ docs/formats.md shows every format with an example.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flexmask.data.content import (
@@ -17,7 +17,7 @@ from flexmask.data.content import (
     split_thinking,
 )
 from flexmask.data.tool_calls import read_tool_calls, read_tools
-from flexmask.data.turns import FINISH_KEYS, TRAIN_KEYS, check_finished, join_turns, read_train
+from flexmask.data.turns import FINISH_KEYS, TRAIN_KEYS, check_finished, join_turns, read_weight
 from flexmask.data.values import (
     check_depth,
     check_values,
@@ -72,7 +72,8 @@ class Conversation:
     Attributes:
         messages: dicts with `role` (system, user, assistant or tool) and `content` (a string), and
             on assistant messages, only where there is something to say, `reasoning_content`,
-            `tool_calls` and `train: False`; other keys are as found and reach the template.
+            `tool_calls`, `train: False` and a `weight` in the loss that is not 1; other keys are as
+            found and reach the template.
         tools: function schemas, or None.
         id: what the data calls the conversation, or None.
         where: the place it came from, such as "conversations.jsonl:17", or None.
@@ -153,6 +154,20 @@ def parse_conversation(
     )
 
 
+def last_turn_only(conversation: Conversation) -> Conversation:
+    """The same with all that stands before its last turn as context.
+
+    The turn begins behind the last user message before the last trained one.
+    """
+    messages, last = conversation.messages, conversation.trained[-1]
+    start = max((i for i in range(last) if messages[i]["role"] == "user"), default=0)
+    context = [
+        {**message, "train": False} if message["role"] == "assistant" else message
+        for message in messages[:start]
+    ]
+    return replace(conversation, messages=context + messages[start:])
+
+
 def _read_messages(record: Any) -> list[dict[str, Any]]:
     if not isinstance(record, dict):
         raise DataError(
@@ -208,9 +223,10 @@ def _read_message(message: Any, index: int) -> dict[str, Any]:
     if message.get("content") is None:
         raise DataError(f"{what} is from the {role} and has no 'content'")
     for key in TRAIN_KEYS:
-        if message.get(key) is True:
+        if message.get(key) is True or message.get(key) not in (None, 0, 1):
             raise DataError(
-                f"{what} is from the {role} and has {key}: true; only the assistant is trained"
+                f"{what} is from the {role} and has {key} {message[key]!r}; only the assistant is "
+                "trained"
             )
     return {"role": role, "content": text, **others}
 
@@ -224,11 +240,11 @@ def _read_assistant(message: dict[str, Any], what: str) -> dict[str, Any]:
         fields["tool_calls"] = read_tool_calls(calls, what)
     if not any(value if key == "tool_calls" else value.strip() for key, value in fields.items()):
         raise DataError(f"{what} is from the assistant and has no content, thinking or tool calls")
-    if read_train(message, what) is False:
-        fields["train"] = False
-    else:
-        check_finished(message, what)
-    return fields
+    weight = read_weight(message, what)
+    if weight == 0:
+        return {**fields, "train": False}
+    check_finished(message, what)
+    return fields if weight in (None, 1) else {**fields, "weight": weight}
 
 
 def _from_sharegpt(message: dict[str, Any], what: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flexmask.data.rows import sample_row
+from flexmask.data.rows import is_weighted, sample_row
 from flexmask.data.shards import REMAKE, Shard, ShardError, write_shard
+from flexmask.errors import DataError
 from flexmask.files import atomic_write
 from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree
@@ -76,13 +77,20 @@ def _write_trees(path: Path, conversations: Iterable[Made], about: dict[str, Any
 def _write_rows(path: Path, conversations: Iterable[Made], about: dict[str, Any]) -> None:
     """A sample a line, and beside the file another with `about` and its size, written last.
 
-    All rows of a folder have the same columns: other weights than 0 and 1 come of `weighting`.
+    All rows of a folder have the same columns, so that with the weighting "token" DataError is
+    raised for a message with a weight of its own.
     """
     weighted = about["weighting"] != "token"
     tag = f".{os.getpid()}"  # the processes of a killed run may still be at the same shard
     with atomic_write(path, tag) as partial, partial.open("w", encoding="utf-8") as file:
         for made in conversations:
             for sample in made.samples:
+                if not weighted and is_weighted(sample):
+                    raise DataError(
+                        f"{made.where}: message {sample.key} has a weight, for which rows have "
+                        "loss_weights with --weighting turn and conversation; choose one, or "
+                        "remove the weight"
+                    )
                 row = sample_row(sample, weighted=weighted) | {"where": made.where}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()

@@ -22,7 +22,7 @@ from flexmask.data.trees import summarize
 from flexmask.errors import DataError
 from flexmask.tree.tree import PrefixTree
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 LEFT_OUT = "left_out.jsonl"
 

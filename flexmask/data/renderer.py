@@ -9,11 +9,12 @@ from typing import Any, Literal, get_args
 
 from flexmask.data.checks import check_context
 from flexmask.data.jinja import CLOCK, check_settings
-from flexmask.data.messages import Conversation, parse_conversation
+from flexmask.data.messages import Conversation, last_turn_only, parse_conversation
 from flexmask.data.samples import (
     Weighting,
     check_weighting,
     encode_turns,
+    scale_samples,
     weigh_samples,
     write_turns,
 )
@@ -35,7 +36,10 @@ from flexmask.tree.tree import PrefixTree
 
 EmptyThinking = Literal["template", "skip_conversation"]
 # What decides on the samples of a conversation beside the tokenizer.
-RENDERING = ("weighting", "chat_template_kwargs", "thinking_history", "empty_thinking", "date")
+RENDERING = (
+    *("weighting", "chat_template_kwargs", "thinking_history", "empty_thinking", "date"),
+    "train_on_last_turn_only",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,14 @@ class Rendered:
     """What became of one conversation.
 
     Attributes:
+        conversation: the conversation as it was rendered.
         samples: one for each trained assistant message, weighted, in order.
         num_empty_thoughts: samples of messages without thinking whose completion begins with an
             empty thought, because the chat template writes one.
         unused_keys: keys of the conversation that nothing is made of.
     """
 
+    conversation: Conversation
     samples: list[Sample]
     num_empty_thoughts: int
     unused_keys: tuple[str, ...]
@@ -65,7 +71,8 @@ class Renderer:
 
     Attributes:
         tokenizer: a Hugging Face tokenizer with a chat template.
-        weighting: as in `weigh_samples`.
+        weighting: as in `weigh_samples`; with "turn", the weights of a message add up to the
+            `weight` that it has itself.
         chat_template_kwargs: settings for the chat template, such as {"enable_thinking": True}.
         thinking_history: what becomes of the thinking of earlier turns. "template": what the
             template does; "interleaved": dropped at a new user message, kept until then;
@@ -75,6 +82,8 @@ class Renderer:
             thinking: "template" trains it, "skip_conversation" leaves the conversation out.
         date: the day that a template writes which writes today's, such as "2026-01-31"; today where
             None.
+        train_on_last_turn_only: whether only what follows the last user message before the last
+            trained one is trained, all steps of a tool loop.
     """
 
     tokenizer: Any
@@ -83,6 +92,7 @@ class Renderer:
     thinking_history: ThinkingHistory = "template"
     empty_thinking: EmptyThinking = "template"
     date: str | None = None
+    train_on_last_turn_only: bool = False
 
     def __post_init__(self) -> None:
         check_weighting(self.weighting)
@@ -135,6 +145,13 @@ class Renderer:
             settings[CLOCK] = _read_date(self.date).strftime
         return ChatTemplate(self.tokenizer, conversation.tools, settings)
 
+    def conversation(self, record: Any) -> Conversation:
+        """The conversation of a record in any format of `parse_conversation`, as it is rendered."""
+        conversation = parse_conversation(record)
+        if self.train_on_last_turn_only:
+            conversation = last_turn_only(conversation)
+        return conversation
+
     def render(self, conversation: Any) -> Rendered:
         """The samples of a conversation, in any format of `parse_conversation`.
 
@@ -143,7 +160,7 @@ class Renderer:
             TemplateError: the template cannot write a message exactly, or not as asked.
             LeftOutError: `empty_thinking` leaves it out.
         """
-        conversation = parse_conversation(conversation)
+        conversation = self.conversation(conversation)
         where = f"{conversation.where}: " if conversation.where else ""
         messages, trained = conversation.messages, conversation.trained
         try:
@@ -165,8 +182,14 @@ class Renderer:
                 f"{where}message {empty[0]} has no thinking, and the chat template writes an empty "
                 "thought for it; left out by empty_thinking='skip_conversation'"
             )
+        weights = [messages[index].get("weight", 1.0) for index in trained]
+        if self.weighting == "turn":
+            samples = scale_samples(weigh_samples(samples, "turn"), weights)
+        else:
+            samples = weigh_samples(scale_samples(samples, weights), self.weighting)
         return Rendered(
-            weigh_samples(samples, self.weighting),
+            conversation,
+            samples,
             len(empty),
             unused_keys(conversation, self.tokenizer),
         )
@@ -194,7 +217,7 @@ def render_samples(
     The context is what the tokenizer's chat template gives at inference, the completion is what it
     writes for the message, up to its stop token. The tokens of the context are those of inference,
     and the completion continues them: together they spell what the template writes. Every token of
-    the completion has weight 1. The key is the index of the message.
+    the completion has the weight of the message, or 1. The key is the index of the message.
 
     Args:
         messages: a conversation in any format of `parse_conversation`.

@@ -33,6 +33,11 @@ def sample_row(sample: Sample, *, weighted: bool = False) -> dict[str, Any]:
     return row | {"key": sample.key}
 
 
+def is_weighted(sample: Sample) -> bool:
+    """Whether labels alone do not say all of a sample: a weight is neither 0 nor 1."""
+    return bool(np.any(~np.isin(sample.loss_weights[1:], (0, 1))))
+
+
 def to_dataset(samples: Iterable[Sample]) -> Any:
     """A `datasets.Dataset` of samples, one a row, for the trainers of transformers and TRL.
 
@@ -48,5 +53,5 @@ def to_dataset(samples: Iterable[Sample]) -> Any:
     listed = list(samples)
     if not listed:
         raise DataError("to_dataset got no samples; render some with render_samples")
-    weighted = not all(np.isin(sample.loss_weights[1:], (0, 1)).all() for sample in listed)
+    weighted = any(map(is_weighted, listed))
     return Dataset.from_list([sample_row(sample, weighted=weighted) for sample in listed])

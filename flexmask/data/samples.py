@@ -42,9 +42,14 @@ def weigh_samples(samples: Sequence[Sample], weighting: Weighting = "token") -> 
     totals = [float(sample.loss_weights[1:].sum()) for sample in samples]
     if weighting == "conversation":
         totals = [sum(totals)] * len(totals)
+    return scale_samples(samples, [1 / total if total else 1.0 for total in totals])
+
+
+def scale_samples(samples: Sequence[Sample], factors: Sequence[float]) -> list[Sample]:
+    """The samples with the loss weights of each multiplied by its factor."""
     return [
-        Sample(s.input_ids, s.loss_weights / total if total else s.loss_weights, s.key)
-        for s, total in zip(samples, totals, strict=True)
+        Sample(sample.input_ids, sample.loss_weights * factor, sample.key)
+        for sample, factor in zip(samples, factors, strict=True)
     ]
 
 

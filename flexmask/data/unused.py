@@ -9,7 +9,9 @@ from flexmask.data.jinja import template_words
 from flexmask.data.messages import Conversation
 
 _LISTED = 8
-_KNOWN = {"role", "content", "reasoning_content", "tool_calls", "train", "tool_call_id"}
+_KNOWN = {
+    *("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "train", "weight"),
+}
 
 
 def unused_keys(conversation: Conversation, tokenizer: Any) -> tuple[str, ...]:

@@ -17,7 +17,10 @@ from flexmask.training.options import TrainConfig
 _FIELDS = {field.name: field for field in fields(TrainConfig)}
 _TYPES = get_type_hints(TrainConfig)
 OPTIONS = tuple(_FIELDS)
-TEMPLATE = ("chat_template", "chat_template_kwargs", "thinking_history", "empty_thinking", "date")
+TEMPLATE = (
+    *("chat_template", "chat_template_kwargs", "thinking_history", "empty_thinking", "date"),
+    "train_on_last_turn_only",
+)
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:

@@ -61,6 +61,9 @@ class TrainConfig:
         "DAY",
         default=None,
     )
+    train_on_last_turn_only: bool = _option(
+        "train only what follows the last user message, all steps of a tool loop", default=False
+    )
     eval_data: Sequence[str] | None = _option("conversations to evaluate on", "DATA", default=None)
     eval_split: float = _option(
         "evaluate on this share of DATA instead, in [0, 1)", "SHARE", default=0.0

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from flexmask.data.files import BadLine, OnBadLine, read_files
-from flexmask.data.messages import Conversation
 from flexmask.data.renderer import Rendered, Renderer
 from flexmask.model.windows import FULL, Window
 from flexmask.model.work import (
@@ -134,8 +133,9 @@ class Plan:
     num_bad_lines: int = 0
     bad_lines: list[BadLine] = field(default_factory=list)
 
-    def add(self, conversation: Conversation, rendered: Rendered, renderer: Renderer) -> None:
-        """Count one conversation and what `renderer` made of it."""
+    def add(self, rendered: Rendered, renderer: Renderer) -> None:
+        """Count what `renderer` made of one conversation."""
+        conversation = rendered.conversation
         samples, tree = rendered.samples, rendered.tree
         self.empty_thoughts += rendered.num_empty_thoughts
         self.conversations += 1
@@ -239,13 +239,9 @@ def make_plan(
     budget = None if max_tokens is None else RowBudget(max_tokens)
     plan = Plan(budget, renderer.thinking_text, tuple(windows))
 
-    def use(conversation: Conversation) -> tuple[Conversation, Rendered]:
-        return conversation, renderer.render(conversation)
-
-    for item in progress(read_files(paths, use, on_bad_line=on_bad_line)):
+    for item in progress(read_files(paths, renderer.render, on_bad_line=on_bad_line)):
         if isinstance(item, BadLine):
             plan.skip(item)
         else:
-            conversation, rendered = item
-            plan.add(conversation, rendered, renderer)
+            plan.add(item, renderer)
     return plan

@@ -36,7 +36,7 @@ def show(options: argparse.Namespace, *, width: int, in_color: bool) -> str:
         DataError, TemplateError: the file, the conversation or a number cannot be used.
     """
     renderer = load_renderer(options, str(TOKENIZER_PATH))
-    conversation = _read(options.data or [str(DATA_PATH)], options.index)
+    conversation = renderer.conversation(_read(options.data or [str(DATA_PATH)], options.index))
     tree = label_tree(renderer.tree(conversation), conversation, renderer)
     name = Path(conversation.where or "").name
     rows = row_pictures(list(_split(tree, options.max_tokens, name)))
