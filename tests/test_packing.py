@@ -118,6 +118,26 @@ def test_rows_train_every_sample_that_is_not_dropped_once(conversations, max_tok
     assert sorted(key for row in rows for key in row.keys) == sorted(s.key for s in kept)
 
 
+@given(st.lists(sample_lists(max_samples=8), min_size=1, max_size=4), st.integers(1, 40))
+@example([SHARED], 3)
+@example([[Sample([1, 2, 3, 4], [0, 1, 0, 1]), Sample([1, 2, 3, 5], [0, 0, 0, 1])]], 3)
+def test_rows_train_the_first_tokens_of_samples_that_are_truncated(conversations, max_tokens):
+    everything = [sample for samples in conversations for sample in samples]
+    cut = [Sample(s.input_ids[:max_tokens], s.loss_weights[:max_tokens], s.key) for s in everything]
+    pairs = list(zip(everything, cut, strict=True))
+    kept = [new for old, new in pairs if len(old) <= max_tokens or new.num_trained]
+    assume(kept)
+    trees = [build_tree(samples) for samples in conversations]
+    rows = pack(trees, max_tokens, on_overflow="truncate")
+    assert all(len(row) <= max_tokens for row in rows)
+    assert row_targets(rows) == pytest.approx(npass_targets(kept))
+    held = [ids.tolist() for row in rows for ids in row.gather(row.input_ids)]
+    assert sorted(held) == sorted(sample.input_ids.tolist() for sample in kept)
+    assert len(rows.dropped) == len(everything) - len(kept)
+    num_cut = sum(len(old) > len(new) for old, new in pairs)
+    assert rows.split.truncated_samples == num_cut - len(rows.dropped)
+
+
 def test_an_overlong_sample_is_an_error_or_dropped_and_listed():
     trees = [
         build_tree([Sample([1, 2], [0, 1], "short"), Sample([1, 3, 4, 5], [0, 0, 1, 1], "long")])
@@ -164,7 +184,7 @@ def test_rejects_what_cannot_be_a_batch(call, message):
 
 def test_rejects_an_unknown_policy():
     with pytest.raises(FlexmaskError, match="on_overflow must be one of"):
-        pack([build_tree(random_samples(0))], on_overflow="truncate")
+        pack([build_tree(random_samples(0))], on_overflow="keep_start")
 
 
 def test_a_batch_is_padded_with_tokens_that_see_themselves():

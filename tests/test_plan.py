@@ -239,6 +239,8 @@ def test_overflow_equals_what_pack_does(data, tokenizer, rendered, max_tokens):
     lost = [s for samples in rendered for s in samples if len(s) > max_tokens]
     assert overflow.npass_tokens == sum(map(len, kept))
     assert overflow.dropped_trained_tokens == sum(s.num_trained for s in lost)
+    firsts = [np.count_nonzero(s.loss_weights[1:max_tokens]) for s in lost]
+    assert overflow.truncated_trained_tokens == sum(firsts)
     fitting = [[s for s in samples if len(s) <= max_tokens] for samples in rendered]
     distinct = sum(len(trie_depths(samples)) for samples in fitting)
     assert overflow.split.repeated_tokens == overflow.tokens - distinct

@@ -125,8 +125,22 @@ def test_what_is_too_long_is_dropped_and_counted_the_same_everywhere():
         "repeated_tokens": 0,
         "dropped_samples": 2,
         "lost_trees": 1,
+        "truncated_samples": 0,
     }
     assert "2 samples dropped, longer than the budget, and with them 1 whole" in str(rows.split)
+
+
+def test_truncated_trees_are_those_of_their_first_tokens_and_listed():
+    trees = [build_tree(SHORT_AND_LONG), build_tree(SHORT_AND_LONG[1:])]
+    fitted = FittedTrees(Shelf(trees), 3, on_overflow="truncate")
+    ids = [fitted[index].input_ids.tolist() for index in range(len(fitted))]
+    assert ids == [[1, 3, 4], [1, 2], [1, 3, 4]]
+    assert fitted.truncated == [("shelf 0", "long"), ("shelf 1", "long")]
+    assert str(fitted.split).endswith("; 2 samples truncated to the budget")
+    fitted = FittedTrees(Shelf(trees), 2, on_overflow="truncate")
+    assert fitted.dropped == [("shelf 0", "long"), ("shelf 1", "long")]
+    assert not fitted.truncated
+    assert len(fitted) == 1
 
 
 @pytest.mark.parametrize(
@@ -136,7 +150,7 @@ def test_what_is_too_long_is_dropped_and_counted_the_same_everywhere():
         (4, "error", "shelf 0: must have at most max_tokens = 4 tokens, got 5"),
         (1, "drop", "every sample is longer than max_tokens = 1"),
         (0, "split", "max_tokens must be at least 1, got 0"),
-        (4, "truncate", "on_overflow must be one of"),
+        (4, "keep_start", "on_overflow must be one of"),
     ],
 )
 def test_fitted_trees_refuse_what_pack_refuses(max_tokens, on_overflow, message):

@@ -41,7 +41,7 @@ class TreeCollator:
             that of making the collator where None.
         pad_to_multiple_of: rows are padded to a common multiple of this many tokens; 128 is what
             FlexAttention is fast with on a GPU.
-        num_dropped: how many samples `on_overflow="drop"` has left out so far.
+        num_dropped, num_truncated: how many samples `on_overflow` has left out or cut so far.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TreeCollator:
             date=date,
         ).dated()
         self.pad_to_multiple_of = pad_to_multiple_of
-        self.num_dropped = 0
+        self.num_dropped = self.num_truncated = 0
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Tensor]:
         """The batch of `items`: tensors [B, L] as `stack_rows` describes them."""
@@ -80,6 +80,7 @@ class TreeCollator:
             trees = [self.tree(item) for item in items]
             rows = pack(trees, self.max_tokens, on_overflow=self.on_overflow)
         self.num_dropped += len(rows.dropped)
+        self.num_truncated += rows.split.truncated_samples
         return stack_rows(
             rows,
             pad_token_id=getattr(self.tokenizer, "pad_token_id", None) or 0,

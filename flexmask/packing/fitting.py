@@ -14,9 +14,10 @@ import numpy as np
 
 from flexmask.errors import DataError, pluralize
 from flexmask.packing.split import Split, split_tree
+from flexmask.packing.truncate import truncate_tree
 from flexmask.tree.tree import PrefixTree
 
-Overflow = Literal["split", "drop", "error"]
+Overflow = Literal["split", "drop", "truncate", "error"]
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class SplitCount:
         repeated_tokens: history that pieces compute again.
         dropped_samples: samples longer than the budget by themselves.
         lost_trees: trees of which no sample is left.
+        truncated_samples: samples longer than the budget that kept their first tokens.
     """
 
     trees: int = 0
@@ -36,6 +38,7 @@ class SplitCount:
     repeated_tokens: int = 0
     dropped_samples: int = 0
     lost_trees: int = 0
+    truncated_samples: int = 0
 
     def add(self, split: Split) -> None:
         """Count one tree."""
@@ -50,6 +53,8 @@ class SplitCount:
             f"{self.trees:,} larger, cut into {pluralize(self.pieces, 'piece')}, with "
             f"{pluralize(self.repeated_tokens, 'token')} of history computed again"
         )
+        if self.truncated_samples:
+            line += f"; {pluralize(self.truncated_samples, 'sample')} truncated to the budget"
         if self.dropped_samples:
             line += f"; {pluralize(self.dropped_samples, 'sample')} dropped, longer than the budget"
         if self.lost_trees:
@@ -101,7 +106,8 @@ class FittedTrees:
         num_tokens, num_pairs: of each item, int64 [len(self)].
         max_tokens: the budget that all of them meet.
         split: what cutting came to.
-        dropped: (place, sample key) of the samples longer than the budget.
+        dropped: (place, sample key) of the samples longer than the budget that are left out.
+        truncated: the same of those of which the first tokens are left.
     """
 
     def __init__(self, trees: Any, max_tokens: int, *, on_overflow: Overflow = "split") -> None:
@@ -121,6 +127,8 @@ class FittedTrees:
         self.max_tokens = max_tokens
         self.split = SplitCount()
         self.dropped: list[tuple[str, Hashable]] = []
+        self.truncated: list[tuple[str, Hashable]] = []
+        self._is_truncated = on_overflow == "truncate"
         self._splits: dict[int, Split] = {}
         tokens, pairs = sizes_of(trees)
         items = [np.stack((np.arange(len(tokens)), np.zeros_like(tokens), tokens, pairs))]
@@ -144,7 +152,11 @@ class FittedTrees:
         owner = int(self._owner[index])
         tree = self.trees[owner]
         split = self._splits.get(owner)
-        return tree if split is None else replace(split, tree=tree).piece(int(self._piece[index]))
+        if split is None:
+            return tree
+        if self._is_truncated:
+            tree, _ = truncate_tree(tree, self.max_tokens)
+        return replace(split, tree=tree).piece(int(self._piece[index]))
 
     def place(self, index: int) -> str:
         """Where item `index` comes from, for messages."""
@@ -160,7 +172,10 @@ class FittedTrees:
                 f"{place}: must have at most max_tokens = {self.max_tokens} tokens, got "
                 f"{tree.num_tokens}; raise max_tokens or use on_overflow='split'"
             )
-        split = split_tree(tree, self.max_tokens)
+        shortened, lost = tree, set[int]()
+        if self._is_truncated:
+            shortened, lost = truncate_tree(tree, self.max_tokens)
+        split = split_tree(shortened, self.max_tokens, lost)
         too_long = [tree.leaves[leaf] for leaf in split.too_long]
         if too_long and on_overflow == "split":
             key = too_long[0].key
@@ -169,12 +184,17 @@ class FittedTrees:
             raise DataError(
                 f"{place}, {name}: must have at most max_tokens = "
                 f"{self.max_tokens} tokens, got {tree.sample_length(too_long[0])}; raise it or use "
-                "on_overflow='drop' (--on_overflow drop)"
+                "on_overflow='truncate' or 'drop' (--on_overflow truncate)"
             )
         self.split.add(split)
         self.dropped.extend((place, leaf.key) for leaf in too_long)
-        ends = tuple(replace(leaf, weights=None) for leaf in tree.leaves)
-        self._splits[index] = replace(split, tree=PrefixTree(tree.segments, ends))
+        if self._is_truncated:
+            kept = (leaf for i, leaf in enumerate(tree.leaves) if i not in split.too_long)
+            cut = (leaf for leaf in kept if tree.sample_length(leaf) > self.max_tokens)
+            self.truncated.extend((place, leaf.key) for leaf in cut)
+            self.split.truncated_samples = len(self.truncated)
+        ends = tuple(replace(leaf, weights=None) for leaf in shortened.leaves)
+        self._splits[index] = replace(split, tree=PrefixTree(shortened.segments, ends))
         return split
 
 

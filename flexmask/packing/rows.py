@@ -198,7 +198,9 @@ def pack(
         on_overflow: what to do with a tree larger than the budget. "split": cut it into several
             trees, each with the history that its samples need, each sample in one of them
             (`.split` counts what is computed twice); "drop": the same, and leave out (and list
-            in `.dropped`) samples that are longer than the budget by themselves; "error": raise.
+            in `.dropped`) samples that are longer than the budget by themselves; "truncate": the
+            same, but keep the first `max_tokens` tokens of those, unless nothing is trained there;
+            "error": raise.
 
     Raises:
         MaskError: something else than trees.

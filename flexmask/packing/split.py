@@ -11,7 +11,7 @@ more where turns are equal (docs/packing.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,7 +29,7 @@ class Split:
     Attributes:
         tree: the tree that is cut.
         groups: the samples of each piece, as indices into `tree.leaves`.
-        too_long: the samples that fit in none, likewise.
+        too_long: the samples that are in none, likewise.
     """
 
     tree: PrefixTree
@@ -84,13 +84,21 @@ class Split:
         return [self.piece(index) for index in range(len(self))]
 
 
-def split_tree(tree: PrefixTree, max_tokens: int) -> Split:
+def split_tree(tree: PrefixTree, max_tokens: int, left_out: Collection[int] = ()) -> Split:
     """The cut of `tree` into pieces of at most `max_tokens` tokens that computes least again.
 
     That is the least of all cuts into samples that are neighbours in packed order.
+
+    Args:
+        tree: the tree.
+        max_tokens: the budget of a piece.
+        left_out: samples that are in no piece, however short, as indices into `tree.leaves`.
     """
     ends = [leaf.segment for leaf in tree.leaves]
-    is_short = [tree.sample_length(leaf) <= max_tokens for leaf in tree.leaves]
+    is_short = [
+        tree.sample_length(leaf) <= max_tokens and index not in left_out
+        for index, leaf in enumerate(tree.leaves)
+    ]
     fitting = {end for end, short in zip(ends, is_short, strict=True) if short}
     starts = lay_out(tree).starts
     inner = {s for end in fitting for s in tree.path(end)[:-1]}  # come with a longer sample

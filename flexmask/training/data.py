@@ -125,8 +125,13 @@ def _fit(
     fitted = FittedTrees(dataset, config.max_tokens, on_overflow=config.on_overflow)
     if training.process_index == 0 and fitted.split.trees:
         print(f"{name}, over {config.max_tokens:,} tokens: {fitted.split}", file=sys.stderr)
+        reason = "longer than max_tokens"
+        if config.on_overflow == "truncate":
+            reason = "nothing trained in its first max_tokens tokens"
         for where, key in fitted.dropped:
-            print(f"  dropped {where}, message {key}: longer than max_tokens", file=sys.stderr)
+            print(f"  dropped {where}, message {key}: {reason}", file=sys.stderr)
+        for where, key in fitted.truncated:
+            print(f"  truncated {where}, message {key}: longer than max_tokens", file=sys.stderr)
     return fitted
 
 

@@ -77,7 +77,7 @@ class TrainConfig:
     )
     on_overflow: Overflow = _option(
         "what is larger than the budget is cut (split), cut and without samples longer than it "
-        "(drop), or refused (error)",
+        "(drop) or with their first tokens alone (truncate), or refused (error)",
         default="split",
     )
     weighting: Weighting = _option("what counts once in the loss", default="token")

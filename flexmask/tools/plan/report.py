@@ -217,7 +217,8 @@ def _over_budget(plan: RowBudget) -> str:
         lines += [
             f"  too long by themselves: {pluralize(split.dropped_samples, 'sample')} with "
             f"{plan.dropped_trained_tokens:,} trained tokens; --on_overflow split refuses "
-            "them, drop leaves them out",
+            "them, drop leaves them out, truncate keeps "
+            f"{plan.truncated_trained_tokens:,} of these tokens",
             f"  left without any sample: {pluralize(split.lost_trees, 'conversation')}",
         ]
     if plan.tokens:

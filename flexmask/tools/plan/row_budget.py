@@ -25,6 +25,7 @@ class RowBudget:
         split: what cutting those comes to that are larger. Samples that are too long by themselves
             count as dropped: `--on_overflow drop` leaves them out, `split` refuses them.
         dropped_trained_tokens: trained tokens in those.
+        truncated_trained_tokens: how many of them `--on_overflow truncate` keeps.
         npass_tokens: of N-pass over what is left.
         sizes: tokens of each tree and each piece that is left.
     """
@@ -32,6 +33,7 @@ class RowBudget:
     max_tokens: int
     split: SplitCount = field(default_factory=SplitCount)
     dropped_trained_tokens: int = 0
+    truncated_trained_tokens: int = 0
     npass_tokens: int = 0
     sizes: array[int] = field(default_factory=lambda: array("i"))
 
@@ -49,6 +51,8 @@ class RowBudget:
                 self.npass_tokens += len(sample)
             else:
                 self.dropped_trained_tokens += sample.num_trained
+                kept = sample.loss_weights[1 : self.max_tokens]
+                self.truncated_trained_tokens += int(np.count_nonzero(kept))
 
     @property
     def tokens(self) -> int:
@@ -61,6 +65,7 @@ class RowBudget:
             "max_tokens": self.max_tokens,
             "split": asdict(self.split),
             "dropped_trained_tokens": self.dropped_trained_tokens,
+            "truncated_trained_tokens": self.truncated_trained_tokens,
             "tokens": self.tokens,
             "npass_tokens": self.npass_tokens,
             "fewest_rows": fewest_rows(np.array(self.sizes, np.int64), self.max_tokens),
