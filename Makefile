@@ -46,12 +46,12 @@ test-fake-cuda: $(VENV)/dev.stamp            ## run the tests for a CUDA device 
 		$(BIN)/python -m pytest tests/fake_cuda/test_compiled.py
 
 bench-gpu: $(VENV)/dev.stamp            ## measure attention and whole steps on a GPU, write their page
-	$(BIN)/python -m benchmarks kernels
-	$(BIN)/python -m benchmarks gpu_step
+	$(BIN)/python -m benchmarks kernels --record
+	$(BIN)/python -m benchmarks gpu_step --record
 	$(BIN)/python -m benchmarks report
 
 bench: $(VENV)/dev.stamp            ## run every benchmark that this machine can run
-	$(BIN)/python -m benchmarks all
+	$(BIN)/python -m benchmarks all --record
 
 docs: $(VENV)/dev.stamp            ## write the generated tables and pictures of docs/ anew
 	$(BIN)/python -m benchmarks report

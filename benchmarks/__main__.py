@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks CASE [--quick] [--output DIR]`, and `report`."""
+"""The command line: `python -m benchmarks CASE [--quick | --record]`, and `report`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 where a result is wrong and nothing is reported; 2 for a report without results, or a
         case that this machine cannot run.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if getattr(options, "resume", False) and options.output is None:
+        parser.error("--resume goes on with a JSON file; name its folder by --output, or --record")
     if options.case == "report":
         from benchmarks.report import write_report
 
@@ -69,7 +72,7 @@ def _run(case: str, options: argparse.Namespace) -> list[str]:
     is_on_gpu = case in ON_GPU
     environment = describe_environment(module.device() if is_on_gpu else "cpu")
     print(f"\n# {module.TITLE}\n")
-    folder = options.output or (None if options.quick else RESULTS)
+    folder = options.output
     settings: dict[str, Any] = {}
     if is_on_gpu:
         if options.limit is not None:
@@ -119,16 +122,22 @@ def _command(case: str, options: argparse.Namespace) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Check a case, then measure and print it; CASE --help lists the options.",
+    )
     commands = parser.add_subparsers(dest="case", required=True, metavar="CASE")
     for case, help_line in {**CASES, "all": "every case that this machine can run"}.items():
         command = commands.add_parser(case, help=help_line)
-        command.add_argument("--quick", action="store_true", help="tiny shapes, to try it out")
-        command.add_argument(
-            "--output",
-            type=Path,
-            metavar="DIR",
-            help="folder of the JSON file (default: benchmarks/results; none with --quick)",
+        command.add_argument("--output", type=Path, metavar="DIR", help="write a JSON file there")
+        either = command.add_mutually_exclusive_group()
+        either.add_argument("--quick", action="store_true", help="tiny shapes, to try it out")
+        either.add_argument(
+            "--record",
+            action="store_const",
+            dest="output",
+            const=RESULTS,
+            help="write it to benchmarks/results, in place of what docs/benchmarks.md shows",
         )
         if case in (*ON_GPU, "all"):
             command.add_argument(

@@ -23,8 +23,9 @@ _HEAD = """\
 Each case checks its results before it measures, and reports nothing if one is wrong. What is
 compared runs in alternation on the same machine (A B C A B C ...). Figures are the median of the
 rounds, with the lowest and the highest in brackets; ratios are taken round by round. Measure them
-again with `python -m benchmarks all` (or `make bench`), a single case with
-`python -m benchmarks CASE`; `--quick` tries it out on tiny shapes.
+again with `python -m benchmarks all --record` (or `make bench`). `python -m benchmarks CASE`
+measures a single case and prints it, with `--record` in place of what stands here; `--quick` tries
+it out on tiny shapes.
 """
 
 
@@ -37,7 +38,7 @@ def write_report(results: Path, docs: Path) -> Path:
     records = read_records(results, [*CASES])
     if not records:
         raise FileNotFoundError(
-            f"{results}: holds no results; run `python -m benchmarks all` first"
+            f"{results}: holds no results; run `python -m benchmarks all --record` first"
         )
     images = docs / "images"
     images.mkdir(parents=True, exist_ok=True)

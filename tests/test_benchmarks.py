@@ -1,6 +1,7 @@
 """Benchmarks run on tiny shapes, refuse wrong results, and become a page. Nothing is timed here."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from benchmarks.__main__ import main
 from benchmarks.cases import CASES, load_case, why_not
 from benchmarks.conversations import agent_tree, long_conversations, random_samples, scaled_turns
 from benchmarks.peak import Peak, measure_peak
-from benchmarks.record import Measurement, Target
+from benchmarks.record import Check, Measurement, Target
 from benchmarks.report import write_report
 from benchmarks.tables import Table, describe_machine, describe_settings
 from benchmarks.timing import Task, alternate, ratios, spread
@@ -87,7 +88,7 @@ def test_steps_on_a_gpu_need_npass_and_a_run_goes_on_with_what_is_there(tmp_path
 
 def test_report_without_results_says_what_to_run(tmp_path, capsys):
     assert main(["report", "--results", str(tmp_path), "--docs", str(tmp_path)]) == 2
-    assert "run `python -m benchmarks all` first" in capsys.readouterr().err
+    assert "run `python -m benchmarks all --record` first" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -344,6 +345,24 @@ def test_tables_are_aligned_markdown():
 def test_a_case_that_cannot_run_here_says_why(capsys):
     assert main(["kernels"]) == 2
     assert "kernels: needs a CUDA device; --quick tries it out" in capsys.readouterr().err
+
+
+def test_results_of_the_docs_are_replaced_only_where_asked_for(tmp_path, monkeypatch, capsys):
+    measured = Measurement({}, [Check("one", 0, 1)], [{"number": 1}])
+    case = SimpleNamespace(TITLE="One", measure=lambda quick: measured, tables=lambda record: [])
+    monkeypatch.setattr("benchmarks.__main__.load_case", lambda name: case)
+    monkeypatch.setattr("benchmarks.__main__.RESULTS", tmp_path)
+    assert main(["layout"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert main(["layout", "--record"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["layout-cpu.json"]
+    for options, reason in (
+        (["layout", "--quick", "--record"], "not allowed with"),
+        (["kernels", "--resume"], "name its folder by --output"),
+    ):
+        with pytest.raises(SystemExit):
+            main(options)
+        assert reason in capsys.readouterr().err
 
 
 def test_unknown_case_is_refused(capsys):
