@@ -250,6 +250,37 @@ def test_a_schema_of_the_input_is_that_of_the_parameters():
     assert "input_schema" in tools[0]
 
 
+PLAIN = {"role": "assistant", "content": "4"}
+
+
+@pytest.mark.parametrize("prompt", [USER["content"], [USER]])
+@pytest.mark.parametrize("completion", ["4", [PLAIN]])
+def test_prompt_and_completion_are_messages(prompt, completion):
+    found = parse_conversation({"prompt": prompt, "completion": completion, "source": "x"})
+    assert found.messages == [USER, PLAIN]
+    assert found.unused_keys == ("source",)
+
+
+def test_of_prompt_and_completion_only_the_completion_is_trained():
+    call, result = {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "4"}
+    record = {"prompt": [USER, ANSWER, USER], "completion": [call, result, ANSWER]}
+    assert parse_conversation(record).trained == [3, 5]
+
+
+def test_an_instruction_is_a_user_message():
+    record = {"instruction": "Add.", "input": "2 + 2", "output": "<think>Two.</think>4"}
+    history, system = [["Hi", "Hello"]], {"role": "system", "content": "You add."}
+    found = parse_conversation({**record, "history": history, "system": "You add."})
+    assert [message["content"] for message in found.messages] == [
+        *("You add.", "Hi", "Hello", "Add.\n2 + 2", "4")
+    ]
+    assert found.messages[0] == system
+    assert found.messages[4]["reasoning_content"] == "Two."
+    assert (found.trained, found.unused_keys) == ([2, 4], ())
+    plain = parse_conversation({**record, "input": "", "history": []})
+    assert plain.messages[0] == {"role": "user", "content": "Add."}
+
+
 @pytest.mark.parametrize("key", ["system", "system_prompt"])
 def test_a_system_text_beside_the_messages_is_message_0(key):
     system = {"role": "system", "content": "Add."}
@@ -272,7 +303,18 @@ def test_record_is_not_changed():
 
 BAD = {
     "None": (None, "must be an object or a list, got NoneType"),
-    "no-messages": ({"prompt": "x"}, "needs one of 'messages' and 'conversations', got the keys"),
+    "no-messages": ({"prompt": "x"}, "needs one of 'messages' .* got the keys .'prompt'."),
+    "text": ({"text": "x"}, "'text'.; of 'text' alone it is not known what is context and what"),
+    "completion-type": ({"prompt": "x", "completion": 4}, "completion must be a string, got int"),
+    "prompt-trained": (
+        {"prompt": [USER, {**ANSWER, "weight": 1}, USER], "completion": "4"},
+        "message 1: 'weight' says to train it, 'train' not to",
+    ),
+    "two-outputs": ({"instruction": "x", "output": ["a", "b"]}, "output must be a string, got li"),
+    "history": (
+        {"instruction": "x", "output": "y", "history": [["a"]]},
+        r"history must be a list of .question, answer., got .'a'.",
+    ),
     "both": ({"messages": [USER], "conversations": [USER]}, "got 'messages' and 'conversations'"),
     "messages-type": ({"messages": "x"}, "'messages' must be a list of messages, got str"),
     "empty": ({"messages": []}, "'messages' is empty"),
@@ -441,6 +483,7 @@ BAD = {
         "the record has 'images', but flexmask t",
     ),
     "message-images": ([{**USER, "images": ["a"]}, ANSWER], "message 0 has 'images', but flexmask"),
+    "kto": ({"instruction": "x", "output": "y", "kto_tag": False}, "kto_tag: false, an example"),
     "label": ({"messages": [USER, ANSWER], "label": False}, "label: false, an example of what not"),
     "pair": (
         {"chosen": [USER, ANSWER], "rejected": [USER]},

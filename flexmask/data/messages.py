@@ -16,6 +16,7 @@ from flexmask.data.content import (
     read_content,
     split_thinking,
 )
+from flexmask.data.records import HOLD_MESSAGES, as_messages
 from flexmask.data.tool_calls import read_tool_calls, read_tools
 from flexmask.data.turns import FINISH_KEYS, TRAIN_KEYS, check_finished, join_turns, read_weight
 from flexmask.data.values import (
@@ -28,7 +29,6 @@ from flexmask.data.values import (
 from flexmask.errors import DataError, announce_once, pluralize
 
 ROLES = ("system", "user", "assistant", "tool")
-_HOLD_MESSAGES = ("messages", "conversations")
 _SYSTEM = ("system", "system_prompt")
 
 _SHAREGPT_ROLES = {
@@ -59,8 +59,9 @@ _OWN_KEYS = {
     *(*TRAIN_KEYS, *FINISH_KEYS, *_ASSISTANT_KEYS, *_REFUSED_IN_MESSAGE),
 }
 _WEIGHTS = ("train", "weight", "loss_weight", "loss_scale", "sample_weight")
+_LABELS = ("label", "kto_tag")
 _RECORD_KEYS = {
-    *(*_HOLD_MESSAGES, *_WEIGHTS, *_REFUSED_IN_RECORD, "finish_reason"),
+    *(*HOLD_MESSAGES, *_WEIGHTS, *_REFUSED_IN_RECORD, "finish_reason"),
     *(*_SYSTEM, "id", "tools", "functions", "chat_template_kwargs"),
 }
 
@@ -108,9 +109,9 @@ def parse_conversation(
     """Return a record of chat data as a validated `Conversation`.
 
     Args:
-        record: an object with `messages` or (ShareGPT) `conversations`, with or without `tools`,
-            `system`, `id` and `chat_template_kwargs`; or a list of messages; or a `Conversation`,
-            which is returned as is.
+        record: an object with `messages` or (ShareGPT) `conversations`, or what `as_messages`
+            takes, with or without `tools`, `system`, `id` and `chat_template_kwargs`; or a list of
+            messages; or a `Conversation`, which is returned as is.
         where: the place the record comes from, which begins every error.
         keep_nulls: whether a key of arguments and schemas that is None is meant. Rows of `datasets`
             have None for keys that are not there, so it is left out by default.
@@ -125,14 +126,14 @@ def parse_conversation(
         record = record if keep_nulls else without_nulls(record)
         if isinstance(record, list):
             first = record[0] if record else None
-            if isinstance(first, list) or (
-                isinstance(first, dict) and {*first} & {*_HOLD_MESSAGES}
-            ):
+            if isinstance(first, list) or (isinstance(first, dict) and {*first} & {*HOLD_MESSAGES}):
                 raise DataError(
                     f"is a list of {pluralize(len(record), 'conversation')}; write one a line, as "
                     "`jq -c '.[]' FILE.json > FILE.jsonl` does"
                 )
             record = {"messages": record}
+        if isinstance(record, dict):
+            record = as_messages(record)
         messages = _read_messages(record)
         _check_order(messages)
         tools = _read_tools(record)
@@ -149,7 +150,9 @@ def parse_conversation(
         tuple(
             key
             for key, value in record.items()
-            if value is not None and key not in _RECORD_KEYS and (key, value) != ("label", True)
+            if value is not None
+            and key not in _RECORD_KEYS
+            and not (key in _LABELS and value is True)
         ),
     )
 
@@ -175,10 +178,13 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
             'write {"messages": [...]}'
         )
     _check_record(record)
-    names = [name for name in _HOLD_MESSAGES if record.get(name) is not None]
+    names = [name for name in HOLD_MESSAGES if record.get(name) is not None]
     if len(names) != 1:
         found = " and ".join(map(repr, names)) or f"the keys {list(record)}"
-        raise DataError(f"a conversation needs one of 'messages' and 'conversations', got {found}")
+        raise DataError(
+            "a conversation needs one of 'messages' and 'conversations', or 'prompt' and "
+            f"'completion', or 'instruction' and 'output', got {found}{_why_no_text(record)}"
+        )
     raw = record[names[0]]
     if not isinstance(raw, list):
         raise DataError(f"{names[0]!r} must be a list of messages, got {type(raw).__name__}")
@@ -199,6 +205,12 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
     if not texts or "message 0" in system:
         return messages
     return [{"role": "system", "content": next(iter(texts))}, *messages]
+
+
+def _why_no_text(record: dict[str, Any]) -> str:
+    if "text" not in record:
+        return ""
+    return "; of 'text' alone it is not known what is context and what the model is to write"
 
 
 def _read_message(message: Any, index: int) -> dict[str, Any]:
@@ -287,8 +299,11 @@ def _check_order(messages: list[dict[str, Any]]) -> None:
 def _check_record(record: dict[str, Any]) -> None:
     """Raise DataError for keys of a record that change what is to be trained."""
     _check_refused(record, _REFUSED_IN_RECORD, "the record")
-    if record.get("label") is False:
-        raise DataError("the record has label: false, an example of what not to say; leave it out")
+    for key in _LABELS:
+        if record.get(key) is False:
+            raise DataError(
+                f"the record has {key}: false, an example of what not to say; leave it out"
+            )
     for key in _WEIGHTS:
         if record.get(key) not in (None, 1):
             raise DataError(
