@@ -53,3 +53,15 @@ def test_the_last_turn_is_that_of_the_last_trained_message(renderer):
     record = [QUESTION, ANSWER, QUESTION, {**ANSWER, "train": False}]
     rendered = replace(renderer, train_on_last_turn_only=True).render(record)
     assert rendered.conversation.trained == [1]
+
+
+def test_a_system_message_of_the_run_gives_way_to_that_of_a_conversation(renderer):
+    system = {"role": "system", "content": "You add."}
+    asked = replace(renderer, system="You add.")
+    expected = renderer.samples([system, QUESTION, ANSWER])
+    for record in ([QUESTION, ANSWER], {"system": "You add.", "messages": [QUESTION, ANSWER]}):
+        (found,) = asked.samples(record)
+        assert found.key == 2
+        assert np.array_equal(found.input_ids, expected[0].input_ids)
+    own = [{"role": "system", "content": "Be brief."}, QUESTION, ANSWER]
+    assert np.array_equal(asked.samples(own)[0].input_ids, renderer.samples(own)[0].input_ids)

@@ -157,6 +157,14 @@ def parse_conversation(
     )
 
 
+def with_system(conversation: Conversation, text: str) -> Conversation:
+    """The same with a system message of this text as message 0, unless it has one there."""
+    messages = conversation.messages
+    if messages[0]["role"] == "system":
+        return conversation
+    return replace(conversation, messages=[{"role": "system", "content": text}, *messages])
+
+
 def last_turn_only(conversation: Conversation) -> Conversation:
     """The same with all that stands before its last turn as context.
 

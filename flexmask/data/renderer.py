@@ -9,7 +9,12 @@ from typing import Any, Literal, get_args
 
 from flexmask.data.checks import check_context
 from flexmask.data.jinja import CLOCK, check_settings
-from flexmask.data.messages import Conversation, last_turn_only, parse_conversation
+from flexmask.data.messages import (
+    Conversation,
+    last_turn_only,
+    parse_conversation,
+    with_system,
+)
 from flexmask.data.samples import (
     Weighting,
     check_weighting,
@@ -28,7 +33,7 @@ from flexmask.data.thinking import (
 )
 from flexmask.data.tool_calls import read_tools
 from flexmask.data.unused import unused_keys
-from flexmask.data.values import check_depth, without_nulls
+from flexmask.data.values import check_depth, read_text, without_nulls
 from flexmask.errors import DataError, LeftOutError, TemplateError
 from flexmask.tree.build import build_tree
 from flexmask.tree.sample import Sample
@@ -38,7 +43,7 @@ EmptyThinking = Literal["template", "skip_conversation"]
 # What decides on the samples of a conversation beside the tokenizer.
 RENDERING = (
     *("weighting", "chat_template_kwargs", "thinking_history", "empty_thinking", "date"),
-    "train_on_last_turn_only",
+    *("train_on_last_turn_only", "system"),
 )
 
 
@@ -84,6 +89,7 @@ class Renderer:
             None.
         train_on_last_turn_only: whether only what follows the last user message before the last
             trained one is trained, all steps of a tool loop.
+        system: text of a system message for conversations that have none of their own.
     """
 
     tokenizer: Any
@@ -93,6 +99,7 @@ class Renderer:
     empty_thinking: EmptyThinking = "template"
     date: str | None = None
     train_on_last_turn_only: bool = False
+    system: str | None = None
 
     def __post_init__(self) -> None:
         check_weighting(self.weighting)
@@ -103,6 +110,7 @@ class Renderer:
                 f"got {self.empty_thinking!r}"
             )
         _read_date(self.date)
+        read_text(self.system, "system")
         if self.chat_template_kwargs:
             check_depth(self.chat_template_kwargs, "chat_template_kwargs")
             check_settings(self.tokenizer, self.chat_template_kwargs)
@@ -148,6 +156,8 @@ class Renderer:
     def conversation(self, record: Any) -> Conversation:
         """The conversation of a record in any format of `parse_conversation`, as it is rendered."""
         conversation = parse_conversation(record)
+        if self.system:
+            conversation = with_system(conversation, self.system)
         if self.train_on_last_turn_only:
             conversation = last_turn_only(conversation)
         return conversation

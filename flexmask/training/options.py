@@ -64,6 +64,9 @@ class TrainConfig:
     train_on_last_turn_only: bool = _option(
         "train only what follows the last user message, all steps of a tool loop", default=False
     )
+    system: str | None = _option(
+        "a system message for conversations that have none of their own", "TEXT", default=None
+    )
     eval_data: Sequence[str] | None = _option("conversations to evaluate on", "DATA", default=None)
     eval_split: float = _option(
         "evaluate on this share of DATA instead, in [0, 1)", "SHARE", default=0.0
