@@ -13,6 +13,8 @@ from flexmask.data.renderer import Renderer, render_samples
 from flexmask.data.thinking import thinking_rule
 from flexmask.data.trees import load_trees
 from flexmask.errors import DataError, LeftOutError, TemplateError
+from flexmask.training.data import settle_renderer
+from flexmask.training.options import TrainConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template")  # announcements
 
@@ -264,3 +266,19 @@ def test_the_probe_finds_what_samples_show(name):
         tools = [TOOL] if outcome(name, "thinking+tools", settings).samples else None
         shown = shown_by_samples(name, settings) or {"none"}
         assert thinking_rule(chat_tokenizer(name), tools, settings).history in shown
+
+
+def test_a_run_goes_on_with_the_date_and_settings_of_its_data_or_checkpoint(tmp_path):
+    renderer = Renderer(chat_tokenizer("gptoss"))
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "flexmask.json").write_text(json.dumps({"date": "2026-01-31"}))
+    config = TrainConfig(data=[str(tmp_path / "data.jsonl")], model="m", output="o")
+    assert settle_renderer(renderer, config, str(checkpoint)).date == "2026-01-31"
+    assert settle_renderer(renderer, config, None) == renderer.dated()
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps(conversation(2, 0)) + "\n")
+    settings = {"date": "2025-05-05", "chat_template_kwargs": {"reasoning_effort": "low"}}
+    prepare([data], tmp_path / "out", renderer.tokenizer, **settings)
+    settled = settle_renderer(renderer, replace(config, data=[str(tmp_path / "out")]), None)
+    assert {name: settled.settings[name] for name in settings} == settings

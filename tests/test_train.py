@@ -54,6 +54,8 @@ def test_a_run_leaves_a_model_that_loads(model_dir, data, tmp_path):
     assert train(model_dir, data, output, *options) == 0
     model = AutoModelForCausalLM.from_pretrained(output)
     assert (output / "model.safetensors").exists()
+    rendering = json.loads((output / "rendering.json").read_text())
+    assert rendering["thinking"] == "interleaved, as the template does"
     assert (output / "loss.png").stat().st_size > 1000
     assert "flexmask" not in (output / "config.json").read_text()
     assert model.generation_config.eos_token_id == 1787  # the stop token of the data already
