@@ -127,6 +127,30 @@ def test_no_tools_are_none(tools):
     assert answer({"content": "4"}, tools=tools).tools is None
 
 
+USE = {"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 2}}
+RESULT = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "4"}]}
+
+
+def test_parts_of_tools_are_calls_and_tool_messages():
+    thought = {"type": "thinking", "thinking": "I add.", "signature": "s"}
+    call = {"role": "assistant", "content": [thought, {"type": "text", "text": "So:"}, USE, USE]}
+    failed = {**RESULT, "content": None, "is_error": True}
+    results = {"role": "user", "content": [RESULT, failed, {"type": "text", "text": "Go on."}]}
+    only = {"role": "user", "content": [{**RESULT, "cache_control": {"type": "ephemeral"}}]}
+    found = parse_conversation([USER, call, results, call, only, ANSWER])
+    turn = {
+        "role": "assistant",
+        "content": "So:",
+        "reasoning_content": "I add.",
+        "tool_calls": [{**CALL, "id": "c1"}] * 2,
+    }
+    result = {"role": "tool", "content": "4", "tool_call_id": "c1"}
+    assert found.messages == [
+        *(USER, turn, result, {**result, "content": "", "is_error": True}),
+        *({"role": "user", "content": "Go on."}, turn, result, ANSWER),
+    ]
+
+
 def test_sharegpt_with_tool_calls():
     found = parse_conversation(
         {
@@ -483,6 +507,26 @@ BAD = {
         "the record has 'images', but flexmask t",
     ),
     "message-images": ([{**USER, "images": ["a"]}, ANSWER], "message 0 has 'images', but flexmask"),
+    "text-after-use": (
+        [USER, {"role": "assistant", "content": [USE, {"type": "text", "text": "x"}]}],
+        "message 1 has another content part behind a tool_use",
+    ),
+    "uses-and-calls": (
+        [USER, {"role": "assistant", "content": [USE], "tool_calls": [CALL]}],
+        "message 1 has 'tool_calls' and parts of type tool_use",
+    ),
+    "late-result": (
+        [{"role": "user", "content": ["x", RESULT]}],
+        "message 0 has a tool_result behind another content part",
+    ),
+    "more-of-a-result": (
+        [{"role": "user", "content": [{**RESULT, "text": "x"}]}],
+        r"message 0 has a tool_result with more than its content: .'text'.",
+    ),
+    "result-image": (
+        [{"role": "user", "content": [{**RESULT, "content": [{"type": "image"}]}]}],
+        "message 0: content part 0 is of type 'image'",
+    ),
     "kto": ({"instruction": "x", "output": "y", "kto_tag": False}, "kto_tag: false, an example"),
     "label": ({"messages": [USER, ANSWER], "label": False}, "label: false, an example of what not"),
     "pair": (

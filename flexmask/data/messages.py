@@ -18,6 +18,7 @@ from flexmask.data.content import (
 )
 from flexmask.data.records import HOLD_MESSAGES, as_messages
 from flexmask.data.tool_calls import read_tool_calls, read_tools
+from flexmask.data.tool_parts import split_parts
 from flexmask.data.turns import FINISH_KEYS, TRAIN_KEYS, check_finished, join_turns, read_weight
 from flexmask.data.values import (
     check_depth,
@@ -202,7 +203,13 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
         )
     if record.get("finish_reason") and isinstance(raw[-1], dict):  # of what the model wrote last
         raw = [*raw[:-1], {"finish_reason": record["finish_reason"], **raw[-1]}]
-    messages = join_turns([_read_message(message, index) for index, message in enumerate(raw)])
+    messages = join_turns(
+        [
+            _read_message(message, f"message {index}")
+            for index, whole in enumerate(raw)
+            for message in split_parts(whole, f"message {index}")
+        ]
+    )
     system = {key: read_text(record.get(key), key) for key in _SYSTEM}
     if messages[0]["role"] == "system":
         system["message 0"] = messages[0]["content"]
@@ -221,8 +228,7 @@ def _why_no_text(record: dict[str, Any]) -> str:
     return "; of 'text' alone it is not known what is context and what the model is to write"
 
 
-def _read_message(message: Any, index: int) -> dict[str, Any]:
-    what = f"message {index}"
+def _read_message(message: Any, what: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise DataError(f"{what} must be an object, got {type(message).__name__}")
     if "from" in message and "role" not in message:
