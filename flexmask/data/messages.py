@@ -16,7 +16,16 @@ from flexmask.data.content import (
     read_content,
     split_thinking,
 )
-from flexmask.data.records import HOLD_MESSAGES, as_messages
+from flexmask.data.records import (
+    HOLD_MESSAGES,
+    LABELS,
+    MEDIA,
+    REFUSED_IN_RECORD,
+    WEIGHTS,
+    as_messages,
+    check_record,
+    check_refused,
+)
 from flexmask.data.tool_calls import read_tool_calls, read_tools
 from flexmask.data.tool_parts import split_parts
 from flexmask.data.turns import FINISH_KEYS, TRAIN_KEYS, check_finished, join_turns, read_weight
@@ -40,17 +49,8 @@ _SHAREGPT_ROLES = {
     **dict.fromkeys(("function", "function_response", "tool_response", "observation"), "tool"),
     "developer": "system",
 }
-# Keys that change what is to be trained, and why flexmask does not take them.
-_MEDIA = dict.fromkeys(
-    ("images", "image", "videos", "video", "audios", "audio"), "flexmask trains on text"
-)
-_PAIRS = dict.fromkeys(
-    ("chosen", "rejected", "rejected_response", "rejected_messages"),
-    "of a pair, only the better conversation is to be trained, as 'messages' alone",
-)
-_REFUSED_IN_RECORD = {**_MEDIA, **_PAIRS, "choices": "the answer belongs to the messages"}
 _REFUSED_IN_MESSAGE = {
-    **_MEDIA,
+    **MEDIA,
     "refusal": "what the model is to say is its 'content'",
     **dict.fromkeys(("train_detail", "training_detail"), "a message is trained as a whole"),
 }
@@ -59,10 +59,8 @@ _OWN_KEYS = {
     *("role", "content"),
     *(*TRAIN_KEYS, *FINISH_KEYS, *_ASSISTANT_KEYS, *_REFUSED_IN_MESSAGE),
 }
-_WEIGHTS = ("train", "weight", "loss_weight", "loss_scale", "sample_weight")
-_LABELS = ("label", "kto_tag")
 _RECORD_KEYS = {
-    *(*HOLD_MESSAGES, *_WEIGHTS, *_REFUSED_IN_RECORD, "finish_reason"),
+    *(*HOLD_MESSAGES, *WEIGHTS, *REFUSED_IN_RECORD, "finish_reason"),
     *(*_SYSTEM, "id", "tools", "functions", "chat_template_kwargs"),
 }
 
@@ -153,7 +151,7 @@ def parse_conversation(
             for key, value in record.items()
             if value is not None
             and key not in _RECORD_KEYS
-            and not (key in _LABELS and value is True)
+            and not (key in LABELS and value is True)
         ),
     )
 
@@ -186,7 +184,7 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
             f"a conversation must be an object or a list, got {type(record).__name__}; "
             'write {"messages": [...]}'
         )
-    _check_record(record)
+    check_record(record)
     names = [name for name in HOLD_MESSAGES if record.get(name) is not None]
     if len(names) != 1:
         found = " and ".join(map(repr, names)) or f"the keys {list(record)}"
@@ -238,7 +236,7 @@ def _read_message(message: Any, what: str) -> dict[str, Any]:
         role = _SHAREGPT_ROLES[role]
     if role not in ROLES:
         raise DataError(f"{what} has role {message.get('role')!r}; roles are {', '.join(ROLES)}")
-    _check_refused(message, _REFUSED_IN_MESSAGE, what)
+    check_refused(message, _REFUSED_IN_MESSAGE, what)
     others = {k: v for k, v in message.items() if k not in _OWN_KEYS and v is not None}
     check_values(others, what)
     if role == "assistant":
@@ -308,30 +306,6 @@ def _check_order(messages: list[dict[str, Any]]) -> None:
             "every assistant message has train: false or begins the conversation, where it answers "
             "nothing; there is nothing to train on"
         )
-
-
-def _check_record(record: dict[str, Any]) -> None:
-    """Raise DataError for keys of a record that change what is to be trained."""
-    _check_refused(record, _REFUSED_IN_RECORD, "the record")
-    for key in _LABELS:
-        if record.get(key) is False:
-            raise DataError(
-                f"the record has {key}: false, an example of what not to say; leave it out"
-            )
-    for key in _WEIGHTS:
-        if record.get(key) not in (None, 1):
-            raise DataError(
-                f"the record has {key} {record[key]!r}; conversations are trained or not, and "
-                "weighed by --weighting: leave it out, or remove the key"
-            )
-
-
-def _check_refused(holder: dict[str, Any], refused: dict[str, str], what: str) -> None:
-    for key, reason in refused.items():
-        if holder.get(key):
-            raise DataError(
-                f"{what} has {key!r}, but {reason}; remove it, or leave the conversation out"
-            )
 
 
 def _read_tools(record: dict[str, Any]) -> list[dict[str, Any]] | None:

@@ -1,4 +1,4 @@
-"""Records in other words than messages: prompt and completion, instruction and output."""
+"""Records: those that say their messages in other words, and those that are not to be learnt."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from flexmask.data.values import read_text
 from flexmask.errors import DataError
 
 HOLD_MESSAGES = ("messages", "conversations")
+
+# Keys that change what is to be trained, and why flexmask does not take them.
+MEDIA = dict.fromkeys(
+    ("images", "image", "videos", "video", "audios", "audio"), "flexmask trains on text"
+)
+_PAIRS = dict.fromkeys(
+    ("chosen", "rejected", "rejected_response", "rejected_messages"),
+    "of a pair, only the better conversation is to be trained, as 'messages' alone",
+)
+REFUSED_IN_RECORD = {**MEDIA, **_PAIRS, "choices": "the answer belongs to the messages"}
+WEIGHTS = ("train", "weight", "loss_weight", "loss_scale", "sample_weight")
+LABELS = ("label", "kto_tag")
 
 
 def as_messages(record: dict[str, Any]) -> dict[str, Any]:
@@ -53,3 +65,28 @@ def _read_history(pairs: Any) -> list[Any]:
         for role, text in zip(("user", "assistant"), pair, strict=True):
             messages.append({"role": role, "content": read_text(text, "history")})
     return messages
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """Raise DataError for keys of a record that change what is to be trained."""
+    check_refused(record, REFUSED_IN_RECORD, "the record")
+    for key in LABELS:
+        if record.get(key) is False:
+            raise DataError(
+                f"the record has {key}: false, an example of what not to say; leave it out"
+            )
+    for key in WEIGHTS:
+        if record.get(key) not in (None, 1):
+            raise DataError(
+                f"the record has {key} {record[key]!r}; conversations are trained or not, and "
+                "weighed by --weighting: leave it out, or remove the key"
+            )
+
+
+def check_refused(holder: dict[str, Any], refused: dict[str, str], what: str) -> None:
+    """Raise DataError for keys of a record or a message that flexmask does not take."""
+    for key, reason in refused.items():
+        if holder.get(key):
+            raise DataError(
+                f"{what} has {key!r}, but {reason}; remove it, or leave the conversation out"
+            )
