@@ -1,8 +1,10 @@
 """Three steps in every trainer that people use equal three steps of N-pass by hand."""
 
 import copy
+from itertools import count
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from model_cases import tiny_model
@@ -232,6 +234,27 @@ def test_evaluation_takes_the_mean_over_loss_weights(tmp_path, batch_size, weigh
     metrics = trainer.evaluate()
     assert metrics["eval_held_out_loss"] == pytest.approx(whole, rel=1e-6)
     assert trainer.state.log_history[-1]["eval_held_out_loss"] == metrics["eval_held_out_loss"]
+
+
+def test_a_log_says_what_its_steps_computed(tmp_path, monkeypatch):
+    clock = count(1)  # each look at it takes a second; evaluation has two of them
+    monkeypatch.setattr("flexmask.training.throughput.perf_counter", clock.__next__)
+    trainer = TreeTrainer(
+        model=patch(tiny_model("llama")),
+        args=arguments(tmp_path, eval_strategy="epoch", **ACCUMULATED),
+        train_dataset=CONVERSATIONS,
+        eval_dataset=CONVERSATIONS,
+        data_collator=TreeCollator(pad_to_multiple_of=64),
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    data = trees()
+    num_tokens = sum(tree.num_tokens for tree in data)
+    trained = sum(np.count_nonzero(tree.loss_weights) for tree in data)
+    assert [entry["trained_tokens_per_second"] for entry in logs] == [trained, *[trained / 2] * 2]
+    for entry in logs:
+        assert entry["row_fill"] == num_tokens / sum(-(-t.num_tokens // 64) * 64 for t in data)
+        assert entry["npass_ratio"] == sum(t.num_sample_tokens for t in data) / num_tokens
 
 
 def test_evaluating_and_generating_leave_the_training_as_it_is(tmp_path):

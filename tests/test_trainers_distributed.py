@@ -57,7 +57,15 @@ def test_a_saved_adapter_is_whole(results, sharding):
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
 def test_two_processes_evaluate_each_conversation_once(results, sharding):
     whole = patch(tiny_model("llama"))(**TreeCollator()(trees()[1:])).loss.item()
-    assert results[sharding, "eval_loss"] == pytest.approx(whole, rel=1e-6)
+    assert results[sharding, "logs"][0]["eval_loss"] == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_a_log_counts_the_tokens_of_both_processes(results, sharding):
+    logged = next(entry for entry in results[sharding, "logs"] if "loss" in entry)
+    num_tokens = sum(tree.num_tokens for tree in trees())
+    whole = sum(tree.num_sample_tokens for tree in trees())
+    assert logged["npass_ratio"] == whole / num_tokens
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])

@@ -47,10 +47,10 @@ def weights(model, adapter=None, **settings):
 
 
 def evaluate(**settings):
-    """eval_loss of three conversations: one process has more of them than the other."""
-    held_out = {"eval_dataset": trees()[1:], "eval_on_start": True, "max_steps": 1}
+    """The log, with eval_loss of three conversations: one process has more than the other."""
+    held_out = {"eval_dataset": trees()[1:], "eval_on_start": True, "max_steps": 1, **HALF}
     trainer = train(tiny_model("llama"), per_device_eval_batch_size=1, **held_out, **settings)
-    return trainer.state.log_history[0]["eval_loss"]
+    return trainer.state.log_history
 
 
 def weights_at_the_loss(**settings):
@@ -94,7 +94,7 @@ def main(path):
         results[name, "turn"] = weights(
             tiny_model("llama"), data=trees("turn"), **ACCUMULATED, **sharding
         )
-        results[name, "eval_loss"] = evaluate(**sharding)
+        results[name, "logs"] = evaluate(**sharding)
         results[name, "at the loss"] = weights_at_the_loss(**sharding)
     results["refusal"] = refusal(**FSDP)
     if torch.distributed.get_rank() == 0:

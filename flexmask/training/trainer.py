@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader
 from transformers import TrainerCallback
@@ -15,6 +17,7 @@ from flexmask.model.checks import check_parallelism
 from flexmask.model.loss import as_bits
 from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.training.checkpoints import ResumableTrainer
+from flexmask.training.throughput import Throughput, count_batch
 from flexmask.tree.build import build_tree
 from flexmask.tree.layout import IGNORE_INDEX
 from flexmask.tree.sample import Sample
@@ -38,6 +41,10 @@ class TreeTrainer(ResumableTrainer):
     takes the mean of its batches' means. Columns of a dataset are left for the collator to read.
 
     With a `batch_sampler`, that says what is in a batch, in place of the Trainer's batch size.
+
+    With each loss it logs `trained_tokens_per_second`, of all processes together, each token of a
+    tree once; `row_fill`, the share of rows that is no padding; and `npass_ratio`, the tokens that
+    N-pass would compute for each that was.
     """
 
     _evaluated: list[float] | None = None  # while evaluating: the weighted loss, and the weights
@@ -48,6 +55,7 @@ class TreeTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         check_parallelism(self.accelerator.parallelism_config)
         self.batch_sampler = batch_sampler
+        self._throughput = Throughput()
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader of the training set, in batches of `batch_sampler` where there is one.
@@ -71,8 +79,13 @@ class TreeTrainer(ResumableTrainer):
         return self.batch_sampler.prepare(loader, self.accelerator)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, without samples per second: batches need not be full."""
+        """Log the loss of steps with what they computed, and no samples per second of the run.
+
+        Batches need not be full of samples.
+        """
         logs.pop("train_samples_per_second", None)
+        if "loss" in logs:
+            logs |= self._throughput.take()
         super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
@@ -80,8 +93,9 @@ class TreeTrainer(ResumableTrainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         self._evaluated = [0.0, 0.0]
         try:
-            output = super().evaluation_loop(dataloader, description, *args, **kwargs)
-            loss, weight = map(self._sum_over_processes, self._evaluated)
+            with self._throughput.paused():
+                output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+                loss, weight = self._sum_over_processes(self._evaluated)
         finally:
             self._evaluated = None
         if output.metrics and weight:
@@ -91,7 +105,7 @@ class TreeTrainer(ResumableTrainer):
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate one batch, and add its loss and its weights to the sums."""
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        weight = _weight(inputs)
+        weight = _weight(inputs).item()
         if self._evaluated is not None and loss is not None and weight:
             self._evaluated[0] += loss.item() * weight
             self._evaluated[1] += weight
@@ -140,16 +154,24 @@ class TreeTrainer(ResumableTrainer):
                 f"torch.nn.DataParallel would cut a packed row in {self.args.n_gpu}; "
                 "start one process per GPU with torchrun, or show it one GPU"
             )
-        items = sum(map(_weight, batch_samples))
-        if self.args.average_tokens_across_devices:
-            items = self._sum_over_processes(items)
+        # Read together: each tolist() waits for the device.
+        sums = [torch.hstack((_weight(b), count_batch(b))).tolist() for b in batch_samples]
+        mine = np.array(sums).reshape(-1, 5).sum(0).tolist()
+        items, *counts = self._sum_over_processes(mine)
+        self._throughput.add(counts)
+        if not self.args.average_tokens_across_devices:
+            items = mine[0]
         return torch.tensor(int(items), device=device) if items == int(items) else items
 
-    def _sum_over_processes(self, value: float) -> float:
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._throughput.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _sum_over_processes(self, values: Sequence[float]) -> list[float]:
         if self.args.world_size == 1:
-            return value
-        mine = torch.tensor(value, dtype=torch.float64, device=self.args.device)
-        return self.accelerator.gather(mine).sum().item()
+            return list(values)
+        mine = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+        return self.accelerator.gather(mine).reshape(-1, len(values)).sum(0).tolist()
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         model: Any = self.model
@@ -173,8 +195,8 @@ class TreeTrainer(ResumableTrainer):
         return data_collator
 
 
-def _weight(batch: dict[str, Any]) -> float:
-    """The sum of a batch's loss weights."""
+def _weight(batch: dict[str, Any]) -> torch.Tensor:
+    """The sum of a batch's loss weights: float64 [], or int64 where each is 0 or 1."""
     if (weights := batch.get("loss_weights")) is not None:
-        return weights.sum(dtype=torch.float64).item()
-    return float((batch["shift_labels"] != IGNORE_INDEX).sum())
+        return weights.sum(dtype=torch.float64)
+    return (batch["shift_labels"] != IGNORE_INDEX).sum()
