@@ -16,8 +16,14 @@ from command_cases import run, write_conversations, write_model
 from forked import TORCHRUN, launch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GenerationConfig, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    TrainingArguments,
+)
 
+from flexmask import TreeCollator, patch
 from flexmask.demo import TOKENIZER_PATH
 from flexmask.errors import DataError
 from flexmask.training.checkpoints import checkpoint_errors
@@ -129,6 +135,21 @@ def test_lora_trains_adapters_only(model_dir, data, tmp_path, capsys):
     assert not (output / "model.safetensors").exists()
 
 
+def test_a_merged_model_has_the_loss_of_the_model_with_adapters(model_dir, data, tmp_path, capsys):
+    output = tmp_path / "lora"
+    options = ("--use_peft", "--merge_lora", "--eval_data", data, "--eval_on_start")
+    assert train(model_dir, data, output, *options, "--learning_rate", 0.1) == 0
+    assert f"{output / 'merged'}: the model with its adapters merged" in capsys.readouterr().err
+    model = patch(AutoModelForCausalLM.from_pretrained(output / "merged"))
+    tokenizer = AutoTokenizer.from_pretrained(output / "merged")
+    conversations = [json.loads(line) for line in data.read_text().splitlines()]
+    loss = model(**TreeCollator(tokenizer)(conversations)).loss.item()
+    before, *_, after = (e["eval_loss"] for e in log_of(output) if "eval_loss" in e)
+    assert loss == pytest.approx(after, rel=1e-5)
+    assert abs(before - after) > 0.01
+    assert not list(output.glob("*.partial"))
+
+
 def test_a_model_for_images_trains_what_text_reaches(model_dir, data, tmp_path, capsys):
     folder, output = tmp_path / "model", tmp_path / "run"
     shutil.copytree(model_dir, folder)
@@ -233,7 +254,8 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--optim", "galore_adamw"), "--optim galore_adamw: You need to install"),
         (("--use_peft", "--lora_dropout", 0.1), "--lora_dropout must be 0, got 0.1"),
         (("--use_peft", "--lora_target_modules", "x"), "--lora options: Target modules {'x'} not"),
-        (("--lora_r", 8), "--lora_r says how adapters are made; give --use_peft too"),
+        (("--lora_r", 8), "--lora_r is for runs with adapters; give --use_peft too"),
+        (("--merge_lora",), "--merge_lora is for runs with adapters; give --use_peft too"),
         (("--num_epochs", 3), "unknown option --num_epochs (did you mean --num_train_epochs?)"),
         (("--lr", 1e-5), "unknown option --lr (did you mean --learning_rate?)"),
         (("--packing",), "unknown option --packing (did you mean --max_tokens?)"),

@@ -100,8 +100,8 @@ def _check_lora(config: TrainConfig) -> None:
         )
     for option in () if config.use_peft else dataclasses.fields(config):
         given = getattr(config, option.name)
-        if option.name.startswith("lora_") and given != option.default:
-            raise DataError(f"--{option.name} says how adapters are made; give --use_peft too")
+        if "lora" in option.name and given != option.default:
+            raise DataError(f"--{option.name} is for runs with adapters; give --use_peft too")
 
 
 def _check_liger(training: TrainingArguments) -> None:

@@ -102,6 +102,7 @@ class TrainConfig:
     lora_target_modules: Sequence[str] = _option(
         "which modules get adapters", "NAME", default=("all-linear",)
     )
+    merge_lora: bool = _option("save the model with the adapters merged too", default=False)
     resume: bool = _option("go on from the last checkpoint, or begin", default=False)
 
 

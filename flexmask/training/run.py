@@ -68,6 +68,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
 
     from flexmask.model import patch
     from flexmask.training.checkpoints import checkpoint_errors
+    from flexmask.training.merge import save_merged
     from flexmask.training.trainer import LogEnds, TreeTrainer
 
     if config.use_peft:
@@ -119,6 +120,8 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
                 if added and config.use_peft:  # adapters are saved without
                     model.generation_config.save_pretrained(output)
                 draw_training(trainer.state.log_history, output / "loss.png")
+    if config.merge_lora and trainer.is_world_process_zero():
+        save_merged(config, training.seed, tokenizer, model.generation_config)
 
 
 def where_stopped(state: TrainerState, output: str) -> str:
