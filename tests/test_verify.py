@@ -255,7 +255,9 @@ def test_unusable_input_is_one_line(model_dir, data, monkeypatch, capsys, option
 
 def test_takes_several_files_and_refuses_what_is_none(model_dir, data, tmp_path, capsys):
     lines = data.read_text().splitlines(keepends=True)
-    (tmp_path / "a.jsonl").write_text(lines[0])
+    weighed = json.loads(lines[0])  # weights, which N-pass does not know, change nothing
+    weighed["messages"][-1]["weight"] = 0.5
+    (tmp_path / "a.jsonl").write_text(json.dumps(weighed))
     (tmp_path / "b.jsonl").write_text(lines[1])
     assert verify(model_dir, tmp_path / "[ab].jsonl") == 0
     assert "[ab].jsonl: 2 conversations, " in capsys.readouterr().out

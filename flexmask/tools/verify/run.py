@@ -24,6 +24,7 @@ from flexmask.model.structure import text_config
 from flexmask.tools.verify.proof import WIDER, Chat, verify_model
 from flexmask.tools.verify.report import Finding, VerifyReport
 from flexmask.training.options import load_renderer
+from flexmask.tree.sample import Sample
 
 _SHOWN = 3  # messages that a template cannot write
 
@@ -103,7 +104,10 @@ def _read_chats(options: argparse.Namespace, renderer: Renderer) -> tuple[list[C
 
     def use(conversation: Conversation) -> Chat | str:
         try:
-            return Chat(renderer.samples(conversation), conversation.where)
+            samples = renderer.samples(conversation)
+            # The loss of an unpatched model knows no weights.
+            plain = [Sample(one.input_ids, one.loss_weights > 0, one.key) for one in samples]
+            return Chat(plain, conversation.where)
         except TemplateError as error:
             return str(error)
 
