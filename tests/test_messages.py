@@ -274,6 +274,29 @@ def test_a_schema_of_the_input_is_that_of_the_parameters():
     assert "input_schema" in tools[0]
 
 
+COLUMNS = {"messages": "chat", "role": "speaker", "content": "words", "tools": "functions_json"}
+
+
+def test_keys_may_have_other_names():
+    chat = [{"speaker": m["role"], "words": m["content"], "n": 1} for m in (USER, ANSWER)]
+    found = parse_conversation({"chat": chat, "source": "x"}, columns=COLUMNS)
+    assert [message["content"] for message in found.messages] == [USER["content"], "4"]
+    assert found.unused_keys == ("source",)
+    swapped = {"prompt": "4", "completion": USER["content"]}
+    columns = {"prompt": "completion", "completion": "prompt"}
+    assert parse_conversation(swapped, columns=columns).messages == [USER, PLAIN]
+    for record, reason in (
+        ({"chat": [USER]}, "has no 'speaker', which --data_columns takes for 'role'; the record"),
+        ({"messages": []}, r"has no 'chat', .* and its messages have \['messages'\]"),
+        (
+            {"messages": [], "chat": chat},
+            "has 'chat', which --data_columns takes for 'messages', a",
+        ),
+    ):
+        with pytest.raises(DataError, match=reason):
+            parse_conversation(record, columns=COLUMNS)
+
+
 PLAIN = {"role": "assistant", "content": "4"}
 
 

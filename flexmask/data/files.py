@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from itertools import islice
@@ -58,6 +58,7 @@ def read_files(
     *,
     on_bad_line: OnBadLine = "error",
     ranks: Ranks | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[T | BadLine]:
     """What `use` makes of every conversation of some files, and the bad lines, in order.
 
@@ -66,6 +67,7 @@ def read_files(
         use: such as `Renderer.tree`; what it refuses is a bad line too.
         on_bad_line: "error" raises at the first bad line, "skip" yields it and goes on.
         ranks: each process reads its share of the lines, and gets what the others made.
+        columns: as in `parse_conversation`.
 
     Raises:
         FlexmaskError: a file cannot be read, a line of it cannot be used, or none can; the same on
@@ -74,7 +76,7 @@ def read_files(
     check_on_bad_line(on_bad_line)
     for path in paths:
         num_used, first = 0, None
-        for item in _read_file(path, use, ranks or Ranks()):
+        for item in _read_file(path, use, ranks or Ranks(), columns):
             if not isinstance(item, BadLine):
                 num_used += 1
             elif on_bad_line == "error" and item.error is not None:
@@ -88,7 +90,12 @@ def read_files(
             raise DataError(f"{path}: the file is empty; write one conversation a line")
 
 
-def _read_file(path: Path, use: Callable[[Conversation], T], ranks: Ranks) -> Iterator[T | BadLine]:
+def _read_file(
+    path: Path,
+    use: Callable[[Conversation], T],
+    ranks: Ranks,
+    columns: Mapping[str, str] | None,
+) -> Iterator[T | BadLine]:
     """The same of one file; every rank reads each `ranks.size`-th line."""
     lines = iter(enumerate(read_lines(path), start=1))
     most = 1 if ranks.size == 1 else _LINES_AT_ONCE * ranks.size
@@ -101,7 +108,7 @@ def _read_file(path: Path, use: Callable[[Conversation], T], ranks: Ranks) -> It
         except FlexmaskError as error:
             failure = error  # the lines before it have been read
         own = [
-            read_line(text, f"{path}:{number}", use)
+            read_line(text, f"{path}:{number}", use, columns)
             for number, text in chunk[ranks.rank :: ranks.size]
         ]
         sizes, items, failures = zip(*ranks.gather((len(chunk), own, failure)), strict=True)
@@ -116,19 +123,26 @@ def _read_file(path: Path, use: Callable[[Conversation], T], ranks: Ranks) -> It
             raise DataError(f"{path}: is not the same file for every process; give all the same")
 
 
-def read_line(line: bytes, where: str, use: Callable[[Conversation], T]) -> T | BadLine | None:
+def read_line(
+    line: bytes,
+    where: str,
+    use: Callable[[Conversation], T],
+    columns: Mapping[str, str] | None = None,
+) -> T | BadLine | None:
     """What `use` makes of the conversation of one line, None for a blank one.
 
     Args:
         line: JSON text in UTF-8.
         where: the place of the line, such as "conversations.jsonl:17", which begins every error.
         use: as in `read_files`.
+        columns: as in `parse_conversation`.
     """
     try:
         text = _decode(line, where)
         if not text.strip():
             return None
-        return use(parse_conversation(_parse(text, where), where, keep_nulls=True))
+        record = _parse(text, where)
+        return use(parse_conversation(record, where, keep_nulls=True, columns=columns))
     except FlexmaskError as error:
         is_bad = not isinstance(error, LeftOutError)
         return BadLine(int(where.rpartition(":")[2]), str(error), error if is_bad else None)
@@ -147,17 +161,20 @@ class ConversationFile:
     Attributes:
         path: the file, in a format of `read_lines`.
         on_bad_line: "error" raises at the first bad line, "skip" lists it and goes on.
+        columns: as in `parse_conversation`.
         bad_lines: the lines skipped so far by the latest iteration.
     """
 
     path: Path
     on_bad_line: OnBadLine = "error"
+    columns: Mapping[str, str] | None = None
     bad_lines: list[BadLine] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Conversation]:
         """Yield the conversations; DataError for a bad line, and for a file that has none."""
         self.bad_lines.clear()
-        for item in read_files([self.path], lambda own: own, on_bad_line=self.on_bad_line):
+        options: dict[str, Any] = {"on_bad_line": self.on_bad_line, "columns": self.columns}
+        for item in read_files([self.path], lambda own: own, **options):
             if isinstance(item, BadLine):
                 self.bad_lines.append(item)
             else:
@@ -165,7 +182,10 @@ class ConversationFile:
 
 
 def read_conversations(
-    path: str | os.PathLike[str], *, on_bad_line: OnBadLine = "error"
+    path: str | os.PathLike[str],
+    *,
+    on_bad_line: OnBadLine = "error",
+    columns: Mapping[str, str] | None = None,
 ) -> ConversationFile:
     """Return the conversations of a file, to iterate over.
 
@@ -173,6 +193,7 @@ def read_conversations(
         path: JSON Lines (plain, .gz or .zst) or Parquet; each conversation in any format of
             `parse_conversation`.
         on_bad_line: "error", or "skip" to list bad lines in `.bad_lines` and go on.
+        columns: what the data call each of flexmask's names, such as {"messages": "chat"}.
 
     Raises:
         DataError: the file does not exist or is a directory; while iterating, a bad line (with its
@@ -185,7 +206,7 @@ def read_conversations(
         raise DataError(f"{path}: is a directory; name a file of conversations in it")
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    return ConversationFile(path, on_bad_line)
+    return ConversationFile(path, on_bad_line, columns)
 
 
 def find_data_files(data: Sequence[str | os.PathLike[str]]) -> list[Path]:

@@ -25,6 +25,7 @@ from flexmask.data.records import (
     as_messages,
     check_record,
     check_refused,
+    rename_keys,
 )
 from flexmask.data.tool_calls import read_tool_calls, read_tools
 from flexmask.data.tool_parts import split_parts
@@ -103,7 +104,11 @@ class Conversation:
 
 
 def parse_conversation(
-    record: Any, where: str | None = None, *, keep_nulls: bool = False
+    record: Any,
+    where: str | None = None,
+    *,
+    keep_nulls: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Conversation:
     """Return a record of chat data as a validated `Conversation`.
 
@@ -114,6 +119,7 @@ def parse_conversation(
         where: the place the record comes from, which begins every error.
         keep_nulls: whether a key of arguments and schemas that is None is meant. Rows of `datasets`
             have None for keys that are not there, so it is left out by default.
+        columns: what the data call each of flexmask's names, such as {"messages": "chat"}.
 
     Raises:
         DataError: the record is in none of the accepted formats.
@@ -132,7 +138,7 @@ def parse_conversation(
                 )
             record = {"messages": record}
         if isinstance(record, dict):
-            record = as_messages(record)
+            record = as_messages(rename_keys(record, columns) if columns else record)
         messages = _read_messages(record)
         _check_order(messages)
         tools = _read_tools(record)

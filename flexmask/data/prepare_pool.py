@@ -104,7 +104,7 @@ class ShardMaker:
         """Each conversation; counts and bad lines go into `about` on the way."""
         for file, line, text in lines:
             where = f"{self.files[file]}:{line}"
-            found = read_line(text, where, self.renderer.render)
+            found = read_line(text, where, self.renderer.render, self.renderer.data_columns)
             if isinstance(found, BadLine):
                 if self.on_bad_line == "error" and found.error is not None:
                     raise found.error

@@ -1,13 +1,19 @@
-"""Records: those that say their messages in other words, and those that are not to be learnt."""
+"""Records that have other words or names for their messages, or are not simply to be learnt."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flexmask.data.values import read_text
 from flexmask.errors import DataError
 
 HOLD_MESSAGES = ("messages", "conversations")
+# Names without which a record is none; of others a record may have none.
+_NEEDED = (
+    *(*HOLD_MESSAGES, "prompt", "completion", "instruction", "output"),
+    *("role", "content", "from", "value"),
+)
 
 # Keys that change what is to be trained, and why flexmask does not take them.
 MEDIA = dict.fromkeys(
@@ -50,6 +56,57 @@ def as_messages(record: dict[str, Any]) -> dict[str, Any]:
         return record
     others = {key: value for key, value in record.items() if key not in used}
     return {**others, "messages": messages}
+
+
+def rename_keys(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return the record with the names that flexmask reads, in it and in its messages.
+
+    Args:
+        record: as it stands in the data.
+        columns: what the data call each of flexmask's names, such as {"messages": "chat"}.
+
+    Raises:
+        DataError: the record does not have such a name, or has both.
+    """
+    names = {own: name for name, own in columns.items()}
+    renamed, found = _rename(record, names), set(record)
+    for key in (*HOLD_MESSAGES, "prompt", "completion"):
+        if isinstance(renamed.get(key), list):
+            found.update(*(message for message in renamed[key] if isinstance(message, dict)))
+            renamed[key] = [
+                _rename(message, names) if isinstance(message, dict) else message
+                for message in renamed[key]
+            ]
+    for name in _NEEDED:
+        if columns.get(name, name) not in found and name in columns:
+            raise DataError(
+                f"has no {columns[name]!r}, which --data_columns takes for {name!r}; the record "
+                f"and its messages have {sorted(map(str, found))}"
+            )
+    return renamed
+
+
+def check_columns(columns: Any) -> None:
+    """Raise DataError for what does not name keys of the data."""
+    if columns is None:
+        return
+    if not isinstance(columns, Mapping) or not all(isinstance(v, str) for v in columns.values()):
+        raise DataError(
+            "data_columns must give the name in the data for each name of flexmask, such as "
+            f'{{"messages": "chat"}}, got {columns!r}'
+        )
+    if len({*columns.values()}) < len(columns):
+        raise DataError(f"data_columns takes a name of the data for two, in {dict(columns)}")
+
+
+def _rename(holder: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    renamed = {names.get(key, key): value for key, value in holder.items()}
+    if len(renamed) < len(holder):
+        both = next(own for own, name in names.items() if own in holder and name in holder)
+        raise DataError(
+            f"has {both!r}, which --data_columns takes for {names[both]!r}, and that too"
+        )
+    return renamed
 
 
 def _read_messages(value: Any, role: str, what: str) -> list[Any]:

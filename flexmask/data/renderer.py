@@ -15,6 +15,7 @@ from flexmask.data.messages import (
     parse_conversation,
     with_system,
 )
+from flexmask.data.records import check_columns
 from flexmask.data.samples import (
     Weighting,
     check_weighting,
@@ -43,7 +44,7 @@ EmptyThinking = Literal["template", "skip_conversation"]
 # What decides on the samples of a conversation beside the tokenizer.
 RENDERING = (
     *("weighting", "chat_template_kwargs", "thinking_history", "empty_thinking", "date"),
-    *("train_on_last_turn_only", "system"),
+    *("train_on_last_turn_only", "system", "data_columns"),
 )
 
 
@@ -90,6 +91,7 @@ class Renderer:
         train_on_last_turn_only: whether only what follows the last user message before the last
             trained one is trained, all steps of a tool loop.
         system: text of a system message for conversations that have none of their own.
+        data_columns: the `columns` of `parse_conversation`, for data that are read for this.
     """
 
     tokenizer: Any
@@ -100,6 +102,7 @@ class Renderer:
     date: str | None = None
     train_on_last_turn_only: bool = False
     system: str | None = None
+    data_columns: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         check_weighting(self.weighting)
@@ -111,6 +114,7 @@ class Renderer:
             )
         _read_date(self.date)
         read_text(self.system, "system")
+        check_columns(self.data_columns)
         if self.chat_template_kwargs:
             check_depth(self.chat_template_kwargs, "chat_template_kwargs")
             check_settings(self.tokenizer, self.chat_template_kwargs)
@@ -155,7 +159,7 @@ class Renderer:
 
     def conversation(self, record: Any) -> Conversation:
         """The conversation of a record in any format of `parse_conversation`, as it is rendered."""
-        conversation = parse_conversation(record)
+        conversation = parse_conversation(record, columns=self.data_columns)
         if self.system:
             conversation = with_system(conversation, self.system)
         if self.train_on_last_turn_only:

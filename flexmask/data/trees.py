@@ -122,7 +122,9 @@ def load_trees(
         found = renderer.render(conversation)
         return conversation.where or "", found.tree, found.num_empty_thoughts, found.unused_keys
 
-    for item in progress(read_files(paths, use, on_bad_line=on_bad_line, ranks=ranks)):
+    columns = renderer.data_columns
+    items = read_files(paths, use, on_bad_line=on_bad_line, ranks=ranks, columns=columns)
+    for item in progress(items):
         if isinstance(item, BadLine):
             dataset.bad_lines.append(item)
         else:

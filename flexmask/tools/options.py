@@ -19,7 +19,7 @@ _TYPES = get_type_hints(TrainConfig)
 OPTIONS = tuple(_FIELDS)
 TEMPLATE = (
     *("chat_template", "chat_template_kwargs", "thinking_history", "empty_thinking", "date"),
-    *("train_on_last_turn_only", "system"),
+    *("train_on_last_turn_only", "system", "data_columns"),
 )
 
 

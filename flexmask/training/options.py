@@ -67,6 +67,11 @@ class TrainConfig:
     system: str | None = _option(
         "a system message for conversations that have none of their own", "TEXT", default=None
     )
+    data_columns: Mapping[str, str] | None = _option(
+        'what the data call each of flexmask\'s names, such as \'{"messages": "chat"}\'',
+        "JSON",
+        default=None,
+    )
     eval_data: Sequence[str] | None = _option("conversations to evaluate on", "DATA", default=None)
     eval_split: float = _option(
         "evaluate on this share of DATA instead, in [0, 1)", "SHARE", default=0.0

@@ -125,7 +125,12 @@ def _first_conversations(
     from flexmask.model.checks import check_vocabulary
     from flexmask.model.structure import text_config
 
-    items = read_files(files, renderer.samples, on_bad_line=options.on_bad_line)
+    items = read_files(
+        files,
+        renderer.samples,
+        on_bad_line=options.on_bad_line,
+        columns=renderer.data_columns,
+    )
     used = (item for item in items if not isinstance(item, BadLine))
     first = list(islice(used, options.measure))
     if first:

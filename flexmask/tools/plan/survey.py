@@ -239,7 +239,9 @@ def make_plan(
     budget = None if max_tokens is None else RowBudget(max_tokens)
     plan = Plan(budget, renderer.thinking_text, tuple(windows))
 
-    for item in progress(read_files(paths, renderer.render, on_bad_line=on_bad_line)):
+    columns = renderer.data_columns
+    items = read_files(paths, renderer.render, on_bad_line=on_bad_line, columns=columns)
+    for item in progress(items):
         if isinstance(item, BadLine):
             plan.skip(item)
         else:

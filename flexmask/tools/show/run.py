@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -36,7 +36,9 @@ def show(options: argparse.Namespace, *, width: int, in_color: bool) -> str:
         DataError, TemplateError: the file, the conversation or a number cannot be used.
     """
     renderer = load_renderer(options, str(TOKENIZER_PATH))
-    conversation = renderer.conversation(_read(options.data or [str(DATA_PATH)], options.index))
+    conversation = renderer.conversation(
+        _read(options.data or [str(DATA_PATH)], options.index, renderer.data_columns)
+    )
     tree = label_tree(renderer.tree(conversation), conversation, renderer)
     name = Path(conversation.where or "").name
     rows = row_pictures(list(_split(tree, options.max_tokens, name)))
@@ -110,9 +112,10 @@ def _draw(pictures: Sequence[RowPicture], path: str, heading: str) -> None:
         draw_rows(pictures, path, heading=heading)
 
 
-def _read(data: Sequence[str], index: int) -> Conversation:
+def _read(data: Sequence[str], index: int, columns: Mapping[str, str] | None) -> Conversation:
     count = 0
-    conversations = chain.from_iterable(map(read_conversations, find_data_files(data)))
+    files = find_data_files(data)
+    conversations = chain.from_iterable(read_conversations(f, columns=columns) for f in files)
     for count, conversation in enumerate(conversations, start=1):
         if count > index:
             return conversation

@@ -113,7 +113,8 @@ def _read_chats(options: argparse.Namespace, renderer: Renderer) -> tuple[list[C
 
     chats: list[Chat] = []
     refused: list[str] = []
-    for item in read_files(find_data_files(options.data), use, on_bad_line=options.on_bad_line):
+    files, columns = find_data_files(options.data), renderer.data_columns
+    for item in read_files(files, use, on_bad_line=options.on_bad_line, columns=columns):
         if isinstance(item, BadLine):
             print(f"skipped {item.reason}", file=sys.stderr)
         elif isinstance(item, str):
