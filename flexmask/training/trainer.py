@@ -36,7 +36,7 @@ class TreeTrainer(ResumableTrainer):
     """A Trainer whose losses are divided by the loss weights of the whole optimizer step.
 
     The stock Trainer counts trained positions instead, which is the same for the weighting "token"
-    and wrong for "turn" and "conversation". The sum runs over accumulated batches and processes.
+    without weights of messages, else wrong. The sum runs over accumulated batches and processes.
     `eval_loss` is the mean over all loss weights of the evaluation data, where the stock Trainer
     takes the mean of its batches' means. Columns of a dataset are left for the collator to read.
 
