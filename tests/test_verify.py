@@ -15,6 +15,7 @@ from flexmask import Sample
 from flexmask.backends import BackendChoice
 from flexmask.backends.reference import reference_attention
 from flexmask.tools.verify.differences import Difference
+from flexmask.tools.verify.expected import within
 from flexmask.tools.verify.parameter_groups import GROUPS, parameter_groups
 from flexmask.tools.verify.proof import Chat, verify_model
 from flexmask.tools.verify.run import describe_choices
@@ -183,7 +184,9 @@ def verify(model_dir, data, *options):
 
 def test_the_command_says_what_it_checked(model_dir, data, tmp_path, capsys):
     assert verify(model_dir, data, "--conversations", 2, "--json", tmp_path / "report.json") == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert re.search("expected: about .* GiB, at least 1 s on cpu", err)
+    assert "conversations.jsonl:1, message 2: largest difference of gradients " in err
     for text in ("Qwen3ForCausalLM, 1 layer,", "float32 on cpu", "2 conversations, ", "whole step"):
         assert text in out
     assert re.search("backend +cpu: flash kernels", out)
@@ -194,6 +197,16 @@ def test_the_command_says_what_it_checked(model_dir, data, tmp_path, capsys):
     assert report["turns"][0]["where"].endswith("conversations.jsonl:1")
     assert report["turns"][0]["gradients"]["attention"]["difference"] < 1e-5
     assert report["control"]["turns"]
+
+
+def test_tokens_are_limited_by_leaving_out_the_last_turns(model_dir, data, capsys):
+    chats = [Chat([Sample([1] * size, [1] * size) for size in sizes]) for sizes in ((5, 9), (2, 2))]
+    for limit, lengths in ((1, [1]), (14, [2]), (17, [2, 1]), (18, [2, 2])):
+        kept, left_out = within(chats, limit)
+        assert [len(chat.samples) for chat in kept] == lengths
+        assert (left_out is None) == (sum(lengths) == 4)
+    assert verify(model_dir, data, "--max_verify_tokens", 600) == 0
+    assert re.search("[0-9]+ turns of 10 left out, beyond --max_ver.* 600", capsys.readouterr().out)
 
 
 def test_the_report_names_each_backend_that_was_called():

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "data", "model", "tokenizer", *TEMPLATE)
     add_options(parser, "on_bad_line", "backend", "kernel_options", "from_config", "dtype")
     add_number(parser, "--conversations", 3, "check the first N")
+    add_number(parser, "--max_verify_tokens", 8192, "and of these the first turns, N tokens in all")
     add = parser.add_argument
     add("--device", metavar="DEVICE", help="such as cpu or cuda:0; default: cuda if there is one")
     add("--seed", type=int, default=0, help="of random weights")

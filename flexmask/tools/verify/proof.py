@@ -24,7 +24,7 @@ from flexmask.model.experts import without_auxiliary_loss
 from flexmask.model.npass import npass_batches
 from flexmask.model.structure import active_dropouts, text_config
 from flexmask.packing.rows import PackedRow
-from flexmask.tools.verify.differences import Difference, Place, compare
+from flexmask.tools.verify.differences import Comparison, Difference, Place, compare
 from flexmask.tools.verify.gradients import (
     npass_losses,
     row_logprobs,
@@ -63,6 +63,7 @@ def verify_model(
     backend: str = "auto",
     kernel_options: Mapping[str, Any] | None = None,
     progress: Progress = iter,
+    tell: Callable[[Comparison], object] = lambda turn: None,
 ) -> VerifyReport:
     """The findings and figures for an unpatched model; it is left unpatched, in training mode.
 
@@ -72,11 +73,12 @@ def verify_model(
         backend: as in `patch`, like the next.
         kernel_options: likewise.
         progress: wraps the list of turns, such as `tqdm.tqdm`.
+        tell: called with the figures of each turn when it has been compared.
     """
     report = VerifyReport(dtype=model.dtype)
     with without_auxiliary_loss(text_config(model)) as had_one:
         options = {"backend": backend, "kernel_options": kernel_options}
-        _Verification(report, model, chats, options).run(progress)
+        _Verification(report, model, chats, options).run(progress, tell)
     if had_one:
         text = "one sample has another than a batch of all, so all was compared without it"
         report.add("auxiliary loss", True, text)
@@ -100,7 +102,7 @@ class _Verification:
         self.options = options
         self.groups = parameter_groups(model)
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: Progress, tell: Callable[[Comparison], object]) -> None:
         """Make all checks, up to one that makes the next ones useless."""
         try:
             self.check_noise(self.chats[0].samples[0])
@@ -118,7 +120,7 @@ class _Verification:
         if not self.report.is_proved:
             return
         try:
-            self.compare_turns(progress)
+            self.compare_turns(progress, tell)
             self.compare_step()
         except _RUN_ERRORS as error:
             text = one_line(error)
@@ -152,7 +154,7 @@ class _Verification:
             )
         self.report.add("dropout", difference.is_within, text, difference)
 
-    def compare_turns(self, progress: Progress) -> None:
+    def compare_turns(self, progress: Progress, tell: Callable[[Comparison], object]) -> None:
         """Compare every turn; exchange the end of a branch; make the negative control."""
         model, report = self.model, self.report
         turns = [
@@ -182,6 +184,7 @@ class _Verification:
                 ours = turn_result(model, losses, retain_graph=True)
                 found = (ours, npass, exact, self.groups, model.dtype)
                 compared.append(compare(*found, num_trained=sample.num_trained, place=place))
+            tell(report.turns[-1])
 
     def compare_step(self) -> None:
         """Compare one training step: all conversations in one row, the model's own loss."""

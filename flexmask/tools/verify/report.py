@@ -180,7 +180,7 @@ class VerifyReport:
 
     def __str__(self) -> str:
         """The report for the terminal."""
-        parts = [[f"{name:<11}{value}" for name, value in self.checked.items()]]
+        parts = [[f"{name:<10} {value}" for name, value in self.checked.items()]]
         parts.append(list(map(str, self.findings)))
         if self.turns and self.step is not None:
             parts.append(list(self._table(self.step[0])))

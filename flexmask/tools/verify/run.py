@@ -21,6 +21,8 @@ from flexmask.errors import DataError, TemplateError, one_line, pluralize
 from flexmask.model.checks import check_vocabulary
 from flexmask.model.load import load_model
 from flexmask.model.structure import text_config
+from flexmask.tools.verify.differences import Comparison
+from flexmask.tools.verify.expected import expected_of, within
 from flexmask.tools.verify.proof import WIDER, Chat, verify_model
 from flexmask.tools.verify.report import Finding, VerifyReport
 from flexmask.training.options import load_renderer
@@ -40,6 +42,7 @@ def verify(options: argparse.Namespace) -> VerifyReport:
     check_kernel_options(options.kernel_options, options.backend)
     renderer = load_renderer(options, options.model)
     chats, refused = _read_chats(options, renderer)
+    chats, left_out = within(chats, options.max_verify_tokens)
     samples = [sample for chat in chats for sample in chat.samples]
     written = f"{pluralize(len(samples), 'turn is', 'turns are')} written as at inference"
     if refused:
@@ -51,6 +54,9 @@ def verify(options: argparse.Namespace) -> VerifyReport:
         f"{pluralize(len(samples), 'turn')}, {sum(map(len, samples)):,} tokens in N-pass, "
         f"{sum(len(chat.row) for chat in chats):,} in a single pass"
     )
+    if left_out is not None:
+        data += f"; {left_out}"
+        print(f"flexmask: {left_out}", file=sys.stderr)
     about = {"thinking of earlier turns": renderer.thinking_text}
     if not chats:
         return VerifyReport(findings=[finding], checked={"data": data, **about})
@@ -64,8 +70,10 @@ def verify(options: argparse.Namespace) -> VerifyReport:
     check_vocabulary(config.vocab_size, (sample.input_ids for sample in samples))
     progress = partial(tqdm, desc="verifying", unit="turn")
     chosen = {"backend": options.backend, "kernel_options": options.kernel_options}
+    if text := expected_of(model, chats):
+        print(f"expected: {text}; fewer --max_verify_tokens take less", file=sys.stderr)
     with record_choices() as choices:
-        report = verify_model(model, chats, **chosen, progress=progress)
+        report = verify_model(model, chats, **chosen, progress=progress, tell=_tell)
     report.findings.insert(0, finding)
     weights = "random weights" if options.from_config else "its own weights"
     report.checked = {
@@ -79,6 +87,16 @@ def verify(options: argparse.Namespace) -> VerifyReport:
         **about,
     }
     return report
+
+
+def _tell(turn: Comparison) -> None:
+    """Say on stderr what was found at a turn, above the bar of progress."""
+    worst = max(turn.gradients.values(), key=lambda difference: difference.by_bound)
+    tqdm.write(
+        f"{turn.place}: largest difference of gradients {worst.value:.1e}, "
+        f"{worst.by_bound:.2f} of its bound",
+        file=sys.stderr,
+    )
 
 
 def describe_choices(choices: Mapping[BackendChoice, int]) -> str:
