@@ -409,7 +409,9 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path, capsys):
     write_config(tmp_path, num_hidden_layers=1, hidden_size=32)
     options = ("--model", tmp_path, "--measure", 2, "--json", tmp_path / "plan.json")
     assert run("plan", few, "--tokenizer", TOKENIZER_PATH, *options) == 0
-    assert "measured on cpu" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "3 rounds" in out[out.index("estimate for") :]
+    assert "measuring: about 0.0 GiB, at least 1 s on cpu" in err
     report = json.loads((tmp_path / "plan.json").read_text())
     measured, estimate = report["measured"], report["estimate"]
     assert measured["npass_tokens"] == report["npass_tokens"]
@@ -417,6 +419,30 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path, capsys):
     assert measured["measured_speed_up"].keys() == measured["predicted_speed_up"].keys()
     for way, kept in measured["saved_bytes"].items():
         assert measured["predicted_saved_bytes"][way] == pytest.approx(kept, rel=0.15)
+
+
+@pytest.mark.parametrize(("rounds", "code"), [(0, 130), (1, 130), (2, 130), (None, 0)])
+def test_rounds_that_were_finished_are_kept(tmp_path, monkeypatch, capsys, rounds, code):
+    few = write_conversations(tmp_path / "few.jsonl", 1, shortest=True)
+    write_config(tmp_path, num_hidden_layers=1, hidden_size=32)
+    times = iter([1.0, 2.0, 3.0] * (rounds or 0))
+
+    def step(*_):
+        if rounds is None:
+            raise TimeoutError
+        try:
+            return next(times)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("flexmask.tools.plan.measure._time", step)
+    options = ("--tokenizer", TOKENIZER_PATH, "--model", tmp_path, "--measure")
+    assert run("plan", few, *options) == code
+    out, err = capsys.readouterr()
+    assert out.count("estimate for") == 1
+    assert ("1 round" in out) == bool(rounds)
+    assert ("no round was done in 300 s" in out) == (rounds is None)
+    assert ("stopped before a round was measured" in err) == (rounds == 0)
 
 
 def test_bad_lines_are_skipped_on_request_and_listed(data, tmp_path, capsys):

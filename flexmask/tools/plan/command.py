@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -13,6 +14,7 @@ from flexmask.errors import DataError
 from flexmask.tools.options import (
     TEMPLATE,
     add_json,
+    add_number,
     add_options,
     add_picture,
     at_least,
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="run steps on the first N conversations beside the estimate; default: 4",
     )
+    add_number(parser, "--measure_seconds", 300, "stop measuring after N seconds")
     add_picture(parser, "--plot", "draw turns and lengths, as PNG or SVG")
     add_json(parser)
 
@@ -66,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     from flexmask.model.cost import CostModel
     from flexmask.tools.plan.estimate import estimate
     from flexmask.tools.plan.figure import draw_plan
-    from flexmask.tools.plan.measure import measure_steps
+    from flexmask.tools.plan.measure import expected_steps, measure_steps
     from flexmask.tools.plan.report import estimate_text, measured_text, plan_text
     from flexmask.tools.plan.survey import make_plan
     from flexmask.training.options import load_renderer
@@ -92,19 +95,32 @@ def run(options: argparse.Namespace) -> int:
     if guess is not None:
         report["estimate"] = asdict(guess)
         texts.append(estimate_text(guess))
-    if measured_on and guess is not None:
-        measured = measure_steps(
-            _random_model(options, "cuda" if torch.cuda.is_available() else "cpu"),
-            measured_on,
-            saved_per_token=guess.saved_bytes_per_token,
-            progress=partial(tqdm, desc="measuring", unit="round"),
-        )
-        report["measured"] = asdict(measured)
-        texts.append(measured_text(measured))
-    print_report(options, report, "\n\n".join(texts))
     if options.plot is not None:
         draw_plan(plan, options.plot)
-    return 0
+    code = 0
+    if measured_on and guess is not None:
+        if options.json != "-":
+            print("\n\n".join(texts) + "\n", flush=True)
+        built = _random_model(options, "cuda" if torch.cuda.is_available() else "cpu")
+        print(f"measuring: {expected_steps(built, measured_on, guess)}", file=sys.stderr)
+        measured = measure_steps(
+            built,
+            measured_on,
+            saved_per_token=guess.saved_bytes_per_token,
+            limit_s=options.measure_seconds,
+            progress=partial(tqdm, desc="measuring", unit="round"),
+        )
+        if measured is None:
+            texts = [
+                f"not measured: no round was done in {options.measure_seconds} s; --measure 1 "
+                "takes one conversation, --measure_seconds more time"
+            ]
+        else:
+            report["measured"] = asdict(measured)
+            texts = [measured_text(measured)]
+            code = 130 if measured.was_stopped else 0
+    print_report(options, report, "\n\n".join(texts))
+    return code
 
 
 def _random_model(options: argparse.Namespace, device: str) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,11 @@ from flexmask.errors import pluralize
 from flexmask.model import patch, unpatch
 from flexmask.model.cost import CostModel
 from flexmask.model.npass import npass_batches
+from flexmask.model.structure import text_config
 from flexmask.model.work import Work, npass_work, single_pass_work
 from flexmask.packing.rows import PackedRow
+from flexmask.tools.expect import expected
+from flexmask.tools.plan.estimate import Estimate
 from flexmask.tools.plan.memory import saved_bytes
 from flexmask.tree.build import build_tree
 from flexmask.tree.layout import IGNORE_INDEX
@@ -36,6 +40,8 @@ class Measured:
     Attributes:
         device: where, in words.
         conversations, npass_tokens, single_pass_tokens: what was run.
+        rounds: how many the medians are of; where it is the only one, it warmed up too.
+        was_stopped: by the user, before all rounds were done.
         seconds: median by way.
         measured_speed_up: single-pass over each other way, median of the rounds.
         speed_up_range: the lowest and the highest of the rounds.
@@ -48,6 +54,8 @@ class Measured:
     conversations: int
     npass_tokens: int
     single_pass_tokens: int
+    rounds: int
+    was_stopped: bool
     seconds: dict[str, float]
     measured_speed_up: dict[str, float]
     speed_up_range: dict[str, tuple[float, float]]
@@ -61,15 +69,18 @@ def measure_steps(
     conversations: Sequence[Sequence[Sample]],
     *,
     saved_per_token: float | None,
+    limit_s: float = math.inf,
     progress: Callable[[Any], Any] = iter,
-) -> Measured:
-    """Time N-pass, packed N-pass and single-pass in turns.
+) -> Measured | None:
+    """Time N-pass, packed N-pass and single-pass in turns; None where no round was done in time.
 
     Args:
         model: on the device where to run; it is left unpatched.
         conversations: samples of each, with tokens of the model's vocabulary; a step trains on all
             of them, one conversation a row.
         saved_per_token: predicted bytes that autograd keeps for a token, or None.
+        limit_s: seconds after which no other batch is begun; finished rounds are kept then, and
+            where the user stops it.
         progress: wraps the rounds, such as `tqdm.tqdm`.
 
     Raises:
@@ -80,17 +91,30 @@ def measure_steps(
     batches = {way: list(_batches(conversations, way, model.device)) for way in WAYS}
     largest = {way: max(batches[way], key=_num_tokens) for way in WAYS}
     kept: dict[str, int] = {}
-    for way in WAYS:
-        _prepare(model, way)
-        kept[way] = saved_bytes(model, partial(model, **largest[way]))
     took: dict[str, list[float]] = {way: [] for way in WAYS}
-    for number in progress(range(_ROUNDS + 1)):
+    stop_s = time.monotonic() + limit_s
+    was_stopped = False
+    try:
         for way in WAYS:
             _prepare(model, way)
-            seconds = _time(model, batches[way])
-            if number:  # the first round warms up
-                took[way].append(seconds)
+            kept[way] = saved_bytes(model, partial(model, **largest[way]))
+            _check_time(stop_s)
+        for _ in progress(range(_ROUNDS + 1)):
+            for way in WAYS:
+                _prepare(model, way)
+                took[way].append(_time(model, batches[way], stop_s))
+    except KeyboardInterrupt:
+        was_stopped = True
+    except TimeoutError:
+        pass
     unpatch(model)
+    done = min(map(len, took.values()))
+    if not done:
+        if was_stopped:
+            raise KeyboardInterrupt("before a round was measured")
+        return None
+    first = 1 if done > 1 else 0  # which warms up
+    took = {way: seconds[first:done] for way, seconds in took.items()}
     others = WAYS[:-1]
     lengths = [len(sample) for samples in conversations for sample in samples]
     before = npass_work(lengths, cost.windows)
@@ -104,6 +128,8 @@ def measure_steps(
         conversations=len(conversations),
         npass_tokens=before.num_tokens,
         single_pass_tokens=after.num_tokens,
+        rounds=done - first,
+        was_stopped=was_stopped,
         seconds={way: statistics.median(took[way]) for way in WAYS},
         measured_speed_up={way: statistics.median(ratios[way]) for way in others},
         speed_up_range={way: (min(ratios[way]), max(ratios[way])) for way in others},
@@ -114,6 +140,23 @@ def measure_steps(
             for way, batch in largest.items()
         },
     )
+
+
+def expected_steps(
+    model: PreTrainedModel, conversations: Sequence[Sequence[Sample]], guess: Estimate
+) -> str:
+    """The memory and time of `measure_steps`, in words."""
+    cost = CostModel.of(model)
+    lengths = [[len(sample) for sample in samples] for samples in conversations]
+    npass = sum(cost.flops(npass_work(one, cost.windows)) for one in lengths)
+    trees = [single_pass_work(build_tree(samples), cost.windows) for samples in conversations]
+    num_bytes = None
+    if guess.saved_bytes_per_token is not None:
+        per_token = guess.saved_bytes_per_token
+        per_token += text_config(model).vocab_size * (model.dtype.itemsize + 4)
+        num_bytes = guess.state_bytes / 2 + per_token * max(map(sum, lengths))
+    flops = (_ROUNDS + 1) * (2 * npass + sum(map(cost.flops, trees)))
+    return expected({model.dtype: flops}, num_bytes, model.device)
 
 
 def _batches(
@@ -141,12 +184,19 @@ def _num_tokens(batch: Batch) -> int:
     return batch["input_ids"].numel()
 
 
-def _time(model: PreTrainedModel, batches: list[Batch]) -> float:
+def _check_time(stop_s: float) -> None:
+    """Raise TimeoutError after a moment of the monotonic clock."""
+    if time.monotonic() > stop_s:
+        raise TimeoutError
+
+
+def _time(model: PreTrainedModel, batches: list[Batch], stop_s: float) -> float:
     gc.collect()
     num_trained = sum(int((batch["shift_labels"] != IGNORE_INDEX).sum()) for batch in batches)
     _wait(model.device)
     started = time.perf_counter()
     for batch in batches:
+        _check_time(stop_s)
         model(**batch, num_items_in_batch=num_trained).loss.backward()
     _wait(model.device)
     elapsed_s = time.perf_counter() - started

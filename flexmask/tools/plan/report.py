@@ -84,7 +84,7 @@ def measured_text(measured: Measured) -> str:
         )
     heading = (
         f"measured on {measured.device}: {pluralize(measured.conversations, 'conversation')}, "
-        "random weights, forward + backward"
+        f"random weights, forward + backward, {pluralize(measured.rounds, 'round')}"
     )
     names = ("", "seconds", "speed-up", "", "kept by autograd", "")
     below = ("", "", "predicted", "measured", "predicted", "measured")
