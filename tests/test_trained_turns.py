@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from flexmask import TreeCollator, render_samples
 from flexmask.data.renderer import Renderer
 from flexmask.demo import TOKENIZER_PATH
 
@@ -65,3 +66,21 @@ def test_a_system_message_of_the_run_gives_way_to_that_of_a_conversation(rendere
         assert np.array_equal(found.input_ids, expected[0].input_ids)
     own = [{"role": "system", "content": "Be brief."}, QUESTION, ANSWER]
     assert np.array_equal(asked.samples(own)[0].input_ids, renderer.samples(own)[0].input_ids)
+
+
+def test_a_collator_and_render_samples_take_the_settings_of_the_command_line(tokenizer):
+    said = [
+        {"speaker": "user", "content": "2+2?"},
+        {"speaker": "assistant", "content": "4"},
+        {"speaker": "user", "content": "+1?"},
+        {"speaker": "assistant", "content": "5"},
+    ]
+    settings = {
+        "data_columns": {"messages": "chat", "role": "speaker"},
+        "system": "You teach sums.",
+        "train_on_last_turn_only": True,
+    }
+    (sample,) = render_samples({"chat": said}, tokenizer, **settings)
+    assert "You teach sums." in tokenizer.decode(sample.input_ids)
+    batch = TreeCollator(tokenizer, **settings)([{"chat": said}])
+    assert batch["input_ids"][0].tolist() == sample.input_ids.tolist()

@@ -222,9 +222,7 @@ def render_samples(
     tokenizer: Any,
     *,
     tools: list[dict[str, Any]] | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    thinking_history: ThinkingHistory = "template",
-    date: str | None = None,
+    **rendering: Any,
 ) -> list[Sample]:
     """Return one `Sample` for every trained assistant message, in order.
 
@@ -237,25 +235,18 @@ def render_samples(
         messages: a conversation in any format of `parse_conversation`.
         tokenizer: a Hugging Face tokenizer with a chat template.
         tools: function schemas; the conversation's own where None.
-        chat_template_kwargs: settings for the template, such as {"enable_thinking": True}; those
-            that the conversation has itself come first.
-        thinking_history: "template", "interleaved" or "preserved"; see `Renderer`.
-        date: the day that a template writes which writes today's; today where None.
+        rendering: attributes of `Renderer`: `chat_template_kwargs` (those that the conversation has
+            itself come first), `thinking_history`, `date`, `system` and so on.
 
     Raises:
         DataError: the conversation is not in an accepted form.
         TemplateError: the template cannot write a message exactly; names it and the reason.
     """
-    conversation = parse_conversation(messages)
+    renderer = Renderer(tokenizer, **rendering)
+    conversation = parse_conversation(messages, columns=renderer.data_columns)
     if tools is not None:
         check_depth(tools, "tools")
         conversation = replace(conversation, tools=read_tools(without_nulls(tools)))
-    renderer = Renderer(
-        tokenizer,
-        chat_template_kwargs=chat_template_kwargs,
-        thinking_history=thinking_history,
-        date=date,
-    )
     return renderer.samples(conversation)
 
 

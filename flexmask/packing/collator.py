@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmask.data.jinja import check_template
 from flexmask.data.renderer import Renderer
-from flexmask.data.samples import Weighting, weigh_samples
-from flexmask.data.thinking import ThinkingHistory
+from flexmask.data.samples import weigh_samples
 from flexmask.errors import DataError
 from flexmask.packing.fitting import Overflow, check_budget
 from flexmask.packing.rows import PackedRow, PackedRows, check_multiple, pack, stack_rows
@@ -36,9 +35,8 @@ class TreeCollator:
             made of samples or trees.
         max_tokens: budget of a row, in tokens; None packs everything into one row.
         on_overflow: what `pack` does with a conversation larger than `max_tokens`.
-        renderer: renders conversations; has `weighting` ("token", "turn" or "conversation"; trees
-            are taken as they are), `chat_template_kwargs`, `thinking_history` and `date`, which is
-            that of making the collator where None.
+        renderer: renders and weighs conversations, and weighs samples; trees are taken as they are.
+            Its date, where none is given, is that of making the collator.
         pad_to_multiple_of: rows are padded to a common multiple of this many tokens; 128 is what
             FlexAttention is fast with on a GPU.
         num_dropped, num_truncated: how many samples `on_overflow` has left out or cut so far.
@@ -50,12 +48,17 @@ class TreeCollator:
         *,
         max_tokens: int | None = None,
         on_overflow: Overflow = "split",
-        weighting: Weighting = "token",
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        thinking_history: ThinkingHistory = "template",
-        date: str | None = None,
         pad_to_multiple_of: int = 1,
+        **rendering: Any,
     ) -> None:
+        """Keep the settings.
+
+        `rendering` is attributes of `Renderer`: `weighting`, `chat_template_kwargs`,
+        `thinking_history`, `system` and so on.
+
+        Raises:
+            DataError, TemplateError: a setting or the chat template cannot be used.
+        """
         check_budget(max_tokens, on_overflow)
         if getattr(tokenizer, "chat_template", None):  # one without will do for samples and trees
             check_template(tokenizer)
@@ -63,13 +66,7 @@ class TreeCollator:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.on_overflow = on_overflow
-        self.renderer = Renderer(
-            tokenizer,
-            weighting,
-            chat_template_kwargs,
-            thinking_history=thinking_history,
-            date=date,
-        ).dated()
+        self.renderer = Renderer(tokenizer, **rendering).dated()
         self.pad_to_multiple_of = pad_to_multiple_of
         self.num_dropped = self.num_truncated = 0
 

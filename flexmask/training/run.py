@@ -53,8 +53,8 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         max_tokens=config.max_tokens,
         on_overflow=config.on_overflow,
         pad_to_multiple_of=BLOCK if training.device.type == "cuda" else 1,
+        **renderer.settings,
     )
-    collator.renderer = renderer
     if training.process_index == 0:
         print(f"thinking of earlier turns: {renderer.thinking_text}", file=sys.stderr)
     train_set, eval_set = load_datasets(config, collator, training)
