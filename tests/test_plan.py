@@ -411,7 +411,7 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path, capsys):
     assert run("plan", few, "--tokenizer", TOKENIZER_PATH, *options) == 0
     out, err = capsys.readouterr()
     assert "3 rounds" in out[out.index("estimate for") :]
-    assert "measuring: about 0.0 GiB, at least 1 s on cpu" in err
+    assert "measuring: at least 0.0 GiB and 1 s on cpu" in err
     report = json.loads((tmp_path / "plan.json").read_text())
     measured, estimate = report["measured"], report["estimate"]
     assert measured["npass_tokens"] == report["npass_tokens"]

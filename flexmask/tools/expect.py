@@ -17,7 +17,8 @@ def expected(
 ) -> str:
     """The memory and time of operations on a device, in words; and what makes them slow.
 
-    The time is that of products of matrices, which a whole model does not reach.
+    Both are from below: a backward pass holds more for moments, and a whole model does not reach
+    the rate of products of matrices, which the time is that of.
 
     Args:
         flops: operations, by the type that they are done in.
@@ -25,8 +26,8 @@ def expected(
         device: where.
     """
     seconds = sum(count / _rate(dtype, device) for dtype, count in flops.items())
-    memory = "memory not known" if num_bytes is None else f"about {num_bytes / 2**30:.1f} GiB"
-    text = f"{memory}, at least {_duration(seconds)} on {device.type}"
+    memory = "memory not known" if num_bytes is None else f"at least {num_bytes / 2**30:.1f} GiB"
+    text = f"{memory} and {_duration(seconds)} on {device.type}"
     slow = [dtype for dtype in flops if dtype.itemsize == 2 and device.type == "cpu"]
     return "; ".join([text, *(f"{slow_on_cpu(dtype)}, give --dtype float32" for dtype in slow)])
 
