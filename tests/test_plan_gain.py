@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import asdict
 
 import pytest
 from chat_cases import TOOL
@@ -61,10 +60,6 @@ def with_template(template):
     return tokenizer
 
 
-def causes(plan):
-    return {cause: number for cause, number in asdict(plan.branches).items() if number}
-
-
 @pytest.mark.parametrize(
     ("chat", "leaves"), [(CHAT, 8), (LOOP, 1), (AGENT, 4)], ids=["chat", "loop", "agent"]
 )
@@ -83,7 +78,7 @@ def test_plan_counts_leaves_and_says_where_they_come_from(
     leaves = 1 if preserves else leaves
     plan = plan_of(chat, chat_tokenizer(name), thinking_history=history)
     assert plan.leaves == leaves
-    assert causes(plan) == ({"dropped_thinking": leaves - 1} if leaves > 1 else {})
+    assert plan.branches == ({"dropped thinking": leaves - 1} if leaves > 1 else {})
     samples = render_samples(chat, chat_tokenizer(name), thinking_history=history)
     tokens = build_tree(samples).num_tokens
     text = plan_text(plan)
@@ -102,13 +97,13 @@ def test_causes_are_found_with_the_settings_of_run_and_record(in_record, plan_of
     settings = {"chat_template_kwargs": {"preserve_thinking": False}}
     chat, run = (AGENT | settings, {}) if in_record else (AGENT, settings)
     plan = plan_of(chat, chat_tokenizer("qwen3_8"), **run)
-    assert (plan.leaves, causes(plan)) == (4, {"dropped_thinking": 3})
+    assert (plan.leaves, plan.branches) == (4, {"dropped thinking": 3})
 
 
 def test_calls_without_thinking_branch_a_tool_loop_of_qwen3(plan_of):
     """It writes an empty thought for the last message, and none once a result follows."""
     plan = plan_of(conversation(users=1, calls=6, thinks=False), chat_tokenizer("qwen3"))
-    assert (plan.leaves, causes(plan)) == (7, {"dropped_empty_thought": 6})
+    assert (plan.leaves, plan.branches) == (7, {"dropped empty thought": 6})
 
 
 def template_with(changed="m.content", before=""):
@@ -130,11 +125,11 @@ TOOLS_LAST = "{{ tools if tools and m == ask }}"
 @pytest.mark.parametrize(
     ("template", "cause"),
     [
-        ("gptoss", "rewritten_stop_token"),
-        ("qwen3", "dropped_empty_thought"),
-        ("qwen3_8", "other_tokens"),
-        (template_with("m.content | upper"), "rewritten_history"),
-        (template_with("m.content | trim('.')"), "rewritten_history"),
+        ("gptoss", "rewritten stop token"),
+        ("qwen3", "dropped empty thought"),
+        ("qwen3_8", "other tokens"),
+        (template_with("m.content | upper"), "rewritten history"),
+        (template_with("m.content | trim('.')"), "rewritten history"),
         (template_with(before=TOOLS_LAST), "tools"),
         (template_with(), None),
     ],
@@ -144,14 +139,14 @@ def test_each_cause_has_its_rule(template, cause, plan_of):
     chat = conversation(users=4, thinks=False)
     if cause == "tools":
         chat["tools"] = [TOOL]
-    assert causes(plan_of(chat, tokenizer)) == ({cause: 3} if cause else {})
+    assert plan_of(chat, tokenizer).branches == ({cause: 3} if cause else {})
 
 
 def test_words_that_are_dropped_beside_a_call_are_rewritten_history(plan_of):
     chat = conversation(users=2, calls=1, thinks=False)
     for message in chat["messages"]:
         message["content"] = message["content"] or "I look it up."
-    assert causes(plan_of(chat, chat_tokenizer("gptoss"))) == {"rewritten_history": 1}
+    assert plan_of(chat, chat_tokenizer("gptoss")).branches == {"rewritten history": 1}
 
 
 def test_leaves_equal_brute_force_and_each_branch_counts_once(tokenizer, tmp_path):
@@ -162,7 +157,7 @@ def test_leaves_equal_brute_force_and_each_branch_counts_once(tokenizer, tmp_pat
         leaves.append(sum(all(b[: len(a)] != a or a == b for b in ids) for a in set(ids)))
     assert plan.leaves == sum(leaves)
     assert plan.chains == leaves.count(1)
-    assert sum(causes(plan).values()) == plan.leaves - plan.conversations
+    assert sum(plan.branches.values()) == plan.leaves - plan.conversations
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_8"])

@@ -19,8 +19,8 @@ in each. The first rule that applies names the cause:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import NamedTuple, TypeGuard
 
@@ -29,23 +29,6 @@ from flexmask.data.messages import Conversation
 from flexmask.data.template import ChatTemplate, Message
 from flexmask.tree.sample import Sample, common_prefix_length
 from flexmask.tree.tree import PrefixTree
-
-
-@dataclass(slots=True)
-class Branches:
-    """How many branches have which cause, each branch one; the module says what they mean."""
-
-    dropped_thinking: int = 0
-    dropped_empty_thought: int = 0
-    rewritten_stop_token: int = 0
-    rewritten_history: int = 0
-    tools: int = 0
-    other_tokens: int = 0
-
-    def add(self, other: Branches) -> None:
-        """Add the counts of `other` to these."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
 def leaf_samples(tree: PrefixTree) -> list[int]:
@@ -60,15 +43,15 @@ def leaf_samples(tree: PrefixTree) -> list[int]:
 
 def count_branches(
     conversation: Conversation, leaves: Sequence[Sample], template: ChatTemplate
-) -> Branches:
-    """The causes of the branches between the leaves of one conversation.
+) -> Counter[str]:
+    """The causes of the branches between the leaves of one conversation, each branch one.
 
     Args:
         conversation: the messages.
         leaves: the samples of `leaf_samples`; a key is the index of a message.
         template: writes the messages as it wrote the samples.
     """
-    counts = Branches()
+    counts: Counter[str] = Counter()
     if len(leaves) < 2:
         return counts
     marks = Marks()
@@ -91,8 +74,8 @@ def count_branches(
             before, after = (
                 _write(template, conversation.messages, end) for end in ends[index:][:2]
             )
-            cause = "other_tokens" if after.startswith(before) else "rewritten_history"
-        setattr(counts, cause, getattr(counts, cause) + 1)
+            cause = "other tokens" if after.startswith(before) else "rewritten history"
+        counts[cause] += 1
     return counts
 
 
@@ -137,24 +120,24 @@ def _read(text: str, parts: Sequence[_Part]) -> _Text:
 
 
 def _cause(earlier: _Text, later: _Text, messages: list[Message]) -> str | None:
-    """The field of `Branches` for `later` leaving `earlier`; None where it does not leave it."""
+    """The cause for which `later` leaves `earlier`; None where it does not leave it."""
     fork = common_prefix_length(earlier.text, later.text)
     if fork == len(earlier.text):
         return None
     (ended, left), (_, found) = earlier.around(fork), later.around(fork)
     old, new = left.part, found.part
     if old and not old.is_tool and old not in (place.part for place in later.places):
-        return "dropped_thinking" if old.name == "thinking" else "rewritten_history"
+        return "dropped thinking" if old.name == "thinking" else "rewritten history"
     if old in (new, None) and (old is None or ended is None or ended.owner != old.owner):
         # The same words follow, of another message: what differs is written between the two.
         if _is_assistant(ended, messages):
-            return "rewritten_stop_token"
+            return "rewritten stop token"
         is_plain = _is_assistant(old, messages) and "reasoning_content" not in messages[old.owner]
         if is_plain and left.start > found.start:
-            return "dropped_empty_thought"
+            return "dropped empty thought"
     if any(part and part.is_tool for part in (ended, old, new)):
         return "tools"
-    return "rewritten_history"
+    return "rewritten history"
 
 
 def _is_assistant(part: _Part | None, messages: list[Message]) -> TypeGuard[_Part]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from flexmask.data.trees import empty_thoughts
@@ -143,10 +142,9 @@ def _shape(plan: Plan) -> str:
     lines = [
         f"{pluralize(plan.leaves, 'leaf', 'leaves')} in {pluralize(plan.conversations, 'tree')}"
     ]
-    causes = {name.replace("_", " "): n for name, n in asdict(plan.branches).items() if n}
-    if causes:
+    if plan.branches:
         lines[0] += "; branches by cause: "
-        lines[0] += ", ".join(f"{name} {number:,}" for name, number in causes.items())
+        lines[0] += ", ".join(f"{name} {number:,}" for name, number in plan.branches.most_common())
     if plan.chains:
         lines.append(f"{CHAIN}: {plan.chains:,} of {pluralize(plan.conversations, 'conversation')}")
     if plan.empty_thoughts:

@@ -26,7 +26,7 @@ from flexmask.model.work import (
     single_pass_tiled,
     single_pass_work,
 )
-from flexmask.tools.plan.branches import Branches, count_branches, leaf_samples
+from flexmask.tools.plan.branches import count_branches, leaf_samples
 from flexmask.tools.plan.mistraining import Mistraining, count_mistrained
 from flexmask.tools.plan.row_budget import RowBudget
 
@@ -121,7 +121,7 @@ class Plan:
     single_pass: Way = field(default_factory=Way)
     leaves: int = 0
     chains: int = 0
-    branches: Branches = field(default_factory=Branches)
+    branches: Counter[str] = field(default_factory=Counter)
     turns: array[int] = field(default_factory=lambda: array("i"))
     conversation_tokens: array[int] = field(default_factory=lambda: array("i"))
     sample_tokens: array[int] = field(default_factory=lambda: array("i"))
@@ -155,7 +155,7 @@ class Plan:
         self.leaves += len(leaves)
         self.chains += len(leaves) == 1
         template = renderer.template(conversation)
-        self.branches.add(count_branches(conversation, [samples[i] for i in leaves], template))
+        self.branches += count_branches(conversation, [samples[i] for i in leaves], template)
         self.unused_keys.update(rendered.unused_keys)
         self.mistrained.add(count_mistrained(conversation, samples, renderer.tokenizer))
         if self.overflow is not None:
@@ -200,7 +200,7 @@ class Plan:
             "tile_density": self.single_pass.tile_density,
             "leaves": self.leaves,
             "chains": self.chains,
-            "branches": asdict(self.branches),
+            "branches": self.branches,
             "largest_row_tokens": self.largest,
             "turns": distribution(self.turns),
             "conversation_tokens": distribution(self.conversation_tokens),
