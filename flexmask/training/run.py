@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainerState, TrainingArguments
 
-
-RENDERING_FILE = "rendering.json"
+    from flexmask.data.renderer import Renderer
 
 
 def train(config: TrainConfig, training: TrainingArguments) -> None:
@@ -111,17 +110,21 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         trainer.save_model()
     finally:  # an upload may have failed
         if trainer.is_world_process_zero():
-            output = Path(config.output)
-            with checkpoint_errors(output):
-                with atomic_write(output / "trainer_state.json") as partial:
-                    trainer.state.save_to_json(str(partial))
-                about = {**renderer.settings, "thinking": renderer.thinking_text}
-                write_json(about, output / RENDERING_FILE)
+            with checkpoint_errors(Path(config.output)):
+                leave_records(Path(config.output), trainer.state, renderer)
                 if added and config.use_peft:  # adapters are saved without
-                    model.generation_config.save_pretrained(output)
-                draw_training(trainer.state.log_history, output / "loss.png")
+                    model.generation_config.save_pretrained(config.output)
     if config.merge_lora and trainer.is_world_process_zero():
         save_merged(config, training.seed, tokenizer, model.generation_config)
+
+
+def leave_records(output: Path, state: TrainerState, renderer: Renderer) -> None:
+    """Write the log of a run, its picture, and how its data were rendered."""
+    with atomic_write(output / "trainer_state.json") as partial:
+        state.save_to_json(str(partial))
+    about = {**renderer.settings, "thinking": renderer.thinking_text}
+    write_json(about, output / "rendering.json")
+    draw_training(state.log_history, output / "loss.png")
 
 
 def where_stopped(state: TrainerState, output: str) -> str:
