@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from flexmask.data.renderer import RENDERING
 from flexmask.errors import DataError
 from flexmask.files import check_target, write_json
 from flexmask.plots import check_picture
@@ -17,10 +18,7 @@ from flexmask.training.options import TrainConfig
 _FIELDS = {field.name: field for field in fields(TrainConfig)}
 _TYPES = get_type_hints(TrainConfig)
 OPTIONS = tuple(_FIELDS)
-TEMPLATE = (
-    *("chat_template", "chat_template_kwargs", "thinking_history", "empty_thinking", "date"),
-    *("train_on_last_turn_only", "system", "data_columns"),
-)
+TEMPLATE = ("chat_template", *(name for name in RENDERING if name != "weighting"))
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
