@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Literal, get_args
 
@@ -41,11 +41,6 @@ from flexmask.tree.sample import Sample
 from flexmask.tree.tree import PrefixTree
 
 EmptyThinking = Literal["template", "skip_conversation"]
-# What decides on the samples of a conversation beside the tokenizer.
-RENDERING = (
-    *("weighting", "chat_template_kwargs", "thinking_history", "empty_thinking", "date"),
-    *("train_on_last_turn_only", "system", "data_columns"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +210,10 @@ class Renderer:
     def tree(self, conversation: Any) -> PrefixTree:
         """The prefix tree of these samples."""
         return self.render(conversation).tree
+
+
+# What decides on the samples of a conversation beside the tokenizer.
+RENDERING = tuple(field.name for field in fields(Renderer) if field.name != "tokenizer")
 
 
 def render_samples(
