@@ -252,9 +252,12 @@ def test_a_log_says_what_its_steps_computed(tmp_path, monkeypatch):
     num_tokens = sum(tree.num_tokens for tree in data)
     trained = sum(np.count_nonzero(tree.loss_weights) for tree in data)
     assert [entry["trained_tokens_per_second"] for entry in logs] == [trained, *[trained / 2] * 2]
+    whole = sum(tree.num_sample_tokens for tree in data)
+    assert [entry["npass_tokens_per_second"] for entry in logs] == [whole, *[whole / 2] * 2]
+    assert [entry["num_input_tokens_seen"] for entry in logs] == [num_tokens * k for k in (1, 2, 3)]
     for entry in logs:
         assert entry["row_fill"] == num_tokens / sum(-(-t.num_tokens // 64) * 64 for t in data)
-        assert entry["npass_ratio"] == sum(t.num_sample_tokens for t in data) / num_tokens
+        assert entry["npass_ratio"] == whole / num_tokens
 
 
 def test_evaluating_and_generating_leave_the_training_as_it_is(tmp_path):

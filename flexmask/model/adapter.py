@@ -145,6 +145,13 @@ def is_patched(model: nn.Module) -> bool:
     return _state_of(model) is not None
 
 
+def requested_backend(model: nn.Module) -> str:
+    """The `backend` that a patched model was given."""
+    state = _state_of(model)
+    assert state is not None, "only a patched model has a backend"
+    return state.backend
+
+
 def _state_of(model: nn.Module) -> ModelPatch | None:
     return find_decoder(find_model(model)).__dict__.get(STATE)
 

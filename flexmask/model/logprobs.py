@@ -50,6 +50,21 @@ def score_tokens(
     return logprobs.where(is_token, 0), entropies
 
 
+@torch.no_grad()
+def count_predictions(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """How many targets are the likeliest token, int64 [], and the entropy summed over targets [].
+
+    Args:
+        logits: [B, L, V].
+        targets: int64 [B, L], -100 where there is none.
+    """
+    flat, targets = logits.flatten(0, -2), targets.flatten()
+    positions = torch.arange(len(flat), device=flat.device)
+    _, entropies = score_tokens(flat, positions, targets, with_entropies=True)
+    is_right = flat.argmax(-1) == targets
+    return is_right.sum(), entropies.where(targets != IGNORE_INDEX, 0).sum()
+
+
 def _by_formula(
     logits: Tensor, positions: Tensor, tokens: Tensor, with_entropies: bool
 ) -> tuple[Tensor, Tensor]:

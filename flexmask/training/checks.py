@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmask.backends.choice import choose_backend, is_interpreting
 from flexmask.backends.flex_options import check_kernel_options
-from flexmask.errors import DataError, UnsupportedModelError, one_line
+from flexmask.errors import DataError, UnsupportedModelError, need_packages, one_line
 from flexmask.training.options import TrainConfig, add_lora
 
 if TYPE_CHECKING:
@@ -117,12 +117,14 @@ def _check_liger(training: TrainingArguments) -> None:
         )
 
 
-def _check_reports(training: TrainingArguments) -> None:
+def check_reports(training: TrainingArguments) -> None:
     """Raise DataError for `--report_to` a package that is not there."""
     from transformers.integrations import get_reporting_integration_callbacks
     from transformers.integrations.integration_utils import get_available_reporting_integrations
 
     missing = set(training.report_to or ()) - set(get_available_reporting_integrations())
+    if "tensorboard" in missing:
+        need_packages("--report_to tensorboard", "tensorboard")
     try:
         for make in get_reporting_integration_callbacks(sorted(missing)):
             make()
@@ -149,7 +151,7 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
     """
     _check_evaluation(training, config)
     _check_lora(config)
-    _check_reports(training)
+    check_reports(training)
     if training.use_liger_kernel:
         _check_liger(training)
     if not training.learning_rate >= 0:

@@ -107,6 +107,9 @@ class TrainConfig:
     lora_target_modules: Sequence[str] = _option(
         "which modules get adapters", "NAME", default=("all-linear",)
     )
+    log_token_metrics: bool = _option(
+        "log mean_token_accuracy and entropy of trained tokens too", default=False
+    )
     merge_lora: bool = _option("save the model with the adapters merged too", default=False)
     resume: bool = _option("go on from the last checkpoint, or begin", default=False)
 

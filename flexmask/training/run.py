@@ -88,6 +88,7 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
                 data_collator=collator,
                 processing_class=tokenizer,
                 batch_sampler=sampler,
+                log_token_metrics=config.log_token_metrics,
                 callbacks=[LogEnds()],
             )
     except FlexmaskError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -28,9 +28,15 @@ def count_batch(batch: dict[str, Any]) -> torch.Tensor:
 
 
 class Throughput:
-    """Sums over the steps since the last log, and the seconds that they took."""
+    """Sums over the steps since the last log, and the seconds that they took.
+
+    Attributes:
+        predictions: (right, summed entropies) as of `count_predictions`, of this process alone,
+            added up on the device; None where they are not counted.
+    """
 
     def __init__(self) -> None:
+        self.predictions: Sequence[torch.Tensor] | None = None
         self._sums = np.zeros(4)
         self._since: float | None = None  # the first step
 
@@ -38,6 +44,11 @@ class Throughput:
         """Count a step that begins: the sums of `count_batch` over its batches and processes."""
         self._sums += counts
         self._since = self._since or perf_counter()
+
+    def add_predictions(self, counts: Sequence[torch.Tensor]) -> None:
+        """Count the predictions of a batch."""
+        both = zip(self.predictions or (0, 0), counts, strict=True)
+        self.predictions = [before + new for before, new in both]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -49,7 +60,9 @@ class Throughput:
             if self._since is not None:
                 self._since += perf_counter() - start
 
-    def take(self) -> dict[str, float]:
+    def take(
+        self, sum_over_processes: Callable[[Sequence[float]], list[float]]
+    ) -> dict[str, float]:
         """What is logged of the steps, which are forgotten; nothing where none were counted."""
         trained, tokens, npass_tokens, places = self._sums.tolist()
         if not tokens or self._since is None:
@@ -57,8 +70,14 @@ class Throughput:
         now = perf_counter()
         seconds = now - self._since
         self._sums[:], self._since = 0, now
-        return {
+        logs = {
             "trained_tokens_per_second": trained / seconds,
+            "npass_tokens_per_second": npass_tokens / seconds,
             "row_fill": tokens / places,
             "npass_ratio": npass_tokens / tokens,
         }
+        if self.predictions is not None:
+            right, entropies = sum_over_processes([float(value) for value in self.predictions])
+            logs |= {"mean_token_accuracy": right / trained, "entropy": entropies / trained}
+            self.predictions = None
+        return logs

@@ -11,12 +11,15 @@ from torch.utils.data import ConcatDataset, DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
+from flexmask.backends.choice import record_choices
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.model.adapter import is_patched
 from flexmask.model.checks import check_parallelism
+from flexmask.model.logprobs import count_predictions
 from flexmask.model.loss import as_bits
 from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.training.checkpoints import ResumableTrainer
+from flexmask.training.reports import describe_run, report_run
 from flexmask.training.throughput import Throughput, count_batch
 from flexmask.tree.build import build_tree
 from flexmask.tree.layout import IGNORE_INDEX
@@ -43,19 +46,28 @@ class TreeTrainer(ResumableTrainer):
     With a `batch_sampler`, that says what is in a batch, in place of the Trainer's batch size.
 
     With each loss it logs `trained_tokens_per_second`, of all processes together, each token of a
-    tree once; `row_fill`, the share of rows that is no padding; and `npass_ratio`, the tokens that
-    N-pass would compute for each that was.
+    tree once; `npass_tokens_per_second`, those that N-pass would compute; `npass_ratio`, how many
+    these are for each that was computed; `row_fill`, the share of rows that is no padding; and
+    `num_input_tokens_seen`, the tokens of trees since the run began. With `log_token_metrics` also
+    `mean_token_accuracy` and `entropy`, over trained tokens; not where the loss is fused, without
+    logits. TensorBoard and wandb are told once a run what `describe_run` says.
     """
 
     _evaluated: list[float] | None = None  # while evaluating: the weighted loss, and the weights
 
     def __init__(
-        self, *args: Any, batch_sampler: TreeBatchSampler | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        batch_sampler: TreeBatchSampler | None = None,
+        log_token_metrics: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         check_parallelism(self.accelerator.parallelism_config)
         self.batch_sampler = batch_sampler
+        self.log_token_metrics = log_token_metrics
         self._throughput = Throughput()
+        self._is_reported = False
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader of the training set, in batches of `batch_sampler` where there is one.
@@ -85,8 +97,32 @@ class TreeTrainer(ResumableTrainer):
         """
         logs.pop("train_samples_per_second", None)
         if "loss" in logs:
-            logs |= self._throughput.take()
+            logs |= self._throughput.take(self._sum_over_processes)
+            logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
         super().log(logs, *args, **kwargs)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Train on one batch; the first tells the reporters what the run is trained with."""
+        if self._is_reported:
+            return super().training_step(model, inputs, *args, **kwargs)
+        with record_choices() as choices:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        chosen = [choice for choice, _ in choices.most_common()]
+        report_run(self.callback_handler.callbacks, describe_run(self, inputs, chosen))
+        self._is_reported = True
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The loss of a batch; in training its predictions are counted where that is asked for."""
+        targets = inputs.get("shift_labels")
+        if not self.log_token_metrics or not model.training or targets is None:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+        if (logits := getattr(outputs, "logits", None)) is not None:
+            self._throughput.add_predictions(count_predictions(logits, targets))
+        return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, with `eval_loss` as the weighted mean over all batches and processes."""
@@ -159,9 +195,13 @@ class TreeTrainer(ResumableTrainer):
         mine = np.array(sums).reshape(-1, 5).sum(0).tolist()
         items, *counts = self._sum_over_processes(mine)
         self._throughput.add(counts)
+        self.state.num_input_tokens_seen += int(counts[1])
         if not self.args.average_tokens_across_devices:
             items = mine[0]
         return torch.tensor(int(items), device=device) if items == int(items) else items
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Nothing: they are counted at the beginning of a step, without padding."""
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self._throughput.paused():
