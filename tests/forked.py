@@ -1,6 +1,6 @@
 """Commands of this Python, run in forks of one process that has the large libraries loaded.
 
-So a test may start torchrun or `accelerate launch` with its two ranks again and again: programs and
+So a test may start torchrun or `accelerate launch` with its ranks again and again: programs and
 arguments are theirs, but torch and transformers, which take seconds to load, are loaded once.
 """
 
@@ -10,7 +10,13 @@ import runpy
 import sys
 import tempfile
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+def torchrun(size):
+    """What starts a program in so many processes."""
+    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}")
+
+
+TORCHRUN = torchrun(2)
 LOADED = [
     "torch.distributed.run",
     "accelerate.commands.launch",

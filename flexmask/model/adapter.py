@@ -19,11 +19,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flexmask.backends.choice import BACKENDS
 from flexmask.backends.flex_options import check_kernel_options
 from flexmask.errors import UnsupportedModelError
-from flexmask.model.checks import check_model, max_exact_length
+from flexmask.model.checks import check_model, check_sequence_group, max_exact_length
 from flexmask.model.hooks import ModelPatch, check_batch, check_result, take_tree
 from flexmask.model.loss import TreeLoss
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.mixers.kinds import MIXERS, find_mixers
+from flexmask.model.sequence_group import SequenceGroup
 from flexmask.model.structure import (
     attention_layers,
     find_decoder,
@@ -40,7 +41,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def patch(
-    model: Model, *, backend: str = "auto", kernel_options: Mapping[str, Any] | None = None
+    model: Model,
+    *,
+    backend: str = "auto",
+    kernel_options: Mapping[str, Any] | None = None,
+    sequence_group: Any = None,
 ) -> Model:
     """The same model, able to run packed trees: `model(input_ids, position_ids, subtree_end)`.
 
@@ -50,6 +55,10 @@ def patch(
         model: a Hugging Face causal language model of a verified family, or one wrapped by peft.
         backend: "auto", "reference", "cpu", "varlen", "flex" or "triton", as in `attention`.
         kernel_options: FlexAttention's own, such as {"BLOCK_M": 64}, with backend="flex".
+        sequence_group: the process group whose n ranks share the tokens of a row, or None. Each is
+            given the same batch, of whole rows of a multiple of 2n tokens, holds activations of L/n
+            of them, and returns the loss of all, with logits of its own. Gradients are to be
+            averaged over the ranks, as DDP and FSDP do.
 
     Raises:
         UnsupportedModelError: single-pass training would not be exact, with the reason.
@@ -65,10 +74,13 @@ def patch(
     decoder = find_decoder(top)
     layers = attention_layers(decoder)
     mixers = find_mixers(decoder)
+    ranks = None if sequence_group is None else SequenceGroup.of(sequence_group)
+    if ranks is not None:
+        check_sequence_group(top)
     state = ModelPatch(
         layers=[
             *(
-                _patch_layer(layer, backend, window, kernel_options)
+                _patch_layer(layer, backend, window, kernel_options, ranks)
                 for layer, window in zip(layers, layer_windows(decoder), strict=True)
             ),
             *(_patch_mixer(mixer, text_config(top)) for mixer in mixers),
@@ -77,8 +89,9 @@ def patch(
         backend=backend,
         is_wrapped=is_wrapped(top, decoder),
         max_length=max_exact_length(text_config(top)),
-        loss=None if top is decoder else _patch_loss(top),
+        loss=None if top is decoder else _patch_loss(top, ranks),
         config=text_config(top),
+        sequence_group=ranks,
     )
     modules: set[nn.Module] = {model, decoder}
     for module in modules:
@@ -157,11 +170,15 @@ def _state_of(model: nn.Module) -> ModelPatch | None:
 
 
 def _patch_layer(
-    layer: nn.Module, backend: str, window: Window, kernel_options: Mapping[str, Any] | None
+    layer: nn.Module,
+    backend: str,
+    window: Window,
+    kernel_options: Mapping[str, Any] | None,
+    ranks: SequenceGroup | None,
 ) -> LayerPatch:
     """Give an attention module a configuration that names our attention."""
     config: PreTrainedConfig = layer.__dict__["config"]
-    own = backend, window, temperature_of(layer), kernel_options
+    own = backend, window, temperature_of(layer), kernel_options, ranks
     state = LayerPatch(config, _eager_attention(layer), *own)
     copied: PreTrainedConfig = copy.copy(config)
     copied._attn_implementation = {"": NAME}  # of this configuration, not of any inside it
@@ -198,9 +215,10 @@ def _eager_attention(layer: nn.Module) -> AttentionFunction:
     )
 
 
-def _patch_loss(top: PreTrainedModel) -> TreeLoss:
+def _patch_loss(top: PreTrainedModel, ranks: SequenceGroup | None) -> TreeLoss:
     """Put a loss that knows trees in front of the model's own."""
-    loss = TreeLoss(top.loss_function, is_own="_loss_function" in top.__dict__)
+    is_own = "_loss_function" in top.__dict__
+    loss = TreeLoss(top.loss_function, is_own=is_own, sequence_group=ranks)
     top.loss_function = loss
     return loss
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.model.families import check_family
@@ -61,8 +62,24 @@ def check_parallelism(parallelism: Any) -> None:
         if size > 1:
             raise UnsupportedModelError(
                 f"ParallelismConfig: {name} must be 1, got {size}; it cuts rows between processes, "
-                "in which a tree would lose its mask. Take rows that fit one device (max_tokens)"
+                "in which a tree would lose its mask. patch(model, sequence_group=...) cuts them "
+                "exactly; or take rows that fit one device (max_tokens)"
             )
+
+
+def check_sequence_group(top: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError if tokens of a row cannot be cut over ranks exactly."""
+    family = text_config(top).model_type
+    for mixer in find_mixers(find_decoder(top)):
+        raise UnsupportedModelError(
+            f"model_type {family!r} takes no sequence_group: its {type(mixer).__name__} looks "
+            "along the sequence, and each process has a part of it; take rows that fit one device"
+        )
+    if top is not find_decoder(top) and top.loss_function is not ForCausalLMLoss:
+        raise UnsupportedModelError(
+            f"the loss function of {type(top).__name__} must be ForCausalLMLoss with a "
+            f"sequence_group, got {top.loss_function!r}, which need not be a sum over tokens"
+        )
 
 
 def max_exact_length(config: PreTrainedConfig) -> int | None:

@@ -22,6 +22,7 @@ from flexmask.model.checks import check_parallelism
 from flexmask.model.experts import has_auxiliary_loss, take_counts
 from flexmask.model.loss import TreeLoss
 from flexmask.model.mixers.forward import MixerForward
+from flexmask.model.sequence_group import SequenceGroup
 from flexmask.model.structure import active_dropouts, find_head, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
 from flexmask.tree.mask import TreeMask
@@ -47,6 +48,7 @@ class ModelPatch:
         max_length: longest sample for which its rotary embedding is that of N-pass, None if any.
         loss: its loss function, None for a model without a head.
         config: of its decoder stack.
+        sequence_group: of the ranks over which its tokens are cut, or None.
         handles: of its hooks.
         is_disabled: whether tree batches are refused for now.
         is_counted: whether the batch at hand has its `sample_counts` for an attention mask.
@@ -60,6 +62,7 @@ class ModelPatch:
     max_length: int | None
     loss: TreeLoss | None
     config: PreTrainedConfig
+    sequence_group: SequenceGroup | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
     is_disabled: bool = False
     is_counted: bool = False
@@ -102,6 +105,11 @@ def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     patch.is_counted = is_tree_batch and has_head and has_auxiliary_loss(patch.config, kwargs)
     if patch.is_counted:
         patch.is_counted = take_counts(kwargs, counts)
+    if patch.is_counted and patch.sequence_group:
+        raise UnsupportedModelError(
+            "output_router_logits must be False with a sequence_group, got True: the auxiliary "
+            "loss of experts is no sum over tokens"
+        )
     return args, kwargs
 
 
@@ -119,6 +127,11 @@ def check_result(
             )
     if kwargs.get("labels") is None or (patch.loss is not None and patch.loss.was_called):
         return
+    if patch.sequence_group and kwargs.get("subtree_end") is not None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} computed its loss by a fused one, of a part of the row; turn "
+            "it off (use_liger_kernel) with a sequence_group"
+        )
     if patch.loss is None or find_head(find_model(module)) is not None:
         _check_fused_loss(module, kwargs)  # a decoder stack in a model with a head computes none
 
@@ -178,9 +191,25 @@ def take_tree(
         # Raises unless these are the subtree ends and depths of a forest.
         TreeMask(subtree_end, position_ids if patch.checks_positions else None)
     mask = to_mask(subtree_end, position_ids)
+    if patch.sequence_group:
+        args, kwargs = _cut_inputs(patch.sequence_group, args, kwargs, subtree_end)
     kwargs["attention_mask"] = dict.fromkeys(patch.mask_names, mask) if patch.mask_names else mask
     kwargs["use_cache"] = False
     return args, kwargs
+
+
+def _cut_inputs(
+    ranks: SequenceGroup, args: tuple[Any, ...], kwargs: dict[str, Any], subtree_end: Tensor
+) -> Arguments:
+    """The inputs of the decoder stack with the tokens of this rank alone."""
+    if not torch.compiler.is_compiling():
+        ids = args[0] if args else kwargs.get("input_ids")
+        given = (subtree_end, kwargs["position_ids"], ids)
+        ranks.check_same(*(x for x in given if x is not None))
+    for name in ("input_ids", "inputs_embeds", "position_ids", "per_layer_inputs"):
+        if kwargs.get(name) is not None:
+            kwargs[name] = ranks.cut(kwargs[name])
+    return tuple(ranks.cut(x) for x in args), kwargs
 
 
 def _holds_tree(attention_mask: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.model.logprobs import score_tokens
+from flexmask.model.sequence_group import SequenceGroup
 from flexmask.tree.layout import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -147,21 +148,37 @@ class TreeLoss:
     Attributes:
         original: the model's loss function.
         is_own: whether `original` was set on the model itself, not chosen by its class.
+        sequence_group: of the ranks over which tokens are cut, or None; losses are sums over them.
         was_called: whether a loss has been computed since `expect`.
     """
 
-    def __init__(self, original: Callable[..., Tensor], *, is_own: bool = False) -> None:
+    def __init__(
+        self,
+        original: Callable[..., Tensor],
+        *,
+        is_own: bool = False,
+        sequence_group: SequenceGroup | None = None,
+    ) -> None:
         self.original = original
         self.is_own = is_own
+        self.sequence_group = sequence_group
         self.was_called = False
         self._expected: tuple[str, ...] = ()
+        self._is_cut = False
 
-    def expect(self, is_tree_batch: bool, arguments: Mapping[str, Any]) -> None:
-        """Note which `arguments` of the model must reach its next loss; some models drop them."""
+    def expect(self, is_tree_batch: bool, arguments: dict[str, Any]) -> None:
+        """Note which `arguments` of the model must reach its next loss; some models drop them.
+
+        With a sequence group, labels and weights of a tree batch are replaced by this rank's.
+        """
         self.was_called = False
         given = [n for n in ("shift_labels", "loss_weights") if arguments.get(n) is not None]
         if is_tree_batch and arguments.get("labels") is not None and "shift_labels" not in given:
             raise DataError(_UNSHIFTED)
+        self._is_cut = is_tree_batch and bool(given) and self.sequence_group is not None
+        if self.sequence_group is not None and self._is_cut:
+            _cut_targets(self.sequence_group, arguments)
+            given.append("num_items_in_batch")
         self._expected = tuple(given)
 
     def __call__(
@@ -181,20 +198,35 @@ class TreeLoss:
             UnsupportedModelError: the model has dropped an argument on the way here.
         """
         shift_labels = kwargs.get("shift_labels")
-        arrived = {"shift_labels": shift_labels, "loss_weights": loss_weights}
+        arrived = {**kwargs, "loss_weights": loss_weights}
         for name in self._expected:
-            if arrived[name] is None:
+            if arrived.get(name) is None:
                 raise UnsupportedModelError(f"the model does not hand {name} to its loss function")
         self.was_called, self._expected = True, ()
         if subtree_end is not None and shift_labels is None:
             raise DataError(_UNSHIFTED)
         if loss_weights is None:
-            return self.original(logits, labels, *args, **kwargs)
-        if shift_labels is None:
+            loss = self.original(logits, labels, *args, **kwargs)
+        elif shift_labels is None:
             raise DataError("loss_weights belong to shift_labels, which are missing")
-        return weighted_causal_loss(
-            logits, shift_labels, _as_given(loss_weights), kwargs.get("num_items_in_batch")
-        )
+        else:
+            divisor = kwargs.get("num_items_in_batch")
+            loss = weighted_causal_loss(logits, shift_labels, _as_given(loss_weights), divisor)
+        if self._is_cut and self.sequence_group is not None:
+            return self.sequence_group.sum(loss)
+        return loss
+
+
+def _cut_targets(ranks: SequenceGroup, arguments: dict[str, Any]) -> None:
+    """Leave this rank's labels and weights, divided by what is trained of the whole batch."""
+    if arguments.get("num_items_in_batch") is None:
+        is_trained = arguments["shift_labels"] != IGNORE_INDEX
+        weights = arguments.get("loss_weights")
+        total = is_trained if weights is None else is_trained * _as_given(weights)
+        arguments["num_items_in_batch"] = total.sum()
+    for name in ("labels", "shift_labels", "loss_weights"):
+        if arguments.get(name) is not None:
+            arguments[name] = ranks.cut(arguments[name])
 
 
 def as_bits(loss_weights: Tensor) -> Tensor:

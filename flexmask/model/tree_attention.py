@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flexmask.backends.api import dispatch
 from flexmask.errors import UnsupportedModelError
+from flexmask.model.sequence_group import SequenceGroup
 from flexmask.model.temperature import Temperature
 from flexmask.model.windows import Window
 
@@ -46,6 +47,7 @@ class LayerPatch:
         window: how far back its queries see.
         temperature: the factor by position that is in its queries, or None; see `temperature`.
         kernel_options: of backend `flex`, or None.
+        sequence_group: of the ranks over which its tokens are cut, or None.
         was_called: whether a tree mask has come by since the forward pass began.
     """
 
@@ -55,6 +57,7 @@ class LayerPatch:
     window: Window
     temperature: Temperature | None = None
     kernel_options: Mapping[str, Any] | None = None
+    sequence_group: SequenceGroup | None = None
     was_called: bool = False
 
 
@@ -119,7 +122,11 @@ def _attend(
     is_causal: bool | None = None,
     **options: Any,
 ) -> Tensor:
-    """Attention over a tree: query [B, H, L, D] and so on in, [B, L, H, D_v] out."""
+    """Attention over a tree: query [B, H, L, D] and so on in, [B, L, H, D_v] out.
+
+    With a sequence group, the mask is that of whole rows, and all else of this rank's tokens.
+    """
+    ranks = layer.sequence_group
     if dropout:
         raise UnsupportedModelError(
             f"attention dropout must be 0, got {dropout}; N-pass would drop other weights"
@@ -134,28 +141,38 @@ def _attend(
             f"a layer calls its attention with sliding_window={sliding_window}, but the window of "
             f"its configuration is {layer.window.window}; it cannot be told which one N-pass has"
         )
-    if key.shape[2] != mask.shape[-1]:
+    num_keys = key.shape[2] * (ranks.size if ranks else 1)
+    if num_keys != mask.shape[-1]:
         raise UnsupportedModelError(
-            f"a tree of {mask.shape[-1]} tokens met {key.shape[2]} keys; put nothing before it"
+            f"a tree of {mask.shape[-1]} tokens met {num_keys} keys; put nothing before it"
         )
     dtype = value.dtype  # under autocast, families differ in what they leave in fp32
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
     mask = mask.to(query.device)
     if layer.temperature is not None:
-        query = layer.temperature.correct(query, mask[:, 0, 1])
-    output = dispatch(
-        query.to(dtype),
-        key.to(dtype),
-        value.to(dtype),
-        mask[:, 0, 0],
-        scale=scaling,
-        softcap=softcap,
-        sinks=s_aux,
-        backend=layer.backend,
-        kernel_options=layer.kernel_options,
-        **layer.window._asdict(),
-    )
+        positions = mask[:, 0, 1]
+        query = layer.temperature.correct(query, ranks.cut(positions) if ranks else positions)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+        return dispatch(
+            q,
+            k,
+            v,
+            mask[:, 0, 0],
+            scale=scaling,
+            softcap=softcap,
+            sinks=sinks,
+            backend=layer.backend,
+            kernel_options=layer.kernel_options,
+            **layer.window._asdict(),
+        )
+
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    if ranks:
+        output = ranks.over_heads(attend, query, key, value, s_aux)
+    else:
+        output = attend(query, key, value, s_aux)
     return output.transpose(1, 2).contiguous()  # some families view it
 
 
