@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what is checked of paths before a long run."""
 
 from __future__ import annotations
 
@@ -47,6 +47,26 @@ def disk_errors(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
             reason += f": {error.filename}" if error.filename else ""
             remedy = "another program, or a second run, has removed it: end that, and run again"
         raise DataError(f"{path}: cannot be written: {reason}; {remedy}") from error
+
+
+def check_source(source: str, what: str) -> None:
+    """Raise DataError for a folder that is not there; what looks like no path may be a hub id.
+
+    `what` is in it, such as "model".
+    """
+    looks_like_path = source.startswith(("/", ".", "~")) or source.count("/") > 1
+    if looks_like_path and not Path(source).exists():
+        raise DataError(f"{source}: no such folder; name a {what}'s folder or hub id")
+
+
+def check_folder(path: str | os.PathLike[str], option: str) -> None:
+    """Raise DataError, before a long run, unless a folder is at `path` or can be made there."""
+    target = Path(path)
+    there = next(one for one in (target, *target.parents) if one.exists())
+    if not there.is_dir():
+        raise DataError(f"{there}: is a file; name a folder for {option}")
+    if not os.access(there, os.W_OK):
+        raise DataError(f"{there}: cannot be written to; name another folder for {option}")
 
 
 def check_target(path: str | os.PathLike[str], option: str) -> None:

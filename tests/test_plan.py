@@ -458,11 +458,11 @@ def test_bad_lines_are_skipped_on_request_and_listed(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--tokenizer", "no/such/place"), "no/such/place: cannot be loaded as a tokenizer"),
+        (("--tokenizer", "no/such/place"), "no/such/place: no such folder; name a tokenizer's"),
         (("--max_tokens", 0), "--max_tokens must be at least 1, got 0"),
         (("--measure",), "name one with --model"),
         (("--measure", 0), "--measure must be at least 1, got 0"),
-        (("--model", "no/such/place"), "no/such/place: cannot be loaded as a model config"),
+        (("--model", "no/such/place"), "no/such/place: no such folder; name a model's"),
         (("--plot", "no/such/place/plan.png"), "no such folder"),
         (("--plot", "plan.pdf"), "plan.pdf: must end in .png or .svg"),
         (("--json", "."), "is a folder"),
@@ -500,8 +500,9 @@ def test_a_model_that_cannot_be_patched_is_refused():
 
 def test_such_a_model_is_refused_before_the_data_is_read(tmp_path, capsys):
     write_config(tmp_path, attention_dropout=0.1)
-    missing = tmp_path / "none.jsonl"
-    assert run("plan", missing, "--tokenizer", TOKENIZER_PATH, "--model", tmp_path) == 2
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("no conversation")
+    assert run("plan", bad, "--tokenizer", TOKENIZER_PATH, "--model", tmp_path) == 2
     assert "attention_dropout must be 0" in capsys.readouterr().err
 
 

@@ -269,7 +269,7 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--chat_template", sys.executable), "cannot be read: 'utf-8' codec"),
         (("--chat_template", "none.jinja"), "none.jinja: no such file"),
         (("--max_tokens", 40), "message 2: must have at most max_tokens = 40 tokens"),
-        (("--tokenizer", "no/such/place"), "no/such/place: cannot be loaded as a tokenizer"),
+        (("--tokenizer", "no/such/place"), "no/such/place: no such folder; name a tokenizer's"),
         (("--label_smoothing_factor", 0.1), "--label_smoothing_factor must be 0"),
         (("--eval_split", 2), r"--eval_split must be in [0, 1), got 2.0"),
     ],
@@ -338,7 +338,7 @@ def test_a_hub_out_of_reach_is_one_line_and_the_trained_model_stays(
 
 
 def test_an_option_of_the_trainer_with_a_wrong_value_takes_two_lines(model_dir, data, capsys):
-    names = (data, "--model", model_dir, "--output", "out")
+    names = (data, "--model", model_dir, "--output", "out", "--from_config")
     assert run("train", *names, "--learning_rate", "low") == 2
     usage, error = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: flexmask train DATA... --model PATH_OR_ID")

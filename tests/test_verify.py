@@ -249,7 +249,7 @@ def test_dropout_left_on_is_a_finding(model_dir, data, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--model", "no/such/place"), "no/such/place: cannot be loaded as"),
+        (("--model", "no/such/place"), "no/such/place: no such folder"),
         (("--conversations", 0), "--conversations must be at least 1, got 0"),
         (("--device", "nowhere"), "--device nowhere cannot be used"),
         (("--device", "cpu", "--backend", "triton"), "backend 'triton' needs CUDA tensors"),

@@ -12,12 +12,13 @@ import re
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from jinja2 import meta
 
-from flexmask.errors import TemplateError
+from flexmask.errors import DataError, TemplateError
 
 Message = dict[str, Any]
 
@@ -29,6 +30,22 @@ _GIVEN = {
 CLOCK = "strftime_now"  # how templates read the date, a function that transformers gives them
 _CAPTURE = "{{ flexmask_capture() }}"
 _captured: ContextVar[dict[str, Any]] = ContextVar("_captured")
+
+
+def read_template(file: str) -> str:
+    """The chat template in a file; DataError where there is none."""
+    path = Path(file)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; --chat_template names a Jinja file")
+    try:
+        template = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read: {error}; --chat_template names a Jinja file in UTF-8"
+        ) from None
+    if not template.strip():
+        raise DataError(f"{path}: is empty; --chat_template names a Jinja file")
+    return template
 
 
 class CompiledTemplate:

@@ -30,7 +30,7 @@ from flexmask.data.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_ma
 from flexmask.data.renderer import Renderer
 from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.errors import DataError
-from flexmask.files import atomic_write, disk_errors, write_json
+from flexmask.files import atomic_write, check_folder, disk_errors, write_json
 
 LOCK = "prepare.lock"
 _PATIENCE_S = 5.0  # for a run that is about to end
@@ -114,8 +114,7 @@ def _only_run(folder: Path) -> Iterator[None]:
     Raises:
         DataError: another one is, or the folder cannot be written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder}: is a file; name a folder for --output")
+    check_folder(folder, "--output")
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)

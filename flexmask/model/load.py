@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError, one_line
+from flexmask.files import check_source
 
 if TYPE_CHECKING:
     import torch
@@ -32,27 +32,13 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    from flexmask.data.jinja import check_template
+    from flexmask.data.jinja import check_template, read_template
 
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
     if chat_template is not None:
-        tokenizer.chat_template = _read_template(Path(chat_template))
+        tokenizer.chat_template = read_template(chat_template)
     check_template(tokenizer, chat_template or source)
     return tokenizer
-
-
-def _read_template(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; --chat_template names a Jinja file")
-    try:
-        template = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read: {error}; --chat_template names a Jinja file in UTF-8"
-        ) from None
-    if not template.strip():
-        raise DataError(f"{path}: is empty; --chat_template names a Jinja file")
-    return template
 
 
 def load_model(source: str, dtype: str, *, from_config: bool = False) -> PreTrainedModel:
@@ -81,8 +67,7 @@ def load_model(source: str, dtype: str, *, from_config: bool = False) -> PreTrai
 
 def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings: Any) -> Any:
     """What `load(source)` gives, or a DataError of one line that names `source`."""
-    if source.startswith(("/", ".", "~")) and not Path(source).exists():
-        raise DataError(f"{source}: no such folder; name a {what}'s folder or hub id")
+    check_source(source, what)
     try:
         return load(source, **settings)
     except Exception as error:  # what is loaded is foreign: loaders raise what they like

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TextIO
 from flexmask import __version__
 from flexmask.errors import FlexmaskError
 from flexmask.tools.demo import command as demo
+from flexmask.tools.inputs import check_inputs
 from flexmask.tools.plan import command as plan
 from flexmask.tools.prepare import command as prepare
 from flexmask.tools.show import command as show
@@ -38,6 +39,7 @@ def _run(words: list[str]) -> NoReturn:
         if words[:1] == ["train"] and not {"-h", "--help"} & set(words):
             sys.exit(train.run(words[1:]))  # whose options are also the Trainer's
         options = _parser().parse_args(words)
+        check_inputs(options)
         sys.exit(options.run(options))
     except FlexmaskError as error:
         print(f"flexmask: error: {error}", file=sys.stderr)

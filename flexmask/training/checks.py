@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexmask.backends.choice import choose_backend, is_interpreting
-from flexmask.backends.flex_options import check_kernel_options
 from flexmask.errors import DataError, UnsupportedModelError, need_packages, one_line
+from flexmask.files import check_folder
 from flexmask.training.options import TrainConfig, add_lora
 
 if TYPE_CHECKING:
@@ -29,18 +28,17 @@ def check_output(config: TrainConfig) -> str | None:
     Raises:
         DataError: the output folder is not free, and there is nothing in it to resume.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
-    from flexmask.training.checkpoints import STAGING
-
     output = Path(config.output)
-    if output.exists() and not output.is_dir():
-        raise DataError(f"{output}: is a file; name a folder for --output")
+    check_folder(output, "--output")
     held = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
     if not config.resume:
         if held:
             raise DataError(f"{output}: holds another run; use --resume or another --output")
         return None
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from flexmask.training.checkpoints import STAGING
+
     checkpoint = get_last_checkpoint(str(output)) if held else None
     if checkpoint is None and held - {STAGING}:
         raise DataError(
@@ -51,12 +49,13 @@ def check_output(config: TrainConfig) -> str | None:
 
 def check_backend(training: TrainingArguments, config: TrainConfig) -> None:
     """Raise MaskError or UnsupportedModelError unless the backend trains on the device."""
+    from flexmask.backends.choice import choose_backend
+
     device = training.device
     if choose_backend(device, config.backend).name == "flex" and device.type == "cpu":
         raise UnsupportedModelError(
             "--backend flex has no backward pass on the CPU; use --backend cpu"
         )
-    check_kernel_options(config.kernel_options, config.backend)
 
 
 def check_model(training: TrainingArguments, config: TrainConfig) -> None:
@@ -73,13 +72,6 @@ def check_model(training: TrainingArguments, config: TrainConfig) -> None:
     what = "model config" if config.from_config else "model"
     settings = load_pretrained(AutoConfig.from_pretrained, config.model, what)
     model = meta_model(settings, torch.float32)
-    folder = Path(config.model)
-    endings = {file.suffix for file in folder.iterdir()} if folder.is_dir() else {".bin"}
-    if not config.from_config and not endings & {".safetensors", ".bin"}:
-        raise DataError(
-            f"{folder}: holds a config but no weights (*.safetensors or *.bin); "
-            "--from_config draws them at random"
-        )
     check_exact(model, model)
     trained = add_lora(model, config) if config.use_peft else model
     try:
@@ -108,6 +100,8 @@ def _check_liger(training: TrainingArguments) -> None:
     """Raise for a run on Liger's kernels where these cannot run, or are not there."""
     from transformers.utils import is_liger_kernel_available
 
+    from flexmask.backends.choice import is_interpreting
+
     if not is_liger_kernel_available():
         raise DataError("--use_liger_kernel needs liger-kernel; pip install liger-kernel")
     if training.device.type == "cpu" and not is_interpreting():
@@ -132,11 +126,23 @@ def check_reports(training: TrainingArguments) -> None:
         raise DataError(f"--report_to: {one_line(error)}") from error
 
 
-def _check_evaluation(training: TrainingArguments, config: TrainConfig) -> None:
+def check_config(config: TrainConfig) -> None:
+    """Raise FlexmaskError for our own options that are out of range, or go together with nothing.
+
+    Imports neither torch nor transformers.
+    """
     if not 0 <= config.eval_split < 1:
         raise DataError(f"--eval_split must be in [0, 1), got {config.eval_split}")
     if config.eval_split and config.eval_data is not None:
         raise DataError("--eval_data and --eval_split both say what to evaluate on; leave out one")
+    if config.rows_per_batch is not None and config.max_tokens is None:
+        raise UnsupportedModelError(
+            "--rows_per_batch fills rows of --max_tokens tokens; give --max_tokens too"
+        )
+    _check_lora(config)
+
+
+def _check_evaluation(training: TrainingArguments, config: TrainConfig) -> None:
     if training.eval_strategy != "no" and not config.eval_split and config.eval_data is None:
         raise DataError(
             f"--eval_strategy {_value(training.eval_strategy)} has nothing to evaluate on; give "
@@ -150,7 +156,6 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
     And for what is out of range, goes together with nothing, or needs what is not there.
     """
     _check_evaluation(training, config)
-    _check_lora(config)
     check_reports(training)
     if training.use_liger_kernel:
         _check_liger(training)
@@ -182,10 +187,6 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
 def _check_rows(training: TrainingArguments, config: TrainConfig) -> None:
     if config.rows_per_batch is None:
         return
-    if config.max_tokens is None:
-        raise UnsupportedModelError(
-            "--rows_per_batch fills rows of --max_tokens tokens; give --max_tokens too"
-        )
     for option, only in (("dataloader_drop_last", False), ("train_sampling_strategy", "random")):
         value = getattr(training, option, only)
         if value != only:

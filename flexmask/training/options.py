@@ -128,8 +128,16 @@ def load_renderer(options: Any, default_tokenizer: str | None = None) -> Rendere
     from flexmask.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer or default_tokenizer or "", options.chat_template)
-    given = {name: getattr(options, name) for name in RENDERING if hasattr(options, name)}
-    return Renderer(tokenizer, **given)
+    return Renderer(tokenizer, **_rendering(options))
+
+
+def check_rendering(options: Any) -> None:
+    """Raise DataError for options of rendering that no tokenizer makes good; loads none."""
+    Renderer(None, **_rendering(options) | {"chat_template_kwargs": None})
+
+
+def _rendering(options: Any) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in RENDERING if hasattr(options, name)}
 
 
 def add_lora(model: PreTrainedModel, config: TrainConfig) -> Any:

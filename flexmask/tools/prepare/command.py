@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from flexmask.errors import pluralize
+from flexmask.files import check_folder
 from flexmask.tools.options import TEMPLATE, add_number, add_options
 
 USAGE = "prepare DATA... --tokenizer PATH_OR_ID --output DIR"
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prepare the data and say what the folder holds; returns the exit code."""
+    check_folder(options.output, "--output")
     from tqdm import tqdm
 
     from flexmask.data.prepare import prepare

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import FlexmaskError, need_packages, one_line
+from flexmask.tools.inputs import check_inputs
 from flexmask.tools.options import OPTIONS, add_options
+from flexmask.training.checks import check_config, check_output
 from flexmask.training.options import TrainConfig
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ on several GPUs:
   torchrun --nproc-per-node 8 -m flexmask train DATA... --model PATH_OR_ID --output DIR
 without a GPU, or with --use_cpu, on the CPU: --dtype float32, and no --bf16.
 """
+_PARSER: dict[str, Any] = {
+    "prog": "flexmask train",
+    "usage": f"flexmask {USAGE} [options]",
+    "allow_abbrev": False,
+}
 _OTHER_NAMES = {"output_dir": "output", "resume_from_checkpoint": "resume"}
 _MEANT = {  # what other trainers call them
     "lr": "learning_rate",
@@ -51,10 +58,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(words: Sequence[str]) -> int:
     """Train as the words of a command line say; returns the exit code."""
     need_packages("flexmask train", "accelerate", "matplotlib")
+    _check_early(words)
+    config, training = _parse(words)
     from flexmask.training.run import train
 
-    train(*_parse(words))
+    train(config, training)
     return 0
+
+
+def _check_early(words: Sequence[str]) -> None:
+    """Refuse what can be told without the Trainer's options, which transformers has to name.
+
+    All words behind one of these count as its values here, so DATA may be empty.
+    """
+    parser = argparse.ArgumentParser(**_PARSER)
+    add_options(parser, "data", nargs="*")
+    add_options(parser, *OPTIONS[1:])
+    named = {word.partition("=")[0] for word in words if word.startswith("--") and word != "--"}
+    for name in sorted(named - {f"--{own}" for own in OPTIONS}):
+        parser.add_argument(name, nargs="*")
+    options, _ = parser.parse_known_args(words)
+    config = TrainConfig(**_fields_of(TrainConfig, options))
+    check_config(config)
+    check_inputs(options, prepared=True)
+    check_output(config)
 
 
 def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
@@ -65,9 +92,7 @@ def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
     from flexmask.model.load import slow_on_cpu
 
     kind: Any = TrainingArguments
-    parser = HfArgumentParser(
-        kind, prog="flexmask train", usage=f"flexmask {USAGE} [options]", allow_abbrev=False
-    )
+    parser = HfArgumentParser(kind, **_PARSER)
     add_options(parser, *OPTIONS)
     batch_size = parser.get_default("per_device_train_batch_size")
     parser.set_defaults(

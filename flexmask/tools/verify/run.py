@@ -13,7 +13,6 @@ import transformers
 from tqdm import tqdm
 
 from flexmask.backends.choice import BackendChoice, choose_backend, record_choices
-from flexmask.backends.flex_options import check_kernel_options
 from flexmask.data.files import BadLine, find_data_files, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.renderer import Renderer
@@ -39,7 +38,6 @@ def verify(options: argparse.Namespace) -> VerifyReport:
     """
     device = _device(options.device)
     choose_backend(device, options.backend)  # a name that does not fit the device is refused now
-    check_kernel_options(options.kernel_options, options.backend)
     renderer = load_renderer(options, options.model)
     chats, refused = _read_chats(options, renderer)
     chats, left_out = within(chats, options.max_verify_tokens)

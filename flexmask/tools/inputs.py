@@ -1,0 +1,54 @@
+"""What is refused of a command's options before torch and transformers are imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flexmask.data.files import find_data_files
+from flexmask.data.jinja import read_template
+from flexmask.data.prepared import is_prepared, read_manifest
+from flexmask.errors import DataError
+from flexmask.files import check_source
+from flexmask.training.options import check_rendering
+
+
+def check_inputs(options: Any, *, prepared: bool = False) -> None:
+    """Raise FlexmaskError for data, models, templates and settings that cannot be used.
+
+    Args:
+        options: of a command; those that it does not have are passed over.
+        prepared: whether its data may be a folder of `flexmask prepare`.
+    """
+    given = vars(options).get
+    for data in filter(None, (given("data"), given("eval_data"))):
+        if prepared and len(data) == 1 and is_prepared(data[0]):
+            read_manifest(Path(data[0]))
+        else:
+            find_data_files(data)
+    for name in ("model", "tokenizer"):
+        if given(name) is not None:
+            check_source(given(name), name)
+    if given("model") is not None:
+        _check_model(Path(given("model")), needs_weights=given("from_config") is False)
+    if given("chat_template") is not None:
+        read_template(given("chat_template"))
+    check_rendering(options)
+    if given("kernel_options") is not None:
+        from flexmask.backends.flex_options import check_kernel_options  # which imports torch
+
+        check_kernel_options(given("kernel_options"), given("backend"))
+
+
+def _check_model(folder: Path, *, needs_weights: bool) -> None:
+    """Raise DataError for a folder without what a model is built from; a hub id is passed over."""
+    if not folder.is_dir():
+        return
+    held = list(folder.iterdir())
+    if folder / "config.json" not in held:
+        raise DataError(f"{folder}: holds no config.json; name a model's folder or hub id")
+    if needs_weights and not {file.suffix for file in held} & {".safetensors", ".bin"}:
+        raise DataError(
+            f"{folder}: holds a config but no weights (*.safetensors or *.bin); "
+            "--from_config draws them at random"
+        )
