@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.subprocess_calls import CallFailedError, Subprocess
-from flexmask.tools.demo.peak import peak_bytes, reset_peak
+from flexmask.tools.peak import peak_bytes, reset_peak
 
 
 class Peak(NamedTuple):

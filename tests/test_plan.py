@@ -1,5 +1,6 @@
 """`flexmask plan`: its numbers against brute force and hand counts, and what it refuses."""
 
+import re
 import gc
 import json
 import math
@@ -411,7 +412,7 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path, capsys):
     assert run("plan", few, "--tokenizer", TOKENIZER_PATH, *options) == 0
     out, err = capsys.readouterr()
     assert "3 rounds" in out[out.index("estimate for") :]
-    assert "measuring: at least 0.0 GiB and 1 s on cpu" in err
+    assert re.search(r"measuring: at least [0-9.]+ GiB and \d+ s on cpu", err)
     report = json.loads((tmp_path / "plan.json").read_text())
     measured, estimate = report["measured"], report["estimate"]
     assert measured["npass_tokens"] == report["npass_tokens"]

@@ -126,6 +126,16 @@ def test_no_picture_is_drawn_where_no_loss_was_logged(tmp_path, capsys):
     assert not (tmp_path / "loss.png").exists()
 
 
+def test_adapters_are_trained_around_weights_of_4_bits(data, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base, output = write_model(tmp_path / "base", with_weights=True), tmp_path / "out"
+    names = (data, "--model", base, "--output", output, "--use_cpu", "--max_steps", 1)
+    options = ("--use_peft", "--load_in_4bit", "--gradient_checkpointing", "--merge_lora")
+    assert run("train", *names, *options) == 0
+    assert (output / "adapter_model.safetensors").exists()
+    assert (output / "merged" / "model.safetensors").exists()
+
+
 def test_lora_trains_adapters_only(model_dir, data, tmp_path, capsys):
     output = tmp_path / "lora"
     options = ("--use_peft", "--lora_r", 2, "--dtype", "bfloat16")
@@ -256,6 +266,11 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--use_peft", "--lora_target_modules", "x"), "--lora options: Target modules {'x'} not"),
         (("--lora_r", 8), "--lora_r is for runs with adapters; give --use_peft too"),
         (("--merge_lora",), "--merge_lora is for runs with adapters; give --use_peft too"),
+        (("--load_in_4bit",), "--load_in_4bit is for runs with adapters; give --use_peft too"),
+        (
+            ("--use_peft", "--load_in_4bit", "--from_config"),
+            "--load_in_4bit quantizes a checkpoint's weights; leave out --from_config",
+        ),
         (("--num_epochs", 3), "unknown option --num_epochs (did you mean --num_train_epochs?)"),
         (("--lr", 1e-5), "unknown option --lr (did you mean --learning_rate?)"),
         (("--packing",), "unknown option --packing (did you mean --max_tokens?)"),

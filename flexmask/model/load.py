@@ -41,19 +41,23 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedT
     return tokenizer
 
 
-def load_model(source: str, dtype: str, *, from_config: bool = False) -> PreTrainedModel:
+def load_model(
+    source: str, dtype: str, *, from_config: bool = False, load_in_4bit: bool = False
+) -> PreTrainedModel:
     """The language model of a folder or hub id, with attention that leaves nothing out.
 
     Args:
         source: the folder or hub id.
         dtype: of its weights, such as "float32"; "auto" for the checkpoint's.
         from_config: draw the weights at random instead of loading them.
+        load_in_4bit: as NF4, quantized twice, which computes in `dtype`; to be frozen (QLoRA,
+            arXiv 2305.14314).
 
     Raises:
         DataError: there is no such model.
     """
     import torch
-    from transformers import AutoConfig
+    from transformers import AutoConfig, BitsAndBytesConfig
 
     from flexmask.model.checks import exact_attention
 
@@ -61,8 +65,16 @@ def load_model(source: str, dtype: str, *, from_config: bool = False) -> PreTrai
     config = load_pretrained(AutoConfig.from_pretrained, source, what)
     if from_config:
         return random_model(config, None if dtype == "auto" else getattr(torch, dtype))
+    settings = exact_attention(config)
+    if load_in_4bit:
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=config.dtype if dtype == "auto" else dtype,
+        )
     load = _auto_class(config).from_pretrained
-    return load_pretrained(load, source, "model", dtype=dtype, **exact_attention(config))
+    return load_pretrained(load, source, "model", dtype=dtype, **settings)
 
 
 def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings: Any) -> Any:

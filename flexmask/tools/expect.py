@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from flexmask.model.load import slow_on_cpu
+from flexmask.tools.peak import peak_bytes
 
 _SHAPE = (256, 1024, 1024)  # of a product of matrices
 
@@ -17,19 +18,28 @@ def expected(
 ) -> str:
     """The memory and time of operations on a device, in words; and what makes them slow.
 
-    Both are from below: a backward pass holds more for moments, and a whole model does not reach
-    the rate of products of matrices, which the time is that of.
+    Both are from below: what is freed is not all given back, and a whole model does not reach the
+    rate of products of matrices, which the time is that of.
 
     Args:
         flops: operations, by the type that they are done in.
-        num_bytes: of weights, gradients and what autograd keeps, None if not known.
+        num_bytes: that come to those held now, None if not known.
         device: where.
     """
     seconds = sum(count / _rate(dtype, device) for dtype, count in flops.items())
-    memory = "memory not known" if num_bytes is None else f"at least {num_bytes / 2**30:.1f} GiB"
+    memory = "memory not known"
+    if num_bytes is not None:
+        memory = f"at least {(_held_bytes(device) + num_bytes) / 2**30:.1f} GiB"
     text = f"{memory} and {_duration(seconds)} on {device.type}"
     slow = [dtype for dtype in flops if dtype.itemsize == 2 and device.type == "cpu"]
     return "; ".join([text, *(f"{slow_on_cpu(dtype)}, give --dtype float32" for dtype in slow)])
+
+
+def _held_bytes(device: torch.device) -> int:
+    """What is held on a device: on a CPU, by the whole process."""
+    if device.type == "cpu":
+        return peak_bytes()
+    return torch.get_device_module(device).memory_allocated(device)
 
 
 def _rate(dtype: torch.dtype, device: torch.device) -> float:

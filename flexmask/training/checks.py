@@ -92,8 +92,20 @@ def _check_lora(config: TrainConfig) -> None:
         )
     for option in () if config.use_peft else dataclasses.fields(config):
         given = getattr(config, option.name)
-        if "lora" in option.name and given != option.default:
+        if ("lora" in option.name or option.name == "load_in_4bit") and given != option.default:
             raise DataError(f"--{option.name} is for runs with adapters; give --use_peft too")
+
+
+def _check_4bit(training: TrainingArguments, config: TrainConfig) -> None:
+    """Raise for a run on quantized weights that cannot be, or has not been held to N-pass."""
+    need_packages("--load_in_4bit", "bitsandbytes")
+    if config.from_config:
+        raise DataError("--load_in_4bit quantizes a checkpoint's weights; leave out --from_config")
+    if training.fsdp:
+        raise UnsupportedModelError(
+            "--load_in_4bit with --fsdp shards packed weights, which has not been held to N-pass; "
+            "leave out --fsdp, each process then holds all frozen weights"
+        )
 
 
 def _check_liger(training: TrainingArguments) -> None:
@@ -157,6 +169,8 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
     """
     _check_evaluation(training, config)
     check_reports(training)
+    if config.load_in_4bit:
+        _check_4bit(training, config)
     if training.use_liger_kernel:
         _check_liger(training)
     if not training.learning_rate >= 0:

@@ -107,6 +107,10 @@ class TrainConfig:
     lora_target_modules: Sequence[str] = _option(
         "which modules get adapters", "NAME", default=("all-linear",)
     )
+    load_in_4bit: bool = _option(
+        "hold the frozen weights under the adapters in 4 bits (QLoRA), by bitsandbytes",
+        default=False,
+    )
     log_token_metrics: bool = _option(
         "log mean_token_accuracy and entropy of trained tokens too", default=False
     )

@@ -58,7 +58,12 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         print(f"thinking of earlier turns: {renderer.thinking_text}", file=sys.stderr)
     train_set, eval_set = load_datasets(config, collator, training)
     transformers.set_seed(training.seed)
-    model = load_model(config.model, config.dtype, from_config=config.from_config)
+    model = load_model(
+        config.model,
+        config.dtype,
+        from_config=config.from_config,
+        load_in_4bit=config.load_in_4bit,
+    )
     check_token_ids(model, tokenizer, [train_set] if eval_set is None else [train_set, eval_set])
     sampler = make_batch_sampler(config, training, train_set, model)
     added = add_stops(model, tokenizer, train_set)
@@ -71,6 +76,10 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     from flexmask.training.trainer import LogEnds, TreeTrainer
 
     if config.use_peft:
+        if config.load_in_4bit:
+            from peft import prepare_model_for_kbit_training
+
+            prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         if training.gradient_checkpointing:
             model.enable_input_require_grads()
         model = add_lora(model, config)

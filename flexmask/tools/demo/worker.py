@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flexmask.demo import CONFIG_PATH
-from flexmask.tools.demo.peak import peak_bytes, reset_peak
+from flexmask.tools.peak import peak_bytes, reset_peak
 from flexmask.tree.sample import Sample
 
 SINGLE_PASS = "single-pass"

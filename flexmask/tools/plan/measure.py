@@ -154,7 +154,8 @@ def expected_steps(
     if guess.saved_bytes_per_token is not None:
         per_token = guess.saved_bytes_per_token
         per_token += text_config(model).vocab_size * (model.dtype.itemsize + 4)
-        num_bytes = guess.state_bytes / 2 + per_token * max(map(sum, lengths))
+        gradients = guess.state_bytes / 4  # as large as the weights, which are there
+        num_bytes = gradients + per_token * max(map(sum, lengths))
     flops = (_ROUNDS + 1) * (2 * npass + sum(map(cost.flops, trees)))
     return expected({model.dtype: flops}, num_bytes, model.device)
 

@@ -17,9 +17,9 @@ from flexmask.tools.plan.memory import saved_bytes_per_token
 from flexmask.tools.verify.proof import WIDER, Chat
 from flexmask.tree.build import build_tree
 
-# Of the weights: the model, one in a type of twice the size, and the gradients of a turn three
-# times, of which one is of that size; of an activation: its two types.
-_COPIES = 1 + 2 + 1 + 1 + 2
+# Of the weights, beside the model: one in a type of twice the size, and the gradients of a turn
+# three times, of which one is of that size; of an activation: its two types.
+_COPIES = 2 + 1 + 1 + 2
 
 
 def within(chats: Sequence[Chat], max_tokens: int) -> tuple[list[Chat], str | None]:
