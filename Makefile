@@ -12,7 +12,7 @@ CHIPS ?= 80 90 100 120
 # pip leaves compiling to the first import, which keeps the result whatever the machine's default.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-wheel test-versions lint check test-gpu test-fake-cuda bench-gpu bench docs clean
+.PHONY: help demo test test-wheel test-versions test-axolotl lint check test-gpu test-fake-cuda bench-gpu bench docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -28,6 +28,9 @@ test-wheel: $(VENV)/dev.stamp            ## build the wheel, and run it away fro
 
 test-versions:            ## test models, templates, masks, trainers with each claimed dependency
 	PYTHON=$(PYTHON) TORCH=$(TORCH) WORKERS=$(WORKERS) tests/versions.sh
+
+test-axolotl:            ## test the axolotl plugin with axolotl (Python 3.12: PYTHON312=PATH)
+	TORCH=$(TORCH) tests/axolotl.sh
 
 lint: $(VENV)/dev.stamp            ## check format, style and types
 	$(BIN)/ruff format --check .

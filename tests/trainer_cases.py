@@ -57,9 +57,9 @@ def npass_weights(weighting="token"):
     return before, train_npass(model, weighting)
 
 
-def train_npass(model, weighting="token"):
+def train_npass(model, weighting="token", conversations=CONVERSATIONS):
     """Its parameters after three steps by hand, divided by the weights of a whole step."""
-    samples = [s for group in CONVERSATIONS for s in weigh_samples(group, weighting)]
+    samples = [s for group in conversations for s in weigh_samples(group, weighting)]
     total = sum(float(sample.loss_weights[1:].sum()) for sample in samples)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=LEARNING_RATE)

@@ -188,15 +188,20 @@ class TreeLoss:
         *args: Any,
         subtree_end: Tensor | None = None,
         loss_weights: Tensor | None = None,
+        num_items_in_batch: Tensor | float | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """The loss; `labels` are not looked at where there are `shift_labels`.
+
+        `num_items_in_batch` is named since trainers look for it before they give it.
 
         Raises:
             DataError: a tree batch whose labels are not shifted along the tree, or weights that
                 belong to no labels.
             UnsupportedModelError: the model has dropped an argument on the way here.
         """
+        if num_items_in_batch is not None:
+            kwargs["num_items_in_batch"] = num_items_in_batch
         shift_labels = kwargs.get("shift_labels")
         arrived = {**kwargs, "loss_weights": loss_weights}
         for name in self._expected:
