@@ -45,5 +45,6 @@ def report_run(callbacks: Iterable[Any], about: dict[str, str]) -> None:
         if (writer := getattr(callback, "tb_writer", None)) is not None:
             for name, text in about.items():
                 writer.add_text(name, text)
-        elif getattr(wandb := getattr(callback, "_wandb", None), "run", None) is not None:
+        wandb: Any = getattr(callback, "_wandb", None)
+        if getattr(wandb, "run", None) is not None:
             wandb.config.update(about, allow_val_change=True)

@@ -47,8 +47,9 @@ class Throughput:
 
     def add_predictions(self, counts: Sequence[torch.Tensor]) -> None:
         """Count the predictions of a batch."""
-        both = zip(self.predictions or (0, 0), counts, strict=True)
-        self.predictions = [before + new for before, new in both]
+        if self.predictions is not None:
+            counts = [a + b for a, b in zip(self.predictions, counts, strict=True)]
+        self.predictions = counts
 
     @contextmanager
     def paused(self) -> Iterator[None]:

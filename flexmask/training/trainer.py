@@ -113,13 +113,17 @@ class TreeTrainer(ResumableTrainer):
         return loss
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of a batch; in training its predictions are counted where that is asked for."""
         targets = inputs.get("shift_labels")
         if not self.log_token_metrics or not model.training or targets is None:
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)
-        loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if (logits := getattr(outputs, "logits", None)) is not None:
             self._throughput.add_predictions(count_predictions(logits, targets))
         return (loss, outputs) if return_outputs else loss
