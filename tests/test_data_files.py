@@ -6,9 +6,10 @@ import pytest
 from command_cases import run
 from transformers import AutoTokenizer
 
-from flexmask.data.files import BadLine, find_data_files, read_conversations
+from flexmask.data.files import BadLine, read_conversations
 from flexmask.data.prepared import open_prepared
 from flexmask.data.renderer import Renderer
+from flexmask.data.sources import find_data_files
 from flexmask.data.trees import load_trees
 from flexmask.data.unused import describe_unused
 from flexmask.demo import TOKENIZER_PATH

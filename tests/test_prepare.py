@@ -21,11 +21,11 @@ from transformers import AutoTokenizer
 
 from flexmask.data import output_formats, prepare_pool
 from flexmask.data import prepare as prepare_module
-from flexmask.data.files import find_data_files
 from flexmask.data.prepare import prepare
 from flexmask.data.prepared import open_prepared
 from flexmask.data.renderer import Renderer
 from flexmask.data.shards import Shard
+from flexmask.data.sources import find_data_files
 from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.data.trees import load_trees, split_dataset
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH

@@ -1,4 +1,4 @@
-"""The files that conversations come in: JSON Lines, plain or compressed, and Parquet."""
+"""What conversations come in: JSON Lines, plain or compressed, Parquet, splits of `datasets`."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from flexmask.data.dataset_split import DatasetSplit
 from flexmask.data.values import without_nulls
 from flexmask.errors import DataError, need_packages, one_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _ROWS_AT_ONCE = 64
 
+DataFile = Path | DatasetSplit
 
-def read_lines(path: Path) -> Iterator[bytes]:
+
+def read_lines(path: DataFile) -> Iterator[bytes]:
     """The lines of a file, each the JSON text of one record in UTF-8.
 
-    A row of a Parquet file counts as a line. Parquet cannot tell a key that is null from one that
-    is not there; flexmask takes it for not there.
+    A row of a Parquet file or of `datasets` counts as a line. These cannot tell a key that is null
+    from one that is not there; flexmask takes it for not there.
 
     Args:
-        path: a file; `.gz`, `.zst` and `.parquet` are known by their ends, all else is text.
+        path: a file, in which `.gz`, `.zst` and `.parquet` are known by their ends and all else is
+            text, or a split.
 
     Raises:
         DataError: the file cannot be read, or ends too early; says after which line.
     """
     number = 0
     try:
-        for line in _rows(path) if path.suffix == ".parquet" else _text_lines(path):
+        for line in _lines(path):
             number += 1
             yield line
     except (EOFError, zlib.error, OSError, ValueError) as error:
@@ -44,6 +48,12 @@ def read_lines(path: Path) -> Iterator[bytes]:
             f"{path}: is damaged or was cut short after line {number} ({one_line(error)}); get the "
             "whole file, or write out the lines that can be read"
         ) from None
+
+
+def _lines(path: DataFile) -> Iterator[bytes]:
+    if isinstance(path, DatasetSplit):
+        return path.lines()
+    return _rows(path) if path.suffix == ".parquet" else _text_lines(path)
 
 
 def _text_lines(path: Path) -> Iterator[bytes]:

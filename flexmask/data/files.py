@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from glob import glob
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from flexmask.data.file_formats import SUFFIXES, read_lines
+from flexmask.data.file_formats import DataFile, read_lines
 from flexmask.data.messages import Conversation, parse_conversation
+from flexmask.data.sources import check_not_prepared
 from flexmask.data.values import parse_json
 from flexmask.errors import DataError, FlexmaskError, LeftOutError
 
 T = TypeVar("T")
 OnBadLine = Literal["error", "skip"]
-SETTINGS = "settings.json"  # in a folder that was prepared
 _LINES_AT_ONCE = 32  # of each rank, between two exchanges
 
 
@@ -53,7 +52,7 @@ class Ranks:
 
 
 def read_files(
-    paths: Iterable[Path],
+    paths: Iterable[DataFile],
     use: Callable[[Conversation], T],
     *,
     on_bad_line: OnBadLine = "error",
@@ -63,7 +62,7 @@ def read_files(
     """What `use` makes of every conversation of some files, and the bad lines, in order.
 
     Args:
-        paths: the files, in formats of `read_lines`.
+        paths: what `find_data_files` finds.
         use: such as `Renderer.tree`; what it refuses is a bad line too.
         on_bad_line: "error" raises at the first bad line, "skip" yields it and goes on.
         ranks: each process reads its share of the lines, and gets what the others made.
@@ -91,7 +90,7 @@ def read_files(
 
 
 def _read_file(
-    path: Path,
+    path: DataFile,
     use: Callable[[Conversation], T],
     ranks: Ranks,
     columns: Mapping[str, str] | None,
@@ -201,53 +200,12 @@ def read_conversations(
     """
     check_on_bad_line(on_bad_line)
     path = Path(path)
-    _check_not_prepared(path)
+    check_not_prepared(path)
     if path.is_dir():
         raise DataError(f"{path}: is a directory; name a file of conversations in it")
     if not path.exists():
         raise DataError(f"{path}: no such file")
     return ConversationFile(path, on_bad_line, columns)
-
-
-def find_data_files(data: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The files that `data` names, in the order of `data`, and by name where it names several.
-
-    Args:
-        data: files, folders (all data files in them, at any depth) and patterns such as
-            "part-*.jsonl.zst".
-
-    Raises:
-        DataError: a name stands for no file, or a file is named twice.
-    """
-    found: list[Path] = []
-    for entry in data:
-        name = os.fspath(entry)
-        path = Path(name)
-        _check_not_prepared(path)
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
-        elif path.exists():
-            files = [path]
-        else:
-            files = sorted(map(Path, glob(name, recursive=True)))
-        if not files:
-            what = "holds no data file" if path.is_dir() else "no such file"
-            raise DataError(f"{name}: {what}; flexmask reads {', '.join(SUFFIXES)}")
-        found.extend(files)
-    seen: set[Path] = set()
-    for file in found:
-        if file.resolve() in seen:
-            raise DataError(f"{file}: is named twice; name every file once")
-        seen.add(file.resolve())
-    return found
-
-
-def _check_not_prepared(path: Path) -> None:
-    if (path / SETTINGS).is_file():
-        raise DataError(
-            f"{path}: is a folder of `flexmask prepare`, which only `flexmask train` reads, as all "
-            "of its data; name the files that it was made from"
-        )
 
 
 def _decode(line: bytes, where: str) -> str:

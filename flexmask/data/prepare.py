@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import flexmask
-from flexmask.data.files import OnBadLine, check_on_bad_line, find_data_files
+from flexmask.data.files import OnBadLine, check_on_bad_line
 from flexmask.data.output_formats import OUTPUT_FORMATS, TREES
 from flexmask.data.prepare_pool import (
     COUNTS,
@@ -28,6 +28,7 @@ from flexmask.data.prepare_pool import (
 )
 from flexmask.data.prepared import FORMAT, LEFT_OUT, MANIFEST, SETTINGS, read_manifest
 from flexmask.data.renderer import Renderer
+from flexmask.data.sources import find_data_files
 from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.errors import DataError
 from flexmask.files import atomic_write, check_folder, disk_errors, write_json
@@ -42,6 +43,7 @@ def prepare(
     output: str | os.PathLike[str],
     tokenizer: Any,
     *,
+    split: str | None = None,
     on_bad_line: OnBadLine = "error",
     num_proc: int = 1,
     shard_lines: int = 1000,
@@ -54,9 +56,10 @@ def prepare(
     Called again after an interruption, with the same arguments, it goes on where it was.
 
     Args:
-        data: files, folders and patterns, see `find_data_files`.
+        data: files, folders, patterns and datasets, see `find_data_files`; weights are kept.
         output: a new folder, or one that this call has begun.
         tokenizer: a Hugging Face tokenizer with a chat template.
+        split: of datasets, see `find_data_files`.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" lists it.
         num_proc: processes that render; the output is the same with any number.
         shard_lines: lines of a shard, at most.
@@ -76,7 +79,11 @@ def prepare(
     if output_format not in OUTPUT_FORMATS:
         named = " or ".join(map(repr, OUTPUT_FORMATS))
         raise DataError(f"output_format must be {named}, got {output_format!r}")
-    files = find_data_files(data)
+    files = find_data_files(data, split)
+    if output_format != TREES and not {*files.values()} <= {1}:
+        raise DataError(
+            "weights of data are for trees, which `flexmask train` reads; leave them out"
+        )
     folder = Path(output)
     renderer = Renderer(tokenizer, **settings)
     with _only_run(folder):
@@ -86,6 +93,7 @@ def prepare(
             "format": FORMAT,
             "flexmask": flexmask.__version__,
             "files": [str(file) for file in files],
+            "weights": list(files.values()),
             "tokenizer": tokenizer_fingerprint(tokenizer),
             **renderer.settings,
             "on_bad_line": on_bad_line,

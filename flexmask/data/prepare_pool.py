@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexmask.data.file_formats import read_lines
+from flexmask.data.file_formats import DataFile, read_lines
 from flexmask.data.files import BadLine, OnBadLine, read_line
 from flexmask.data.output_formats import OUTPUT_FORMATS, Made
 from flexmask.data.renderer import Renderer
@@ -38,7 +38,7 @@ _AHEAD = 2  # shards waiting for each process: the data in memory are those of s
 Line = tuple[int, int, bytes]  # number of the file, number of the line in it from 1, text
 
 
-def lines_of_shards(files: Sequence[Path], max_lines: int) -> Iterator[list[Line]]:
+def lines_of_shards(files: Iterable[DataFile], max_lines: int) -> Iterator[list[Line]]:
     """The lines of each shard, at least one; those of all files, in order.
 
     Raises:

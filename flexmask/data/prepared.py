@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from flexmask.data.files import SETTINGS, BadLine
+from flexmask.data.files import BadLine
 from flexmask.data.renderer import RENDERING, Renderer
 from flexmask.data.shards import Shard
+from flexmask.data.sources import SETTINGS
 from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.data.trees import summarize
 from flexmask.errors import DataError
 from flexmask.tree.tree import PrefixTree
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 LEFT_OUT = "left_out.jsonl"
 
@@ -66,6 +67,7 @@ class PreparedDataset(Sequence[PrefixTree]):
         num_pairs: visible pairs of each tree, int64 [n].
         bad_lines: lines that were skipped when the folder was made.
         unused_keys: how many conversations have each key that nothing is made of.
+        weights: as in `repeat_by_weight`.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class PreparedDataset(Sequence[PrefixTree]):
         self.folder = folder
         self.manifest = manifest
         self.unused_keys: dict[str, int] = manifest["unused_keys"]
+        self.weights = dict(zip(manifest["files"], manifest["weights"], strict=True))
         # Safetensors maps them into memory.
         self._shards = shards = [Shard(folder / shard["name"]) for shard in manifest["shards"]]
         self._ends = np.cumsum([len(shard) for shard in shards])
@@ -134,7 +137,9 @@ class PreparedDataset(Sequence[PrefixTree]):
 def open_prepared(
     folder: str | os.PathLike[str], tokenizer: Any, **settings: Any
 ) -> PreparedDataset:
-    """The trees of a prepared folder, for a model with this tokenizer.
+    """The trees of a prepared folder, for a model with this tokenizer; each once.
+
+    The weights of its data are what `flexmask train` repeats them by.
 
     Args:
         folder: the folder.

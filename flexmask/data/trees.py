@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flexmask.data.file_formats import DataFile
 from flexmask.data.files import BadLine, OnBadLine, Ranks, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.renderer import Renderer
@@ -27,6 +27,7 @@ class TreeDataset:
         bad_lines: lines skipped because they could not be read or rendered, or as asked for.
         empty_thoughts: samples that train an empty thought.
         unused_keys: how many conversations have each key that nothing is made of.
+        weights: as in `repeat_by_weight`.
     """
 
     trees: list[PrefixTree] = field(default_factory=list)
@@ -34,6 +35,7 @@ class TreeDataset:
     bad_lines: list[BadLine] = field(default_factory=list)
     empty_thoughts: int = 0
     unused_keys: Counter[str] = field(default_factory=Counter)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def place(self, index: int) -> str:
         """Where tree `index` comes from, such as "conversations.jsonl:17"."""
@@ -47,7 +49,8 @@ class TreeDataset:
 
     def take(self, indices: np.ndarray) -> TreeDataset:
         """The trees of these indices."""
-        return TreeDataset([self.trees[i] for i in indices], [self.places[i] for i in indices])
+        trees, places = [self.trees[i] for i in indices], [self.places[i] for i in indices]
+        return TreeDataset(trees, places, weights=self.weights)
 
     def summary(self) -> str:
         """What was read and what was left out, in one line."""
@@ -96,8 +99,28 @@ def split_dataset(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
     return dataset.take(np.sort(order[:count])), dataset.take(np.sort(order[count:]))
 
 
+def repeat_by_weight(dataset: Any, seed: int) -> Any:
+    """The trees of a dataset as often as an epoch trains them.
+
+    `dataset.weights` has by the name of a file how often that is; 1 where it is not named. Of a
+    fraction it is a random share of the file, at least one tree, the same in every epoch.
+    """
+    if {*dataset.weights.values()} <= {1}:
+        return dataset
+    by_file: dict[str, list[int]] = {}
+    for index in range(len(dataset)):
+        by_file.setdefault(dataset.place(index).rpartition(":")[0], []).append(index)
+    generator = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for file, indices in by_file.items():
+        times, fraction = divmod(dataset.weights.get(file, 1), 1)
+        count = max(1, round(fraction * len(indices))) if fraction else 0
+        chosen += indices * int(times) + generator.permutation(indices)[:count].tolist()
+    return dataset.take(np.sort(chosen))
+
+
 def load_trees(
-    paths: Iterable[Path],
+    paths: Iterable[DataFile],
     renderer: Renderer,
     *,
     on_bad_line: OnBadLine = "error",
@@ -107,7 +130,7 @@ def load_trees(
     """The trees of files, one for each conversation.
 
     Args:
-        paths: the files.
+        paths: the files and splits; where it maps them to weights, the trees have these.
         renderer: renders the conversations.
         on_bad_line: "error" raises at the first line that cannot be used, "skip" lists it.
         ranks: processes that render a share each and all get all trees.
@@ -117,6 +140,8 @@ def load_trees(
         DataError, TemplateError: a file or a line of it cannot be used; the message names it.
     """
     dataset = TreeDataset()
+    if isinstance(paths, Mapping):
+        dataset.weights = {str(file): weight for file, weight in paths.items()}
 
     def use(conversation: Conversation) -> tuple[str, PrefixTree, int, tuple[str, ...]]:
         found = renderer.render(conversation)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flexmask.data.files import find_data_files
 from flexmask.data.jinja import read_template
 from flexmask.data.prepared import is_prepared, read_manifest
+from flexmask.data.sources import find_data_files
 from flexmask.errors import DataError
 from flexmask.files import check_source
 from flexmask.training.options import check_rendering
@@ -21,11 +21,15 @@ def check_inputs(options: Any, *, prepared: bool = False) -> None:
         prepared: whether its data may be a folder of `flexmask prepare`.
     """
     given = vars(options).get
-    for data in filter(None, (given("data"), given("eval_data"))):
-        if prepared and len(data) == 1 and is_prepared(data[0]):
+    words = (("data", "split", "train"), ("eval_data", "eval_data_split", "test"))
+    for name, split_name, default_split in words:
+        data, split = given(name), given(split_name)
+        if data and prepared and len(data) == 1 and is_prepared(data[0]):
             read_manifest(Path(data[0]))
-        else:
-            find_data_files(data)
+            if split is not None:
+                raise DataError(f"{data[0]}: was prepared, and has no splits; leave out {split!r}")
+        elif data:
+            find_data_files(data, split, default_split=default_split)
     for name in ("model", "tokenizer"):
         if given(name) is not None:
             check_source(given(name), name)

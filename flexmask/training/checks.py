@@ -147,6 +147,8 @@ def check_config(config: TrainConfig) -> None:
         raise DataError(f"--eval_split must be in [0, 1), got {config.eval_split}")
     if config.eval_split and config.eval_data is not None:
         raise DataError("--eval_data and --eval_split both say what to evaluate on; leave out one")
+    if config.eval_data_split is not None and config.eval_data is None:
+        raise DataError("--eval_data_split is a split of --eval_data; give that too")
     if config.rows_per_batch is not None and config.max_tokens is None:
         raise UnsupportedModelError(
             "--rows_per_batch fills rows of --max_tokens tokens; give --max_tokens too"

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexmask.data.files import Ranks, find_data_files
+from flexmask.data.files import Ranks
 from flexmask.data.prepared import PreparedDataset, is_prepared, open_prepared, read_manifest
 from flexmask.data.renderer import Renderer
-from flexmask.data.trees import TreeDataset, load_trees, split_dataset
+from flexmask.data.sources import find_data_files
+from flexmask.data.trees import TreeDataset, load_trees, repeat_by_weight, split_dataset
 from flexmask.data.unused import describe_unused
 from flexmask.packing.collator import TreeCollator
 from flexmask.packing.fitting import FittedTrees
@@ -52,12 +53,18 @@ def load_datasets(
 
     With a budget, all of their trees meet it.
     """
+    seed = _data_seed(training)
     train_set = _load(config.data, config, collator, training)
     eval_set = None
     if config.eval_data is not None:
-        eval_set = _load(config.eval_data, config, collator, training)
-    elif config.eval_split:
-        eval_set, train_set = split_dataset(train_set, config.eval_split, _data_seed(training))
+        eval_set = _load(config.eval_data, config, collator, training, is_eval=True)
+        eval_set = repeat_by_weight(eval_set, seed)
+    elif config.eval_split:  # first, or both would hold what is repeated
+        eval_set, train_set = split_dataset(train_set, config.eval_split, seed)
+    num_read = len(train_set)
+    train_set = repeat_by_weight(train_set, seed)
+    if training.process_index == 0 and len(train_set) != num_read:
+        print(f"weights: an epoch trains {len(train_set):,} for {num_read:,}", file=sys.stderr)
     return (
         _fit(train_set, "training", config, training),
         eval_set and _fit(eval_set, "evaluation", config, training),
@@ -136,7 +143,12 @@ def _fit(
 
 
 def _load(
-    data: Sequence[str], config: TrainConfig, collator: TreeCollator, training: TrainingArguments
+    data: Sequence[str],
+    config: TrainConfig,
+    collator: TreeCollator,
+    training: TrainingArguments,
+    *,
+    is_eval: bool = False,
 ) -> Trees:
     from tqdm import tqdm
 
@@ -147,9 +159,11 @@ def _load(
         settings = collator.renderer.settings
         dataset = open_prepared(data[0], collator.tokenizer, **settings)
     else:
+        split = config.eval_data_split if is_eval else config.split
+        files = find_data_files(data, split, default_split="test" if is_eval else "train")
         with ranks_on_cpu() as ranks:
             dataset = load_trees(
-                find_data_files(data),
+                files,
                 collator.renderer,
                 on_bad_line=config.on_bad_line,
                 ranks=ranks,

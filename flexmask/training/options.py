@@ -33,7 +33,11 @@ class TrainConfig:
     options that they have in common from here too (`flexmask.tools.options`).
     """
 
-    data: Sequence[str] = _option("files, folders or patterns of conversations", "DATA")
+    data: Sequence[str] = _option(
+        "files, folders or patterns of conversations, folders of `datasets` or names on the Hub; "
+        "DATA:2 counts twice in training",
+        "DATA",
+    )
     model: str = _option("folder or hub id of a model", "PATH_OR_ID")
     output: str = _option("a new folder for checkpoints and the trained model", "DIR")
     tokenizer: str | None = _option(
@@ -72,7 +76,15 @@ class TrainConfig:
         "JSON",
         default=None,
     )
+    split: str | None = _option(
+        "of datasets, and of folders that name their files by split; default of datasets: train",
+        "NAME",
+        default=None,
+    )
     eval_data: Sequence[str] | None = _option("conversations to evaluate on", "DATA", default=None)
+    eval_data_split: str | None = _option(
+        "the same for --eval_data; default of datasets: test", "NAME", default=None
+    )
     eval_split: float = _option(
         "evaluate on this share of DATA instead, in [0, 1)", "SHARE", default=0.0
     )

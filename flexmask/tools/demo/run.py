@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from flexmask.data.files import BadLine, find_data_files, read_files
+from flexmask.data.files import BadLine, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.renderer import Renderer
+from flexmask.data.sources import find_data_files
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, FlexmaskError, need_packages
 from flexmask.files import write_json

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError
@@ -24,6 +24,7 @@ from flexmask.tools.options import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from flexmask.data.file_formats import DataFile
     from flexmask.data.renderer import Renderer
     from flexmask.tree.sample import Sample
 
@@ -33,7 +34,7 @@ HELP = "count tokens, cost and pitfalls of a file of conversations"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    add_options(parser, "data")
+    add_options(parser, "data", "split")
     add_options(parser, "tokenizer", required=True, help="folder or hub id")
     add_options(parser, *TEMPLATE, "max_tokens", "on_bad_line")
     add_options(
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from flexmask.data.files import find_data_files
+    from flexmask.data.sources import find_data_files
     from flexmask.model.cost import CostModel
     from flexmask.tools.plan.estimate import estimate
     from flexmask.tools.plan.figure import draw_plan
@@ -79,7 +80,9 @@ def run(options: argparse.Namespace) -> int:
     windows = (
         () if model is None else CostModel.of(model).windows
     )  # or refused, before data is read
-    files = find_data_files(options.data)
+    files = find_data_files(options.data, options.split)
+    if not {*files.values()} <= {1}:
+        print("weights: they are for training; all is counted once here", file=sys.stderr)
     measured_on = _first_conversations(options, files, renderer, model)
     plan = make_plan(
         files,
@@ -134,7 +137,7 @@ def _random_model(options: argparse.Namespace, device: str) -> PreTrainedModel:
 
 
 def _first_conversations(
-    options: argparse.Namespace, files: list[Path], renderer: Renderer, model: Any
+    options: argparse.Namespace, files: Iterable[DataFile], renderer: Renderer, model: Any
 ) -> list[list[Sample]]:
     """The samples of the conversations that `--measure` asks for; none without it."""
     from flexmask.data.files import BadLine, read_files

@@ -10,11 +10,11 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flexmask.data.file_formats import DataFile
 from flexmask.data.files import BadLine, OnBadLine, read_files
 from flexmask.data.renderer import Rendered, Renderer
 from flexmask.model.windows import FULL, Window
@@ -215,7 +215,7 @@ class Plan:
 
 
 def make_plan(
-    paths: Iterable[Path],
+    paths: Iterable[DataFile],
     renderer: Renderer,
     *,
     max_tokens: int | None = None,

@@ -16,7 +16,7 @@ HELP = "render conversations once, into a folder that `flexmask train` reads"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    add_options(parser, "data")
+    add_options(parser, "data", "split")
     add_options(parser, "tokenizer", required=True, help="folder or hub id")
     add_options(parser, "output", help="a new folder, or one to go on with")
     add_options(parser, *TEMPLATE, "weighting", "on_bad_line")
@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
             options.data,
             options.output,
             renderer.tokenizer,
+            split=options.split,
             on_bad_line=options.on_bad_line,
             num_proc=options.num_proc,
             shard_lines=options.shard_lines,

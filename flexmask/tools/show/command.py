@@ -19,6 +19,7 @@ _PIPE_COLUMNS = 120  # where the output is not a terminal
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_options(parser, "data", nargs="*", help="default: the tutoring conversations that ship")
+    add_options(parser, "split")
     add_options(parser, "tokenizer", help="default, without DATA: the one that ships")
     add_options(parser, *TEMPLATE, "max_tokens")
     add_number(parser, "--index", 0, "which one, from 0", lowest=0)

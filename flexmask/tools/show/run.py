@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from flexmask.data.files import find_data_files, read_conversations
-from flexmask.data.messages import Conversation
+from flexmask.data.files import read_files
+from flexmask.data.sources import find_data_files
 from flexmask.demo import DATA_PATH, TOKENIZER_PATH
 from flexmask.errors import DataError, pluralize
 from flexmask.files import disk_errors
@@ -36,9 +36,7 @@ def show(options: argparse.Namespace, *, width: int, in_color: bool) -> str:
         DataError, TemplateError: the file, the conversation or a number cannot be used.
     """
     renderer = load_renderer(options, str(TOKENIZER_PATH))
-    conversation = renderer.conversation(
-        _read(options.data or [str(DATA_PATH)], options.index, renderer.data_columns)
-    )
+    conversation = renderer.conversation(_read(options, renderer.data_columns))
     tree = label_tree(renderer.tree(conversation), conversation, renderer)
     name = Path(conversation.where or "").name
     rows = row_pictures(list(_split(tree, options.max_tokens, name)))
@@ -112,16 +110,18 @@ def _draw(pictures: Sequence[RowPicture], path: str, heading: str) -> None:
         draw_rows(pictures, path, heading=heading)
 
 
-def _read(data: Sequence[str], index: int, columns: Mapping[str, str] | None) -> Conversation:
-    count = 0
-    files = find_data_files(data)
-    conversations = chain.from_iterable(read_conversations(f, columns=columns) for f in files)
+def _read(options: argparse.Namespace, columns: Mapping[str, str] | None) -> Any:
+    """The conversation that `--index` names."""
+    count, data = 0, options.data or [str(DATA_PATH)]
+    conversations = read_files(
+        find_data_files(data, options.split), lambda own: own, columns=columns
+    )
     for count, conversation in enumerate(conversations, start=1):
-        if count > index:
+        if count > options.index:
             return conversation
     raise DataError(
         f"{', '.join(data)}: has {pluralize(count, 'conversation')}; --index must be in "
-        f"[0, {count}), got {index}"
+        f"[0, {count}), got {options.index}"
     )
 
 

@@ -13,7 +13,7 @@ HELP = "prove on your model, data and backend that the single pass equals N-pass
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.description = "Exit code 0: proved; 1: not, the report says why; 2: unusable input."
-    add_options(parser, "data", "model", "tokenizer", *TEMPLATE)
+    add_options(parser, "data", "split", "model", "tokenizer", *TEMPLATE)
     add_options(parser, "on_bad_line", "backend", "kernel_options", "from_config", "dtype")
     add_number(parser, "--conversations", 3, "check the first N")
     add_number(parser, "--max_verify_tokens", 8192, "and of these the first turns, N tokens in all")

@@ -13,9 +13,10 @@ import transformers
 from tqdm import tqdm
 
 from flexmask.backends.choice import BackendChoice, choose_backend, record_choices
-from flexmask.data.files import BadLine, find_data_files, read_files
+from flexmask.data.files import BadLine, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.renderer import Renderer
+from flexmask.data.sources import find_data_files
 from flexmask.errors import DataError, TemplateError, one_line, pluralize
 from flexmask.model.checks import check_vocabulary
 from flexmask.model.load import load_model
@@ -129,7 +130,7 @@ def _read_chats(options: argparse.Namespace, renderer: Renderer) -> tuple[list[C
 
     chats: list[Chat] = []
     refused: list[str] = []
-    files, columns = find_data_files(options.data), renderer.data_columns
+    files, columns = find_data_files(options.data, options.split), renderer.data_columns
     for item in read_files(files, use, on_bad_line=options.on_bad_line, columns=columns):
         if isinstance(item, BadLine):
             print(f"skipped {item.reason}", file=sys.stderr)
