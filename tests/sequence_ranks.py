@@ -8,7 +8,16 @@ import sys
 from dataclasses import replace
 
 import torch
-from model_cases import doubled, fp64_model, gradients, largest_error, npass, packed, tiny_model
+from model_cases import (
+    doubled,
+    fp64_model,
+    gradients,
+    largest_error,
+    npass,
+    packed,
+    single_pass,
+    tiny_model,
+)
 from sample_cases import random_samples
 from torch import distributed
 
@@ -59,6 +68,14 @@ def errors(family, settings, make=tiny_model, **how):
     theirs = npass(copy.deepcopy(model), samples)
     row, _ = packed(samples)
     return largest_error(shared(model, row, **how), theirs)
+
+
+def errors_with_auxiliary_loss(family):
+    """Those of the shared pass with the auxiliary loss of experts against one process."""
+    model, samples = tiny_model(family, output_router_logits=True), random_samples(1)
+    theirs = single_pass(patch(copy.deepcopy(model)), samples)
+    row, _ = packed(samples)
+    return largest_error(shared(model, row), theirs)
 
 
 def weighted_losses():
@@ -122,6 +139,8 @@ def main(path):
         results[name] = errors(family, settings)
         with doubled():
             results[name, "fp64"] = errors(family, settings, make=fp64_model)
+    for family in ("qwen3_moe", "gpt_oss"):
+        results[family, "auxiliary"] = errors_with_auxiliary_loss(family)
     results["reversed"] = errors("llama", {}, is_reversed=True)
     results["checkpointed"] = errors("gpt_oss", {}, checkpointed=True)
     if distributed.get_world_size() == 2:
@@ -132,7 +151,6 @@ def main(path):
         "too short": refusal(rows="too short"),
         "other": refusal(rows="other"),
         "mixers": refusal("lfm2"),
-        "experts": refusal("qwen3_moe", {"output_router_logits": True}),
         "loss": refusal(loss_function=lambda logits, labels, **_: logits.sum()),
         "fused": refusal(forward=fused),
     }

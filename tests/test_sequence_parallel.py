@@ -33,6 +33,11 @@ def test_fp64_agrees_to_ten_digits(results, case):
     assert max(results[case, "fp64"]) < 1e-10
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_the_auxiliary_loss_of_experts_is_that_of_whole_rows(results, family):
+    assert max(results[family, "auxiliary"]) < 1e-5
+
+
 def test_layers_may_be_computed_again_in_the_backward_pass(results):
     assert max(results["checkpointed"]) < 1e-5
 
@@ -64,7 +69,6 @@ def test_ordinary_batches_run_as_before(results):
         ),
         ("other", r"must be given the same batch, but number \d has another than number 0"),
         ("mixers", "'lfm2' takes no sequence_group: its Lfm2ShortConv looks along the sequence"),
-        ("experts", "output_router_logits must be False with a sequence_group, got True"),
         ("loss", "the loss function of LlamaForCausalLM must be ForCausalLMLoss with a sequence_g"),
         ("fused", "LlamaForCausalLM computed its loss by a fused one, of a part of the row; turn"),
     ],

@@ -265,6 +265,8 @@ def test_two_processes_by_budget_train_every_tree_once(model_dir, data, tmp_path
         (("--use_peft", "--lora_dropout", 0.1), "--lora_dropout must be 0, got 0.1"),
         (("--use_peft", "--lora_target_modules", "x"), "--lora options: Target modules {'x'} not"),
         (("--lora_r", 8), "--lora_r is for runs with adapters; give --use_peft too"),
+        (("--sequence_parallel_size", 2), "must divide the number of processes, 1, got 2; start a"),
+        (("--cp_size", 2), "unknown option --cp_size (did you mean --sequence_parallel_size?)"),
         (("--merge_lora",), "--merge_lora is for runs with adapters; give --use_peft too"),
         (("--load_in_4bit",), "--load_in_4bit is for runs with adapters; give --use_peft too"),
         (

@@ -108,9 +108,10 @@ def assert_same_runs(resumed, whole):
     assert "flexmask" not in (resumed / "config.json").read_text()
 
 
-def test_flexmask_train_survives_the_death_of_a_rank(files, tmp_path):
+@pytest.mark.parametrize("shared", [(), ("--sequence_parallel_size", 2)], ids=["rows", "tokens"])
+def test_flexmask_train_survives_the_death_of_a_rank(files, tmp_path, shared):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    program = ("flexmask", "train", files / "data.jsonl")
+    program = ("flexmask", "train", files / "data.jsonl", *shared)
     launch(*ACCELERATE, "--multi_gpu", "-m", *program, *options(files, ("--output", whole)))
     again = options(files, ("--output", killed, "--resume"))
     said = launch(*TORCHRUN, TESTS / "killed_rank.py", *program, *again, fails=True)

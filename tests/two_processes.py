@@ -19,19 +19,29 @@ from flexmask.training.trainer import TreeTrainer
 
 HALF = {"per_device_train_batch_size": 2}
 ACCUMULATED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+TOKEN_METRICS = {"log_token_metrics": True}
 FSDP = {
     "fsdp": True,
     "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
 }
 
 
-def train(model, kind=TreeTrainer, data=CONVERSATIONS, eval_dataset=None, **settings):
+def train(
+    model,
+    kind=TreeTrainer,
+    data=CONVERSATIONS,
+    eval_dataset=None,
+    group=None,
+    options=None,
+    **settings,
+):
     trainer = kind(
-        model=patch(model),
+        model=patch(model, sequence_group=group),
         args=arguments(tempfile.mkdtemp(), ddp_find_unused_parameters=False, **settings),
         train_dataset=data,
         eval_dataset=eval_dataset,
-        data_collator=TreeCollator(),
+        data_collator=TreeCollator(pad_to_multiple_of=8 if group else 1),
+        **options or {},
     )
     trainer.train()
     return trainer
@@ -67,7 +77,7 @@ def weights_at_the_loss(**settings):
         train(tiny_model("llama"), data=trees("conversation"), bf16=True, **HALF, **settings)
     finally:
         loss_module.weighted_causal_loss = original
-    gathered = [None, None]
+    gathered = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, seen)
     return gathered
 

@@ -20,7 +20,13 @@ from flexmask.backends.choice import BACKENDS
 from flexmask.backends.flex_options import check_kernel_options
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.checks import check_model, check_sequence_group, max_exact_length
-from flexmask.model.hooks import ModelPatch, check_batch, check_result, take_tree
+from flexmask.model.hooks import (
+    ModelPatch,
+    check_batch,
+    check_result,
+    gather_router_logits,
+    take_tree,
+)
 from flexmask.model.loss import TreeLoss
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.mixers.kinds import MIXERS, find_mixers
@@ -99,6 +105,8 @@ def patch(
         state.handles.append(module.register_forward_hook(check_result, with_kwargs=True))
     state.handles.append(model.register_forward_pre_hook(check_batch, with_kwargs=True))
     state.handles.append(decoder.register_forward_pre_hook(take_tree, with_kwargs=True))
+    if ranks is not None:
+        state.handles.append(decoder.register_forward_hook(gather_router_logits, with_kwargs=True))
     return model
 
 
@@ -163,6 +171,12 @@ def requested_backend(model: nn.Module) -> str:
     state = _state_of(model)
     assert state is not None, "only a patched model has a backend"
     return state.backend
+
+
+def sequence_group_of(model: nn.Module) -> SequenceGroup | None:
+    """The ranks among which a patched model shares the tokens of a row, or None."""
+    state = _state_of(model)
+    return None if state is None else state.sequence_group
 
 
 def _state_of(model: nn.Module) -> ModelPatch | None:

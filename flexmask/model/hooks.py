@@ -105,11 +105,6 @@ def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     patch.is_counted = is_tree_batch and has_head and has_auxiliary_loss(patch.config, kwargs)
     if patch.is_counted:
         patch.is_counted = take_counts(kwargs, counts)
-    if patch.is_counted and patch.sequence_group:
-        raise UnsupportedModelError(
-            "output_router_logits must be False with a sequence_group, got True: the auxiliary "
-            "loss of experts is no sum over tokens"
-        )
     return args, kwargs
 
 
@@ -196,6 +191,23 @@ def take_tree(
     kwargs["attention_mask"] = dict.fromkeys(patch.mask_names, mask) if patch.mask_names else mask
     kwargs["use_cache"] = False
     return args, kwargs
+
+
+def gather_router_logits(
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> None:
+    """After the decoder stack ran on a part of each row: hand its model those of whole rows.
+
+    From them it computes the auxiliary loss of experts, which is no sum over tokens.
+    """
+    patch: ModelPatch = getattr(decoder, STATE)
+    logits = getattr(output, "router_logits", None)
+    if patch.sequence_group and logits and _holds_tree(kwargs.get("attention_mask")):
+        mask: Any = kwargs["attention_mask"]
+        output.router_logits = tuple(
+            patch.sequence_group.gather(x.unflatten(0, (mask.shape[0], -1))).flatten(0, 1)
+            for x in logits
+        )
 
 
 def _cut_inputs(

@@ -70,6 +70,10 @@ class SequenceGroup:
             )
         return x.chunk(self.size, dim=1)[self.rank]
 
+    def gather(self, x: Tensor) -> Tensor:
+        """The tokens of all ranks, [B, L, ...], by this rank's, [B, L/n, ...]."""
+        return self._exchange(x.expand(self.size, *x.shape)).transpose(0, 1).flatten(1, 2)
+
     def sum(self, x: Tensor) -> Tensor:
         """The sum of `x` over the ranks; its gradient is added up over them, too."""
         return self._exchange(x.expand(self.size, *x.shape)).sum(0)

@@ -63,7 +63,18 @@ class ResumableTrainer(Trainer):
 
     @cached_property
     def _batch_settings(self) -> dict[str, Any]:
-        return batch_settings(self.args, self.train_dataset, self.data_collator, self.batch_sampler)
+        return batch_settings(
+            self.args,
+            self.train_dataset,
+            self.data_collator,
+            self.batch_sampler,
+            num_processes=self.num_data_processes,
+        )
+
+    @property
+    def num_data_processes(self) -> int:
+        """How many processes are dealt different batches."""
+        return self.args.world_size
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train an epoch, unless the run was resumed from its last step: it was killed after it."""

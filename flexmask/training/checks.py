@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flexmask.errors import DataError, UnsupportedModelError, need_packages, one_line
 from flexmask.files import check_folder
 from flexmask.training.options import TrainConfig, add_lora
+from flexmask.training.sequence_parallel import check_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -67,12 +68,15 @@ def check_model(training: TrainingArguments, config: TrainConfig) -> None:
     from transformers import AutoConfig, Trainer
 
     from flexmask.model.checks import check_model as check_exact
+    from flexmask.model.checks import check_sequence_group
     from flexmask.model.load import load_pretrained, meta_model
 
     what = "model config" if config.from_config else "model"
     settings = load_pretrained(AutoConfig.from_pretrained, config.model, what)
     model = meta_model(settings, torch.float32)
     check_exact(model, model)
+    if config.sequence_parallel_size > 1:
+        check_sequence_group(model)
     trained = add_lora(model, config) if config.use_peft else model
     try:
         Trainer.get_optimizer_cls_and_kwargs(training, trained)
@@ -197,6 +201,7 @@ def check_training_arguments(training: TrainingArguments, config: TrainConfig) -
             "--average_tokens_across_devices must be true with several processes, got false; each "
             "would weigh the tokens of its own batch, where N-pass weighs those of the whole step"
         )
+    check_size(training, config.sequence_parallel_size)
     _check_rows(training, config)
 
 

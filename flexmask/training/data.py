@@ -87,7 +87,7 @@ def make_batch_sampler(
         train_set,
         max_tokens=config.max_tokens,
         rows_per_batch=config.rows_per_batch,
-        num_processes=training.world_size,
+        num_processes=training.world_size // config.sequence_parallel_size,
         pairs_per_token=cost.pairs_per_token,
         costs=costs,
         seed=_data_seed(training),

@@ -111,6 +111,9 @@ class TrainConfig:
         "FlexAttention's, for --backend flex, such as '{\"BLOCK_M\": 64}'", "JSON", default=None
     )
     from_config: bool = _option("draw random weights from the model's config", default=False)
+    sequence_parallel_size: int = _option(
+        "processes that share the tokens of each row, which is dealt to all of them", "N", default=1
+    )
     dtype: DType = _option("of the weights; auto: the checkpoint's", default="auto")
     use_peft: bool = _option("train LoRA adapters only", default=False)
     lora_r: int = _option("rank of the adapters", "R", default=16)

@@ -31,7 +31,12 @@ SETTINGS_FILE = "flexmask.json"  # in a checkpoint
 
 
 def batch_settings(
-    training: Any, dataset: Any, collator: Any, batch_sampler: TreeBatchSampler | None
+    training: Any,
+    dataset: Any,
+    collator: Any,
+    batch_sampler: TreeBatchSampler | None,
+    *,
+    num_processes: int,
 ) -> dict[str, Any]:
     """The settings that the batches of a run and their losses follow from, as plain data.
 
@@ -40,10 +45,11 @@ def batch_settings(
         dataset: what it trains on; see `describe_data` for what is known of it.
         collator: of the training; settings of a TreeCollator are recorded.
         batch_sampler: what fills its batches, None for the Trainer's own.
+        num_processes: how many are dealt different batches.
     """
     settings = {
         "data": describe_data(dataset),
-        "processes": training.world_size,
+        "processes": num_processes,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "seed": training.seed,
         "data_seed": training.data_seed,

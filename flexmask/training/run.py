@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from flexmask.training.checks import (
 )
 from flexmask.training.data import load_datasets, make_batch_sampler, settle_renderer
 from flexmask.training.options import TrainConfig, add_lora, load_renderer
+from flexmask.training.sequence_parallel import make_group, pad_for_shards
 from flexmask.training.stops import add_stops
 
 if TYPE_CHECKING:
@@ -51,7 +53,10 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         tokenizer,
         max_tokens=config.max_tokens,
         on_overflow=config.on_overflow,
-        pad_to_multiple_of=BLOCK if training.device.type == "cuda" else 1,
+        pad_to_multiple_of=lcm(
+            BLOCK if training.device.type == "cuda" else 1,
+            pad_for_shards(config.sequence_parallel_size),
+        ),
         **renderer.settings,
     )
     if training.process_index == 0:
@@ -83,7 +88,12 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
         if training.gradient_checkpointing:
             model.enable_input_require_grads()
         model = add_lora(model, config)
-    patch(model, backend=config.backend, kernel_options=config.kernel_options)
+    patch(
+        model,
+        backend=config.backend,
+        kernel_options=config.kernel_options,
+        sequence_group=make_group(training, config.sequence_parallel_size),
+    )
     freeze_unreached(model, training)
     if training.process_index == 0:
         tell_rounding(model)

@@ -13,13 +13,14 @@ from transformers.trainer_utils import has_length
 
 from flexmask.backends.choice import record_choices
 from flexmask.errors import DataError, UnsupportedModelError
-from flexmask.model.adapter import is_patched
+from flexmask.model.adapter import is_patched, sequence_group_of
 from flexmask.model.checks import check_parallelism
 from flexmask.model.logprobs import count_predictions
 from flexmask.model.loss import as_bits
 from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.training.checkpoints import ResumableTrainer
 from flexmask.training.reports import describe_run, report_run
+from flexmask.training.sequence_parallel import deal_to_groups
 from flexmask.training.throughput import Throughput, count_batch
 from flexmask.tree.build import build_tree
 from flexmask.tree.layout import IGNORE_INDEX
@@ -45,6 +46,9 @@ class TreeTrainer(ResumableTrainer):
 
     With a `batch_sampler`, that says what is in a batch, in place of the Trainer's batch size.
 
+    Processes that share the tokens of a row, the `sequence_group` of the patched model, are dealt
+    the same batches.
+
     With each loss it logs `trained_tokens_per_second`, of all processes together, each token of a
     tree once; `npass_tokens_per_second`, those that N-pass would compute; `npass_ratio`, how many
     these are for each that was computed; `row_fill`, the share of rows that is no padding; and
@@ -64,10 +68,19 @@ class TreeTrainer(ResumableTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         check_parallelism(self.accelerator.parallelism_config)
+        model: Any = self.model
+        self._ranks = sequence_group_of(model)
+        if self._ranks is not None:
+            deal_to_groups(self.args, self.accelerator, self._ranks)
         self.batch_sampler = batch_sampler
         self.log_token_metrics = log_token_metrics
         self._throughput = Throughput()
         self._is_reported = False
+
+    @property
+    def num_data_processes(self) -> int:
+        """How many processes are dealt different batches; others share the rows of these."""
+        return self.args.world_size // (1 if self._ranks is None else self._ranks.size)
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader of the training set, in batches of `batch_sampler` where there is one.
@@ -120,11 +133,15 @@ class TreeTrainer(ResumableTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of a batch; in training its predictions are counted where that is asked for."""
-        targets = inputs.get("shift_labels")
-        if not self.log_token_metrics or not model.training or targets is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if (logits := getattr(outputs, "logits", None)) is not None:
+        is_multiplied = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        if self._ranks is not None and is_multiplied:  # by all processes, as if of other batches
+            loss = loss / self._ranks.size
+        targets = inputs.get("shift_labels")
+        logits = getattr(outputs, "logits", None)
+        is_counted = self.log_token_metrics and model.training
+        if is_counted and targets is not None and logits is not None:
+            targets = targets if self._ranks is None else self._ranks.cut(targets)
             self._throughput.add_predictions(count_predictions(logits, targets))
         return (loss, outputs) if return_outputs else loss
 
@@ -142,9 +159,22 @@ class TreeTrainer(ResumableTrainer):
             output.metrics[f"{prefix}_loss"] = loss / weight
         return output
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Evaluate one batch, and add its loss and its weights to the sums."""
-        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate one batch, and add its loss and its weights to the sums.
+
+        Raises:
+            UnsupportedModelError: logits are asked for, of which each process has a part.
+        """
+        if self._ranks is not None and not prediction_loss_only:
+            raise UnsupportedModelError(
+                "logits of a row are shared among the processes of a sequence_group; evaluate with "
+                "prediction_loss_only, and without compute_metrics"
+            )
+        loss, logits, labels = super().prediction_step(
+            model, inputs, prediction_loss_only, *args, **kwargs
+        )
         weight = _weight(inputs).item()
         if self._evaluated is not None and loss is not None and weight:
             self._evaluated[0] += loss.item() * weight
@@ -169,7 +199,7 @@ class TreeTrainer(ResumableTrainer):
                 "evaluation data must have a length when several processes share it, or its last "
                 "conversations would count twice; make a list of it"
             )
-        missing = -len(eval_dataset) % (self.args.eval_batch_size * self.args.world_size)
+        missing = -len(eval_dataset) % (self.args.eval_batch_size * self.num_data_processes)
         blanks = [build_tree([Sample([0], [0.0])])] * missing  # which train nothing
         filled_up: list[Any] = [eval_dataset, blanks]
         return super().get_eval_dataloader(ConcatDataset(filled_up))
@@ -197,7 +227,8 @@ class TreeTrainer(ResumableTrainer):
         # Read together: each tolist() waits for the device.
         sums = [torch.hstack((_weight(b), count_batch(b))).tolist() for b in batch_samples]
         mine = np.array(sums).reshape(-1, 5).sum(0).tolist()
-        items, *counts = self._sum_over_processes(mine)
+        size = 1 if self._ranks is None else self._ranks.size  # each of which counts the batch
+        items, *counts = (total / size for total in self._sum_over_processes(mine))
         self._throughput.add(counts)
         self.state.num_input_tokens_seen += int(counts[1])
         if not self.args.average_tokens_across_devices:

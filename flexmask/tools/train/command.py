@@ -45,6 +45,9 @@ _MEANT = {  # what other trainers call them
     "packing": "max_tokens",
     "max_length": "max_tokens",
     "max_seq_length": "max_tokens",
+    "cp_size": "sequence_parallel_size",
+    "sp_size": "sequence_parallel_size",
+    "context_parallel_size": "sequence_parallel_size",
 }
 
 
