@@ -80,6 +80,14 @@ def test_three_steps_equal_npass(tmp_path, kind, settings):
     assert_same_weights(parameters(model), *npass_weights())
 
 
+@pytest.mark.parametrize("kind", [Trainer, TreeTrainer])
+def test_a_model_of_images_divides_by_the_weights_of_the_whole_step(tmp_path, kind):
+    model, other = tiny_model("qwen3_vl_text"), tiny_model("qwen3_vl_text")
+    before = parameters(model)
+    train(model, tmp_path, kind, **ACCUMULATED)
+    assert_same_weights(parameters(model), before, train_npass(other))
+
+
 def test_three_compiled_steps_equal_npass(tmp_path):
     model = tiny_model("llama")
     train(model, tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
@@ -161,7 +169,9 @@ def test_adapters_around_weights_of_4_bits_equal_npass(tmp_path):
     ours = parameters(model)
     frozen = {name for name in before if "lora_" not in name}
     assert all(torch.equal(ours[name], before[name]) for name in frozen)
-    adapters = ({k: v for k, v in some.items() if k not in frozen} for some in (ours, before, theirs))
+    adapters = (
+        {k: v for k, v in some.items() if k not in frozen} for some in (ours, before, theirs)
+    )
     assert_same_weights(*adapters)
 
 

@@ -230,15 +230,21 @@ def _eager_attention(layer: nn.Module) -> AttentionFunction:
 
 
 def _patch_loss(top: PreTrainedModel, ranks: SequenceGroup | None) -> TreeLoss:
-    """Put a loss that knows trees in front of the model's own."""
+    """Put a loss that knows trees in front of the model's own.
+
+    Models of images say that they take no `num_items_in_batch`, as images change their labels; a
+    Trainer would then weigh every batch of a step the same. With text alone theirs is exact.
+    """
     is_own = "_loss_function" in top.__dict__
     loss = TreeLoss(top.loss_function, is_own=is_own, sequence_group=ranks)
     top.loss_function = loss
+    top.accepts_loss_kwargs = True
     return loss
 
 
 def _restore_loss(top: PreTrainedModel, loss: TreeLoss) -> None:
     """Give a model its own loss function back, unless it has been given another one since."""
+    top.__dict__.pop("accepts_loss_kwargs", None)
     if top.__dict__.get("_loss_function") is loss:
         del top._loss_function
         if loss.is_own:
