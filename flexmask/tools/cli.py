@@ -15,6 +15,7 @@ from flexmask.tools.demo import command as demo
 from flexmask.tools.inputs import check_inputs
 from flexmask.tools.plan import command as plan
 from flexmask.tools.prepare import command as prepare
+from flexmask.tools.run_file import with_run_file
 from flexmask.tools.show import command as show
 from flexmask.tools.train import command as train
 from flexmask.tools.verify import command as verify
@@ -38,8 +39,14 @@ def _run(words: list[str]) -> NoReturn:
     try:
         if words[:1] == ["train"] and not {"-h", "--help"} & set(words):
             sys.exit(train.run(words[1:]))  # whose options are also the Trainer's
-        options = _parser().parse_args(words)
+        parser, commands = _parsers()
+        command, file = commands.get(words[0] if words else ""), None
+        if command is not None:  # "output" is that of training
+            words[1:], file = with_run_file(words[1:], command, without=("output",))
+        options = parser.parse_args(words)
         check_inputs(options)
+        if file is not None and command is not None:
+            file.check_keys(command)
         sys.exit(options.run(options))
     except FlexmaskError as error:
         print(f"flexmask: error: {error}", file=sys.stderr)
@@ -57,7 +64,8 @@ def _with_underscores(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the command line, and those of its commands."""
     parser = argparse.ArgumentParser(
         prog="flexmask",
         description="Fine-tune reasoning models on multi-turn conversations in one exact pass.",
@@ -70,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, usage=usage, help=command.HELP, allow_abbrev=False)
         added.set_defaults(run=command.run)
         command.add_arguments(added)
-    return parser
+    return parser, commands.choices
 
 
 class _Output:

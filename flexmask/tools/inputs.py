@@ -10,6 +10,7 @@ from flexmask.data.prepared import is_prepared, read_manifest
 from flexmask.data.sources import find_data_files
 from flexmask.errors import DataError
 from flexmask.files import check_source
+from flexmask.tools.run_file import SUFFIXES
 from flexmask.training.options import check_rendering
 
 
@@ -29,6 +30,8 @@ def check_inputs(options: Any, *, prepared: bool = False) -> None:
             if split is not None:
                 raise DataError(f"{data[0]}: was prepared, and has no splits; leave out {split!r}")
         elif data:
+            if file := next((word for word in data if word.endswith(SUFFIXES)), None):
+                raise DataError(f"{file}: is no data; a file of options comes before all else")
             find_data_files(data, split, default_split=default_split)
     for name in ("model", "tokenizer"):
         if given(name) is not None:

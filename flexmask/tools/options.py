@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -18,6 +19,17 @@ from flexmask.training.options import TrainConfig
 _FIELDS = {field.name: field for field in fields(TrainConfig)}
 _TYPES = get_type_hints(TrainConfig)
 OPTIONS = tuple(_FIELDS)
+_MEANT = {  # what other trainers call them
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "packing": "max_tokens",
+    "max_length": "max_tokens",
+    "max_seq_length": "max_tokens",
+    "cp_size": "sequence_parallel_size",
+    "sp_size": "sequence_parallel_size",
+    "context_parallel_size": "sequence_parallel_size",
+}
 TEMPLATE = ("chat_template", *(name for name in RENDERING if name != "weighting"))
 
 
@@ -35,6 +47,9 @@ def add_options(parser: argparse.ArgumentParser, *names: str, **changes: Any) ->
             parser.add_argument("data", **settings)
         else:
             parser.add_argument(f"--{name}", **settings)
+        if settings.get("action") == "store_true":  # for one that a run file sets
+            no, hidden = f"--no_{name}", argparse.SUPPRESS
+            parser.add_argument(no, dest=name, action="store_false", default=False, help=hidden)
 
 
 def _settings(name: str) -> dict[str, Any]:
@@ -58,10 +73,17 @@ def _settings(name: str) -> dict[str, Any]:
     if get_origin(kind) is Sequence:
         return settings | {"nargs": "+"}
     if get_origin(kind) is Mapping:
-        return settings | {"action": _JsonObject}
+        return settings | {"action": JsonObject}
     if kind is int:
         settings["action"] = at_least(1)
     return settings | {"type": kind}
+
+
+def did_you_mean(name: str, known: Collection[str], mark: str = "") -> str:
+    """What is asked of a name that is not known, if anything; `mark` goes before the answer."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    meant = _MEANT.get(name) or next(iter(close), None)
+    return f" (did you mean {mark}{meant}?)" if meant else ""
 
 
 def add_number(
@@ -128,10 +150,11 @@ def at_least(lowest: int) -> type[argparse.Action]:
     return _checked(check)
 
 
-class _JsonObject(argparse.Action):
+class JsonObject(argparse.Action):
     """An option whose value is a JSON object."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Store the object, or raise DataError."""
         try:
             value = json.loads(values)
         except json.JSONDecodeError as error:

@@ -96,6 +96,7 @@ def _check_lora(config: TrainConfig) -> None:
         )
     for option in () if config.use_peft else dataclasses.fields(config):
         given = getattr(config, option.name)
+        given = tuple(given) if isinstance(given, list) else given
         if ("lora" in option.name or option.name == "load_in_4bit") and given != option.default:
             raise DataError(f"--{option.name} is for runs with adapters; give --use_peft too")
 

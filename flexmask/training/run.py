@@ -31,12 +31,17 @@ if TYPE_CHECKING:
     from flexmask.data.renderer import Renderer
 
 
-def train(config: TrainConfig, training: TrainingArguments) -> None:
+def train(config: TrainConfig, training: TrainingArguments, resolved: str) -> None:
     """Run the training that `config` and `training` describe, and save the model.
 
     Writes to `config.output` the model (safetensors), its tokenizer, checkpoints, `loss.png`,
-    `trainer_state.json` with the loss log, and `rendering.json` with the settings of the chat
-    template that serving needs too; nothing before data and model have been accepted.
+    `trainer_state.json` with the loss log, `rendering.json` with the settings of the chat template
+    that serving needs too, and `resolved.yaml`; nothing before data and model have been accepted.
+
+    Args:
+        config: our options.
+        training: the Trainer's.
+        resolved: the run file of both, which is kept with the model.
 
     Raises:
         FlexmaskError: an input that cannot be used; the message says where and what to do.
@@ -131,15 +136,17 @@ def train(config: TrainConfig, training: TrainingArguments) -> None:
     finally:  # an upload may have failed
         if trainer.is_world_process_zero():
             with checkpoint_errors(Path(config.output)):
-                leave_records(Path(config.output), trainer.state, renderer)
+                leave_records(Path(config.output), trainer.state, renderer, resolved)
                 if added and config.use_peft:  # adapters are saved without
                     model.generation_config.save_pretrained(config.output)
     if config.merge_lora and trainer.is_world_process_zero():
         save_merged(config, training.seed, tokenizer, model.generation_config)
 
 
-def leave_records(output: Path, state: TrainerState, renderer: Renderer) -> None:
-    """Write the log of a run, its picture, and how its data were rendered."""
+def leave_records(output: Path, state: TrainerState, renderer: Renderer, resolved: str) -> None:
+    """Write the log of a run, its picture, its options, and how its data were rendered."""
+    with atomic_write(output / "resolved.yaml") as partial:
+        partial.write_text(resolved, encoding="utf-8")
     with atomic_write(output / "trainer_state.json") as partial:
         state.save_to_json(str(partial))
     about = {**renderer.settings, "thinking": renderer.thinking_text}

@@ -35,7 +35,7 @@ HELP = "count tokens, cost and pitfalls of a file of conversations"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_options(parser, "data", "split")
-    add_options(parser, "tokenizer", required=True, help="folder or hub id")
+    add_options(parser, "tokenizer")
     add_options(parser, *TEMPLATE, "max_tokens", "on_bad_line")
     add_options(
         parser,
@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
     """Make the plan, print it and write what was asked for; returns the exit code."""
     if options.measure and options.model is None:
         raise DataError("--measure runs steps of a model; name one with --model")
+    if options.tokenizer is None and options.model is None:
+        raise DataError("plan needs a tokenizer; name one with --tokenizer, or a --model")
     import torch
     from tqdm import tqdm
 
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from flexmask.tools.plan.survey import make_plan
     from flexmask.training.options import load_renderer
 
-    renderer = load_renderer(options)
+    renderer = load_renderer(options, options.model)
     model = None if options.model is None else _random_model(options, "meta")
     windows = (
         () if model is None else CostModel.of(model).windows

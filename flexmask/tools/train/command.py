@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from flexmask.errors import FlexmaskError, need_packages, one_line
 from flexmask.tools.inputs import check_inputs
-from flexmask.tools.options import OPTIONS, add_options
+from flexmask.tools.options import OPTIONS, add_options, did_you_mean
+from flexmask.tools.run_file import option_actions, text_or_json, to_yaml, with_run_file
 from flexmask.training.checks import check_config, check_output
 from flexmask.training.options import TrainConfig
 
@@ -21,7 +21,7 @@ USAGE = "train DATA... --model PATH_OR_ID --output DIR"
 HELP = "fine-tune a model on conversations"
 
 _EPILOG = """\
-DATA is also one folder that `flexmask prepare` made.
+DATA is also one folder that `flexmask prepare` made, or a YAML file of options: run.yaml.
 
 every option of transformers.TrainingArguments works too, under its own name, such as
   --learning_rate 1e-5 --num_train_epochs 2 --per_device_train_batch_size 8
@@ -38,17 +38,6 @@ _PARSER: dict[str, Any] = {
     "allow_abbrev": False,
 }
 _OTHER_NAMES = {"output_dir": "output", "resume_from_checkpoint": "resume"}
-_MEANT = {  # what other trainers call them
-    "lr": "learning_rate",
-    "epochs": "num_train_epochs",
-    "batch_size": "per_device_train_batch_size",
-    "packing": "max_tokens",
-    "max_length": "max_tokens",
-    "max_seq_length": "max_tokens",
-    "cp_size": "sequence_parallel_size",
-    "sp_size": "sequence_parallel_size",
-    "context_parallel_size": "sequence_parallel_size",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +51,10 @@ def run(words: Sequence[str]) -> int:
     """Train as the words of a command line say; returns the exit code."""
     need_packages("flexmask train", "accelerate", "matplotlib")
     _check_early(words)
-    config, training = _parse(words)
+    config, training, resolved = _parse(words)
     from flexmask.training.run import train
 
-    train(config, training)
+    train(config, training, resolved)
     return 0
 
 
@@ -77,8 +66,9 @@ def _check_early(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(**_PARSER)
     add_options(parser, "data", nargs="*")
     add_options(parser, *OPTIONS[1:])
+    words, _ = with_run_file(words, parser)
     named = {word.partition("=")[0] for word in words if word.startswith("--") and word != "--"}
-    for name in sorted(named - {f"--{own}" for own in OPTIONS}):
+    for name in sorted(named - parser._option_string_actions.keys()):
         parser.add_argument(name, nargs="*")
     options, _ = parser.parse_known_args(words)
     config = TrainConfig(**_fields_of(TrainConfig, options))
@@ -87,16 +77,14 @@ def _check_early(words: Sequence[str]) -> None:
     check_output(config)
 
 
-def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
-    """Our options and the Trainer's, with what packed rows require of these."""
+def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments, str]:
+    """Our options and the Trainer's, with what packed rows require of these; their run file."""
     import torch
-    from transformers import HfArgumentParser, TrainingArguments
+    from transformers import TrainingArguments
 
     from flexmask.model.load import slow_on_cpu
 
-    kind: Any = TrainingArguments
-    parser = HfArgumentParser(kind, **_PARSER)
-    add_options(parser, *OPTIONS)
+    parser = full_parser()
     batch_size = parser.get_default("per_device_train_batch_size")
     parser.set_defaults(
         **dict.fromkeys(_OTHER_NAMES),
@@ -108,6 +96,9 @@ def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
         ddp_find_unused_parameters=False,
         use_cpu=None,
     )
+    words, file = with_run_file(words, parser)
+    if file is not None:
+        file.check_keys(parser)
     options, unknown = parser.parse_known_args(words)
     if unknown:
         raise FlexmaskError(_unknown(unknown, vars(options)))
@@ -137,7 +128,26 @@ def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments]:
     except (ValueError, ImportError) as error:
         raise FlexmaskError(f"option of the Trainer: {one_line(error)}") from error
     training.prediction_loss_only = True
-    return config, training
+    names = dict.fromkeys(OPTIONS + tuple(option_actions(parser)))
+    kept = {name: getattr(options, name) for name in names if name not in _OTHER_NAMES}
+    if options.rows_per_batch is not None:
+        del kept["per_device_train_batch_size"]  # which follows from it
+    return config, training, to_yaml(kept)
+
+
+def full_parser() -> argparse.ArgumentParser:
+    """The parser of our options and the Trainer's, some of which take objects and lists in JSON."""
+    from transformers import HfArgumentParser, TrainingArguments
+
+    kind: Any = TrainingArguments
+    parser = HfArgumentParser(kind, **_PARSER)
+    types = get_type_hints(kind)
+    for name, action in option_actions(parser).items():
+        kinds = {get_origin(one) or one for one in get_args(types[name])}
+        if kinds & {dict, list} and action.nargs is None:
+            action.type = text_or_json
+    add_options(parser, *OPTIONS)
+    return parser
 
 
 def _fields_of(kind: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -152,10 +162,7 @@ def _unknown(words: Sequence[str], known: dict[str, Any]) -> str:
     name = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
     if name is None:
         return f"{words[0]}: stands apart from the other DATA; give all of them first"
-    word = name.lstrip("-")
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    meant = _MEANT.get(word) or next(iter(close), None)
-    guess = f" (did you mean --{meant}?)" if meant else ""
+    guess = did_you_mean(name.lstrip("-"), known, "--")
     return (
         f"unknown option {name}{guess}; options are those of `flexmask train --help` and of "
         "transformers.TrainingArguments"
