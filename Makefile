@@ -12,7 +12,7 @@ CHIPS ?= 80 90 100 120
 # pip leaves compiling to the first import, which keeps the result whatever the machine's default.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-wheel test-versions test-axolotl lint check test-gpu test-fake-cuda bench-gpu bench docs clean
+.PHONY: help demo test test-wheel test-versions test-axolotl test-swift lint check test-gpu test-fake-cuda bench-gpu bench docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -31,6 +31,11 @@ test-versions:            ## test models, templates, masks, trainers with each c
 
 test-axolotl:            ## test the axolotl plugin with axolotl (Python 3.12: PYTHON312=PATH)
 	TORCH=$(TORCH) tests/axolotl.sh
+
+test-swift:            ## test the plugin for ms-swift with the real package
+	$(MAKE) VENV=.venv-swift .venv-swift/swift.stamp
+	.venv-swift/bin/pip install --quiet --no-compile hypothesis pytest
+	.venv-swift/bin/python -m pytest tests/test_swift.py
 
 lint: $(VENV)/dev.stamp            ## check format, style and types
 	$(BIN)/ruff format --check .
