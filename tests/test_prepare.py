@@ -449,7 +449,7 @@ def test_training_on_a_prepared_folder_equals_training_on_the_file(data, tmp_pat
         log = json.loads((tmp_path / output / "trainer_state.json").read_text())["log_history"]
         losses.append([entry.get("loss", entry.get("eval_loss")) for entry in log])
     assert losses[0] == losses[1]
-    assert run("train", *train[1:], "--weighting", "turn") == 2
+    assert run("train", *train[1:], "--from_config", "--weighting", "turn") == 2
     assert "b: holds another run" in capsys.readouterr().err
 
 
