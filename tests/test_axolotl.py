@@ -224,12 +224,24 @@ def test_without_the_block_the_plugin_does_nothing():
             r"datasets\[0\].message_property_mappings: must be left out",
         ),
         ({"datasets": [{"path": "nowhere.jsonl"}]}, "nowhere.jsonl: no such file"),
+        (
+            {"datasets": [{"path": "a.jsonl"}, {"path": "b.jsonl", "split": "test"}]},
+            "datasets: split must be the same in all entries with flexmask, got None, test",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_what_would_not_equal_npass_is_refused_by_name(write, settings, message):
     with pytest.raises(FlexmaskError, match=message):
         checked(write(), **settings)
+
+
+def test_entries_may_name_the_split_of_a_file_and_a_weight(write):
+    first = {"path": "conversations.jsonl", "split": "train"}
+    second = {"path": "others.jsonl", "split": "train", "weight": 0.5}
+    found = checked(write(datasets=[first, second], test_datasets=[{"path": "others.jsonl"}]))
+    assert len(found.train_dataset) == len(DATA) + 2 * 0.5
+    assert len(found.eval_dataset) == 2
 
 
 def test_a_refusal_ends_axolotl_before_the_model_is_loaded(write, tmp_path):

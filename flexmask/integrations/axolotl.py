@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -119,7 +120,6 @@ _ALLOWED: dict[str, tuple[set[Any], str]] = {
 _ENTRY: dict[str, tuple[set[Any], str]] = {
     "type": ({None, "chat_template"}, "conversations are rendered by the chat template"),
     "ds_type": ({None, "json", "parquet"}, "the ending of a file says what it is"),
-    "split": ({None, "train"}, "a file has no splits"),
     "field_messages": (
         {None, "messages", "conversations"},
         "data_columns of the flexmask block has the names of columns",
@@ -153,7 +153,7 @@ def _check_allowed(where: str, given: Any, allowed: dict[str, tuple[set[Any], st
 
 
 def _paths(key: str, cfg: Any) -> list[str]:
-    """The paths of the entries of `datasets` or `test_datasets`."""
+    """The entries of `datasets` or `test_datasets` as flexmask names data, with their weights."""
     paths = []
     for index, entry in enumerate(cfg.get(key) or ()):
         where = f"{key}[{index}]."
@@ -164,14 +164,29 @@ def _paths(key: str, cfg: Any) -> list[str]:
             elif name in ("chat_template", "chat_template_jinja"):
                 known = value == (cfg.get(name) or "tokenizer_default")  # as axolotl fills it in
             else:
-                known = name == "path" or name in _ENTRY or value is False
+                known = name in ("path", "split", "weight", *_ENTRY) or value is False
             if not known:
                 raise UnsupportedModelError(
                     f"{where}{name}: must be left out with flexmask, got {value!r}; {_READER}, "
                     "see docs/formats.md"
                 )
-        paths.append(entry["path"])
+        weight = entry.get("weight")
+        paths.append(entry["path"] if weight is None else f"{entry['path']}:{weight:g}")
     return paths
+
+
+def _split(key: str, cfg: Any) -> str | None:
+    """The split that all entries of `datasets` or `test_datasets` name, or None."""
+    entries = cfg.get(key) or ()
+    splits = {entry.get("split") for entry in entries}
+    if len(splits) > 1:
+        raise UnsupportedModelError(
+            f"{key}: split must be the same in all entries with flexmask, got "
+            f"{', '.join(sorted(map(str, splits)))}; name the files of the splits"
+        )
+    if splits == {"train"} and all(Path(entry["path"]).is_file() for entry in entries):
+        return None  # which axolotl takes every file for
+    return next(iter(splits), None)
 
 
 def _config(cfg: Any) -> TrainConfig:
@@ -182,7 +197,9 @@ def _config(cfg: Any) -> TrainConfig:
         model=cfg.base_model,
         output=cfg.output_dir,
         chat_template_kwargs=cfg.get("chat_template_kwargs"),
+        split=_split("datasets", cfg),
         eval_data=_paths("test_datasets", cfg) or None,
+        eval_data_split=_split("test_datasets", cfg),
         eval_split=cfg.get("val_set_size") or 0.0,
         rows_per_batch=cfg.micro_batch_size if block.get("max_tokens") else None,
         **block,
