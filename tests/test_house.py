@@ -95,7 +95,9 @@ def test_documents_and_examples_import_public_names_alone(path):
             if node.module == "flexmask":
                 assert {alias.name for alias in node.names} <= set(flexmask.__all__)
     for name in re.findall(r"(?<![/\w])flexmask\.(\w+)[.(`]", text):
-        assert name in (*flexmask.__all__, "demo", "json", "integrations"), f"{path.name} names flexmask.{name}"
+        assert name in (*flexmask.__all__, "demo", "json", "integrations"), (
+            f"{path.name} names flexmask.{name}"
+        )
 
 
 def test_a_subpackage_does_not_hide_the_public_function():

@@ -1,9 +1,9 @@
 """`flexmask plan`: its numbers against brute force and hand counts, and what it refuses."""
 
-import re
 import gc
 import json
 import math
+import re
 import tracemalloc
 from dataclasses import asdict
 from pathlib import Path

@@ -65,7 +65,7 @@ def load_model(
     config = load_pretrained(AutoConfig.from_pretrained, source, what)
     if from_config:
         return random_model(config, None if dtype == "auto" else getattr(torch, dtype))
-    settings = exact_attention(config)
+    settings: dict[str, Any] = exact_attention(config)
     if load_in_4bit:
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
