@@ -248,36 +248,27 @@ class FlexmaskPlugin(BasePlugin):
                 "axolotl preprocess: writes what axolotl has tokenised, and flexmask reads the "
                 "conversations; leave it out, or name a folder of `flexmask prepare` as the path"
             )
-        import torch
         from accelerate import PartialState
         from axolotl.common.datasets import TrainDatasetMeta
         from axolotl.loaders import load_tokenizer
         from axolotl.utils.train import determine_last_checkpoint
 
-        from flexmask.backends.flex_tables import BLOCK
-        from flexmask.data.renderer import RENDERING, Renderer
-        from flexmask.packing.collator import TreeCollator
         from flexmask.training.checks import check_config
-        from flexmask.training.data import load_datasets, settle_renderer
+        from flexmask.training.data import load_datasets, make_collator, settle_renderer
+        from flexmask.training.options import make_renderer
 
         config = _config(cfg)
         check_config(config)
-        rendering = {name: getattr(config, name) for name in RENDERING if hasattr(config, name)}
-        renderer = settle_renderer(
-            Renderer(load_tokenizer(cfg), **rendering), config, determine_last_checkpoint(cfg)
-        )
-        self._collator = TreeCollator(
-            renderer.tokenizer,
-            max_tokens=config.max_tokens,
-            on_overflow=config.on_overflow,
-            pad_to_multiple_of=BLOCK if torch.cuda.is_available() else 1,
-            **renderer.settings,
-        )
+        renderer = make_renderer(config, load_tokenizer(cfg))
+        renderer = settle_renderer(renderer, config, determine_last_checkpoint(cfg))
+        ranks = PartialState()
         training: Any = SimpleNamespace(
-            process_index=PartialState().process_index, seed=cfg.get("seed") or 42, data_seed=None
+            process_index=ranks.process_index,
+            device=ranks.device,
+            seed=cfg.get("seed") or 42,
+            data_seed=None,
         )
-        if training.process_index == 0:
-            print(f"thinking of earlier turns: {renderer.thinking_text}", file=sys.stderr)
+        self._collator = make_collator(renderer, config, training)
         train_set, eval_set = load_datasets(config, self._collator, training)
         return TrainDatasetMeta(train_set, eval_set)
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flexmask.backends.flex_tables import BLOCK
 from flexmask.data.files import Ranks
 from flexmask.data.prepared import PreparedDataset, is_prepared, open_prepared, read_manifest
 from flexmask.data.renderer import Renderer
@@ -21,6 +23,7 @@ from flexmask.packing.fitting import FittedTrees
 from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.training.options import TrainConfig
 from flexmask.training.resume import read_settings
+from flexmask.training.sequence_parallel import pad_for_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -44,6 +47,24 @@ def settle_renderer(renderer: Renderer, config: TrainConfig, checkpoint: str | N
     elif checkpoint is not None:
         begun = read_settings(checkpoint) or {}
     return renderer.dated(begun.get("date"))
+
+
+def make_collator(
+    renderer: Renderer, config: TrainConfig, training: TrainingArguments
+) -> TreeCollator:
+    """The collator of a run, which pads for its device and processes; says how it renders."""
+    if training.process_index == 0:
+        print(f"thinking of earlier turns: {renderer.thinking_text}", file=sys.stderr)
+    return TreeCollator(
+        renderer.tokenizer,
+        max_tokens=config.max_tokens,
+        on_overflow=config.on_overflow,
+        pad_to_multiple_of=lcm(
+            BLOCK if training.device.type == "cuda" else 1,
+            pad_for_shards(config.sequence_parallel_size),
+        ),
+        **renderer.settings,
+    )
 
 
 def load_datasets(

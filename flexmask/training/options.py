@@ -147,16 +147,18 @@ def load_renderer(options: Any, default_tokenizer: str | None = None) -> Rendere
     from flexmask.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer or default_tokenizer or "", options.chat_template)
-    return Renderer(tokenizer, **_rendering(options))
+    return make_renderer(options, tokenizer)
+
+
+def make_renderer(options: Any, tokenizer: Any, **others: Any) -> Renderer:
+    """The same with a tokenizer that is loaded already, and other settings than the options'."""
+    given = {name: getattr(options, name) for name in RENDERING if hasattr(options, name)}
+    return Renderer(tokenizer, **given | others)
 
 
 def check_rendering(options: Any) -> None:
     """Raise DataError for options of rendering that no tokenizer makes good; loads none."""
-    Renderer(None, **_rendering(options) | {"chat_template_kwargs": None})
-
-
-def _rendering(options: Any) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in RENDERING if hasattr(options, name)}
+    make_renderer(options, None, chat_template_kwargs=None)
 
 
 def add_lora(model: PreTrainedModel, config: TrainConfig) -> Any:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexmask.backends.flex_tables import BLOCK
 from flexmask.errors import DataError, FlexmaskError, one_line
 from flexmask.files import atomic_write, write_json
 from flexmask.model.load import load_model, slow_on_cpu
-from flexmask.packing.collator import TreeCollator
 from flexmask.training.checks import (
     check_backend,
     check_model,
@@ -19,9 +16,14 @@ from flexmask.training.checks import (
     check_token_ids,
     check_training_arguments,
 )
-from flexmask.training.data import load_datasets, make_batch_sampler, settle_renderer
+from flexmask.training.data import (
+    load_datasets,
+    make_batch_sampler,
+    make_collator,
+    settle_renderer,
+)
 from flexmask.training.options import TrainConfig, add_lora, load_renderer
-from flexmask.training.sequence_parallel import make_group, pad_for_shards
+from flexmask.training.sequence_parallel import make_group
 from flexmask.training.stops import add_stops
 
 if TYPE_CHECKING:
@@ -54,18 +56,7 @@ def train(config: TrainConfig, training: TrainingArguments, resolved: str) -> No
     check_model(training, config)
     renderer = settle_renderer(load_renderer(config, config.model), config, checkpoint)
     tokenizer = renderer.tokenizer
-    collator = TreeCollator(
-        tokenizer,
-        max_tokens=config.max_tokens,
-        on_overflow=config.on_overflow,
-        pad_to_multiple_of=lcm(
-            BLOCK if training.device.type == "cuda" else 1,
-            pad_for_shards(config.sequence_parallel_size),
-        ),
-        **renderer.settings,
-    )
-    if training.process_index == 0:
-        print(f"thinking of earlier turns: {renderer.thinking_text}", file=sys.stderr)
+    collator = make_collator(renderer, config, training)
     train_set, eval_set = load_datasets(config, collator, training)
     transformers.set_seed(training.seed)
     model = load_model(

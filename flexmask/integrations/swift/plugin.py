@@ -16,15 +16,18 @@ from swift.pipelines.train.sft import SwiftSft
 from swift.trainers import Seq2SeqTrainer, TrainerFactory
 from transformers import Trainer
 
-from flexmask.backends.flex_tables import BLOCK
-from flexmask.data.renderer import RENDERING, Renderer
 from flexmask.errors import UnsupportedModelError
 from flexmask.integrations.swift.options import check_options, read_config
 from flexmask.model import patch
 from flexmask.packing.collator import TreeCollator
 from flexmask.training.checks import check_backend, check_token_ids, check_training_arguments
-from flexmask.training.data import load_datasets, make_batch_sampler, settle_renderer
-from flexmask.training.options import TrainConfig
+from flexmask.training.data import (
+    load_datasets,
+    make_batch_sampler,
+    make_collator,
+    settle_renderer,
+)
+from flexmask.training.options import TrainConfig, make_renderer
 from flexmask.training.stops import add_stops
 from flexmask.training.trainer import TreeTrainer
 
@@ -93,18 +96,9 @@ def _prepare_dataset(pipeline: SwiftSft) -> list[Any]:
     """The trees of `swift sft`'s data, for training and evaluation."""
     args, training = pipeline.args, pipeline.args.training_args
     config = read_config(args)
-    renderer = Renderer(
-        pipeline.template.tokenizer, **{name: getattr(config, name) for name in RENDERING}
-    )
+    renderer = make_renderer(config, pipeline.template.tokenizer)
     renderer = settle_renderer(renderer, config, args.resume_from_checkpoint)
-    collator = TreeCollator(
-        renderer.tokenizer,
-        max_tokens=config.max_tokens,
-        on_overflow=config.on_overflow,
-        pad_to_multiple_of=BLOCK if training.device.type == "cuda" else 1,
-        **renderer.settings,
-    )
-    _tell(training, f"flexmask: thinking of earlier turns: {renderer.thinking_text}")
+    collator = make_collator(renderer, config, training)
     datasets = load_datasets(config, collator, training)
     pipeline._get_trainer_kwargs = lambda: {"config": config, "collator": collator}
     return list(datasets)
