@@ -7,7 +7,7 @@ import torch
 from model_cases import gradients, largest_error, padded, random_samples, supported, tiny_model
 
 from flexmask import Sample, TreeCollator, build_tree, pack, patch
-from flexmask.errors import DataError
+from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.model.families import AUXILIARY, FAMILIES
 from flexmask.packing.rows import stack_rows
 from flexmask.tools.verify.proof import Chat, verify_model
@@ -124,3 +124,17 @@ def test_a_verification_leaves_it_out_and_says_so():
     assert report.is_proved, str(report)
     assert "compared without it" in str(report)
     assert model.config.output_router_logits
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_that_keeps_no_gradient_of_it_is_refused(tree_batch, reentrant):
+    model = patch(with_loss("mixtral")).train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    if reentrant:
+        with pytest.raises(
+            UnsupportedModelError, match="auxiliary loss of experts has no gradient"
+        ):
+            model(**tree_batch)
+    else:
+        assert model(**tree_batch).aux_loss.requires_grad

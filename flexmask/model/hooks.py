@@ -23,7 +23,7 @@ from flexmask.model.experts import has_auxiliary_loss, take_counts
 from flexmask.model.loss import TreeLoss
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.sequence_group import SequenceGroup
-from flexmask.model.structure import active_dropouts, find_head, find_model
+from flexmask.model.structure import active_dropouts, find_decoder, find_head, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
 from flexmask.tree.mask import TreeMask
 
@@ -120,6 +120,8 @@ def check_result(
                 f"{type(module).__name__} ran on the tree in {num_called} of {len(patch.layers)} "
                 "layers; the others ignored the mask, and the result is wrong"
             )
+    if kwargs.get("subtree_end") is not None and torch.is_grad_enabled():
+        _check_auxiliary_gradient(module, output)
     if kwargs.get("labels") is None or (patch.loss is not None and patch.loss.was_called):
         return
     if patch.sequence_group and kwargs.get("subtree_end") is not None:
@@ -129,6 +131,19 @@ def check_result(
         )
     if patch.loss is None or find_head(find_model(module)) is not None:
         _check_fused_loss(module, kwargs)  # a decoder stack in a model with a head computes none
+
+
+def _check_auxiliary_gradient(module: nn.Module, output: Any) -> None:
+    """Raise UnsupportedModelError if the auxiliary loss of experts would train nothing."""
+    loss = getattr(output, "aux_loss", None)
+    is_trained = any(
+        weight.requires_grad for weight in find_decoder(find_model(module)).parameters()
+    )
+    if is_trained and isinstance(loss, Tensor) and not loss.requires_grad:
+        raise UnsupportedModelError(
+            "the auxiliary loss of experts has no gradient, as reentrant checkpointing keeps none "
+            "of router logits; give gradient_checkpointing_kwargs={'use_reentrant': False}"
+        )
 
 
 def _check_fused_loss(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
