@@ -22,8 +22,10 @@ from sample_cases import random_samples
 from torch import distributed
 
 from flexmask import FlexmaskError, patch
+from flexmask.model.load import meta_model
 from flexmask.model.loss import as_bits
 from flexmask.packing.rows import stack_rows
+from flexmask.tools.plan.memory import saved_bytes, saved_bytes_per_token
 
 _HEADS = {"6 heads of 3 keys": (6, 3), "3 heads of 1 key": (3, 1)}
 CASES = {
@@ -76,6 +78,18 @@ def errors_with_auxiliary_loss(family):
     theirs = single_pass(patch(copy.deepcopy(model)), samples)
     row, _ = packed(samples)
     return largest_error(shared(model, row), theirs)
+
+
+def kept_bytes(**settings):
+    """What autograd keeps on this rank for a row, as predicted from shapes, and found."""
+    size = distributed.get_world_size()
+    model = tiny_model("qwen3", vocab_size=300, **settings)
+    per_token = saved_bytes_per_token(meta_model(model.config, torch.float32), size)
+    row, _ = packed(random_samples(0, num_samples=9))
+    batch = stack_rows([row], pad_to_multiple_of=2 * size)
+    patch(model, backend="cpu", sequence_group=distributed.group.WORLD)
+    found = saved_bytes(model, lambda: model(**batch).loss)
+    return per_token * batch["input_ids"].shape[1] / size, found
 
 
 def weighted_losses():
@@ -145,6 +159,8 @@ def main(path):
     results["checkpointed"] = errors("gpt_oss", {}, checkpointed=True)
     if distributed.get_world_size() == 2:
         results["compiled"] = errors("llama", {}, compiled=True)
+    results["kept"] = kept_bytes()
+    results["kept, 3 heads"] = kept_bytes(num_attention_heads=3, num_key_value_heads=1)
     results["weights"] = weighted_losses()
     results["ordinary"] = ordinary_batches(tiny_model("llama"))
     results["refused"] = {

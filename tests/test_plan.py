@@ -409,12 +409,17 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path, capsys):
     few = write_conversations(tmp_path / "few.jsonl", 2, shortest=True)
     write_config(tmp_path, num_hidden_layers=1, hidden_size=32)
     options = ("--model", tmp_path, "--measure", 2, "--json", tmp_path / "plan.json")
+    options += ("--sequence_parallel_size", 2)
     assert run("plan", few, "--tokenizer", TOKENIZER_PATH, *options) == 0
     out, err = capsys.readouterr()
     assert "3 rounds" in out[out.index("estimate for") :]
     assert re.search(r"measuring: at least [0-9.]+ GiB and \d+ s on cpu", err)
     report = json.loads((tmp_path / "plan.json").read_text())
     measured, estimate = report["measured"], report["estimate"]
+    length = report["largest_row_tokens"]["single_pass"]
+    per_token = estimate["activation_bytes"]["single_pass"] / length
+    assert estimate["shared_activation_bytes"] == pytest.approx(per_token * 2 * -(-length // 4))
+    assert "of each of 2 processes" in out
     assert measured["npass_tokens"] == report["npass_tokens"]
     assert measured["predicted_speed_up"]["npass"] == pytest.approx(estimate["speed_up"])
     assert measured["measured_speed_up"].keys() == measured["predicted_speed_up"].keys()
@@ -462,6 +467,7 @@ def test_bad_lines_are_skipped_on_request_and_listed(data, tmp_path, capsys):
         (("--tokenizer", "no/such/place"), "no/such/place: no such folder; name a tokenizer's"),
         (("--max_tokens", 0), "--max_tokens must be at least 1, got 0"),
         (("--measure",), "name one with --model"),
+        (("--sequence_parallel_size", 2), "shares a model's memory; name it with --model"),
         (("--measure", 0), "--measure must be at least 1, got 0"),
         (("--model", "no/such/place"), "no/such/place: no such folder; name a model's"),
         (("--plot", "no/such/place/plan.png"), "no such folder"),

@@ -1,9 +1,11 @@
 """Processes that share the tokens of a row compute what one process computes."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from command_cases import write_conversations, write_model
 from forked import launch, torchrun
 from model_cases import tiny_model
 from sequence_ranks import CASES
@@ -54,6 +56,25 @@ def test_shards_in_a_wrong_order_fail_by_a_hundred_times(results):
 def test_loss_weights_are_divided_by_those_of_the_whole_row(results):
     alone, *shared = results["weights"]
     assert shared == pytest.approx([alone, alone], rel=1e-6)
+
+
+@pytest.mark.parametrize("case", ["kept", "kept, 3 heads"])
+def test_the_plan_predicts_what_each_process_keeps(results, case):
+    predicted, found = results[case]
+    assert predicted == pytest.approx(found, rel=0.15)
+
+
+def test_flexmask_verify_proves_rows_that_are_shared(tmp_path):
+    files = write_model(tmp_path / "model")
+    data = write_conversations(tmp_path / "data.jsonl", 2, shortest=True)
+    report = tmp_path / "report.json"
+    launch(
+        *(*torchrun(2), "-m", "flexmask", "verify", data, "--model", files, "--from_config"),
+        *("--sequence_parallel_size", 2, "--device", "cpu", "--json", report),
+    )
+    found = json.loads(report.read_text())
+    assert found["proved"]
+    assert found["checked"]["rows"] == "shared by 2 processes"
 
 
 def test_ordinary_batches_run_as_before(results):

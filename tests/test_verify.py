@@ -256,6 +256,7 @@ def test_dropout_left_on_is_a_finding(model_dir, data, capsys):
         (("--backend", "flex", "--kernel_options", '{"M": 1}'), "FlexAttention has no 'M'"),
         (("--chat_template", "none.jinja"), "none.jinja: no such file"),
         (("--json", "no/such/place/report.json"), "no such folder"),
+        (("--sequence_parallel_size", 2), "must be the number of processes, 1, got 2; torchrun"),
     ],
 )
 def test_unusable_input_is_one_line(model_dir, data, monkeypatch, capsys, options, message):

@@ -83,8 +83,9 @@ class SequenceGroup:
         digest = torch.stack([_digest(x) for x in tensors])
         everyone = [torch.empty_like(digest) for _ in range(self.size)]
         distributed.all_gather(everyone, digest, self.group)
-        for rank, other in enumerate(torch.stack(everyone).tolist()):
-            if other != everyone[0].tolist():
+        first, *others = torch.stack(everyone).tolist()
+        for rank, other in enumerate(others, 1):
+            if other != first:
                 raise DataError(
                     f"all {self.size} processes of a sequence_group must be given the same batch, "
                     f"but number {rank} has another than number 0; TreeTrainer deals them so"
@@ -116,7 +117,7 @@ class SequenceGroup:
         sent = torch.cat([self._by_heads(x).flatten(3) for x in split], dim=3)
         whole = self._exchange(sent).transpose(0, 1).flatten(1, 2).split(widths, dim=2)
         q, k, v = (
-            x.unflatten(2, (-1, own.shape[3])).transpose(1, 2)
+            x.unflatten(2, (-1, own.shape[3])).transpose(1, 2).contiguous()
             for x, own in zip(whole, split, strict=True)
         )
         if sinks is not None:

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=False,
         help="estimate speed-up and memory of a folder or hub id; its config is enough",
     )
-    add_options(parser, "dtype")
+    add_options(parser, "dtype", "sequence_parallel_size")
     parser.add_argument(
         "--measure",
         type=int,
@@ -65,10 +65,13 @@ def run(options: argparse.Namespace) -> int:
         raise DataError("--measure runs steps of a model; name one with --model")
     if options.tokenizer is None and options.model is None:
         raise DataError("plan needs a tokenizer; name one with --tokenizer, or a --model")
+    if options.sequence_parallel_size > 1 and options.model is None:
+        raise DataError("--sequence_parallel_size shares a model's memory; name it with --model")
     import torch
     from tqdm import tqdm
 
     from flexmask.data.sources import find_data_files
+    from flexmask.model.checks import check_sequence_group
     from flexmask.model.cost import CostModel
     from flexmask.tools.plan.estimate import estimate
     from flexmask.tools.plan.figure import draw_plan
@@ -79,6 +82,8 @@ def run(options: argparse.Namespace) -> int:
 
     renderer = load_renderer(options, options.model)
     model = None if options.model is None else _random_model(options, "meta")
+    if model is not None and options.sequence_parallel_size > 1:
+        check_sequence_group(model)
     windows = (
         () if model is None else CostModel.of(model).windows
     )  # or refused, before data is read
@@ -95,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         progress=partial(tqdm, desc="reading", unit=" conversations"),
     )
     report: dict[str, Any] = plan.to_json() | {"estimate": None, "measured": None}
-    guess = None if model is None else estimate(plan, model)
+    guess = None if model is None else estimate(plan, model, options.sequence_parallel_size)
     texts = [plan_text(plan, guess)]
     if guess is not None:
         report["estimate"] = asdict(guess)

@@ -54,6 +54,8 @@ class Estimate:
         saved_bytes_per_token: what autograd keeps for a token; None where shapes do not tell.
         activation_bytes: by way, for its largest row: what autograd keeps, logits and their
             gradient; None where shapes do not tell.
+        sequence_parallel_size: processes that share the tokens of a row of the single pass, n.
+        shared_activation_bytes: what each of n keeps of that way's largest row; None for one.
     """
 
     model_type: str
@@ -69,9 +71,11 @@ class Estimate:
     state_bytes: int
     saved_bytes_per_token: float | None
     activation_bytes: Mapping[str, int] | None
+    sequence_parallel_size: int = 1
+    shared_activation_bytes: int | None = None
 
 
-def estimate(plan: Plan, model: PreTrainedModel) -> Estimate:
+def estimate(plan: Plan, model: PreTrainedModel, sequence_parallel_size: int = 1) -> Estimate:
     """The predictions for `plan` with a model on the meta device, whose attention is exchanged.
 
     Rows are single conversations, cut to the budget where the plan has one. The plan has counted
@@ -81,16 +85,18 @@ def estimate(plan: Plan, model: PreTrainedModel) -> Estimate:
         UnsupportedModelError: the model cannot be patched.
     """
     cost = CostModel.of(model)
+    budget = plan.overflow.max_tokens if plan.overflow else None
+    largest = {way: min(size, budget or size) for way, size in plan.largest.items()}
+    # a token's logits, and their gradient in fp32
+    head = text_config(model).vocab_size * (model.dtype.itemsize + 4)
     saved = saved_bytes_per_token(model)
-    activations = None
+    activations = shared = None
     if saved is not None:
-        budget = plan.overflow.max_tokens if plan.overflow else None
-        # a token's logits, and their gradient in fp32
-        per_token = saved + text_config(model).vocab_size * (model.dtype.itemsize + 4)
-        activations = {
-            way: round(per_token * (size if budget is None else min(size, budget)))
-            for way, size in plan.largest.items()
-        }
+        activations = {way: round((saved + head) * size) for way, size in largest.items()}
+    of_shard = saved_bytes_per_token(model, sequence_parallel_size)
+    if sequence_parallel_size > 1 and of_shard is not None:
+        pairs = -(-largest["single_pass"] // (2 * sequence_parallel_size))  # of tokens
+        shared = round((of_shard + head) * 2 * pairs)
     return Estimate(
         model_type=model.config.model_type,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -115,4 +121,6 @@ def estimate(plan: Plan, model: PreTrainedModel) -> Estimate:
         state_bytes=_COPIES * sum(p.numel() * p.element_size() for p in model.parameters()),
         saved_bytes_per_token=saved,
         activation_bytes=activations,
+        sequence_parallel_size=sequence_parallel_size,
+        shared_activation_bytes=shared,
     )

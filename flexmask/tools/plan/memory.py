@@ -20,20 +20,25 @@ from transformers import (
     PreTrainedModel,
 )
 
+from flexmask.model.sequence_group import Heads
 from flexmask.model.structure import text_config
 
 _NAME = "flexmask_shapes"  # of an attention without arithmetic; never set on a model with weights
 _LENGTHS = (64, 192)
 
 
-def saved_bytes_per_token(model: PreTrainedModel) -> float | None:
+def saved_bytes_per_token(model: PreTrainedModel, sequence_parallel_size: int = 1) -> float | None:
     """Bytes that autograd keeps for each token of a row; None where shapes alone do not tell.
 
     A mixture of experts looks at its data to route tokens, and so cannot be asked.
 
     Args:
         model: one on the meta device; its attention is exchanged.
+        sequence_parallel_size: of so many processes, each of which keeps that of its own tokens;
+            heads that do not divide by it are repeated and padded.
     """
+    attention = partial(_shapes_attention, size=sequence_parallel_size)
+    AttentionInterface.register(_NAME, attention)
     text_config(model)._attn_implementation = _NAME
     model.train()
 
@@ -86,10 +91,18 @@ class _FlashShapes(torch.autograd.Function):
 
 
 def _shapes_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    *,
+    size: int,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    return _FlashShapes.apply(query, key, value).transpose(1, 2), None
+    heads = Heads.of(query.shape[1], key.shape[1], size)
+    spread = heads.pad_queries(query), heads.pad_keys(key), heads.pad_keys(value)
+    return heads.drop_padding(_FlashShapes.apply(*spread)).transpose(1, 2), None
 
 
-AttentionInterface.register(_NAME, _shapes_attention)
 AttentionMaskInterface.register(_NAME, lambda *_, **__: None)

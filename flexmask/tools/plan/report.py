@@ -59,6 +59,11 @@ def estimate_text(estimate: Estimate) -> str:
             f"{_size(size)} {_WAYS[way]}" for way, size in estimate.activation_bytes.items()
         )
         lines.append(f"  activations of the largest row   {sizes}")
+    if estimate.shared_activation_bytes is not None:
+        lines.append(
+            f"  of each of {estimate.sequence_parallel_size} processes".ljust(35)
+            + f"{_size(estimate.shared_activation_bytes)} single-pass, with tokens shared"
+        )
     return "\n".join(lines)
 
 

@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from flexmask.backends.flex import kept_graphs
-from flexmask.model.adapter import wrong_masks
+from flexmask.model.adapter import sequence_group_of, wrong_masks
 from flexmask.model.loss import target_logprobs
 from flexmask.model.npass import npass_batches
-from flexmask.packing.rows import PackedRow
+from flexmask.model.sequence_group import SequenceGroup
+from flexmask.packing.rows import PackedRow, stack_rows
 from flexmask.tree.layout import IGNORE_INDEX
 from flexmask.tree.sample import Sample
 
@@ -30,6 +31,19 @@ class PassResult(NamedTuple):
 
     losses: Tensor
     gradients: Gradients
+
+    def averaged(self, ranks: SequenceGroup | None) -> PassResult:
+        """The result with gradients averaged over the processes that share rows, if any."""
+        if ranks is not None:
+            for gradient in self.gradients.values():
+                distributed.all_reduce(gradient, group=ranks.group)
+                gradient /= ranks.size
+        return self
+
+
+def padded_batch(row: PackedRow, ranks: SequenceGroup | None) -> dict[str, Tensor]:
+    """The row as a batch, padded so that it can be shared, if it is."""
+    return stack_rows([row], pad_to_multiple_of=1 if ranks is None else 2 * ranks.size)
 
 
 def npass_losses(model: PreTrainedModel, sample: Sample) -> Tensor:
@@ -60,13 +74,17 @@ def row_logprobs(
         row: the row.
         subtree_end: a mask in place of the row's own.
     """
-    batch = row.to_batch()
+    ranks = sequence_group_of(model)
+    batch = padded_batch(row, ranks)
     if subtree_end is not None:
-        batch["subtree_end"] = torch.from_numpy(subtree_end)[None]
+        batch["subtree_end"][0, : len(row)] = torch.from_numpy(subtree_end)
     names = ("input_ids", "position_ids", "subtree_end")
     with nullcontext() if subtree_end is None else wrong_masks(model):
         logits = model(**{name: batch[name].to(model.device) for name in names}).logits
-    return target_logprobs(logits, batch["shift_labels"])[0]
+    labels = batch["shift_labels"]
+    if ranks is None:
+        return target_logprobs(logits, labels)[0]
+    return ranks.gather(target_logprobs(logits, ranks.cut(labels)))[0, : len(row)]
 
 
 def turn_result(

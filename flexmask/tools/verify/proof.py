@@ -22,11 +22,13 @@ from flexmask.errors import FlexmaskError, one_line
 from flexmask.model import patch, unpatch
 from flexmask.model.experts import without_auxiliary_loss
 from flexmask.model.npass import npass_batches
+from flexmask.model.sequence_group import SequenceGroup
 from flexmask.model.structure import active_dropouts, text_config
 from flexmask.packing.rows import PackedRow
 from flexmask.tools.verify.differences import Comparison, Difference, Place, compare
 from flexmask.tools.verify.gradients import (
     npass_losses,
+    padded_batch,
     row_logprobs,
     single_pass_losses,
     step_result,
@@ -62,6 +64,7 @@ def verify_model(
     *,
     backend: str = "auto",
     kernel_options: Mapping[str, Any] | None = None,
+    sequence_group: Any = None,
     progress: Progress = iter,
     tell: Callable[[Comparison], object] = lambda turn: None,
 ) -> VerifyReport:
@@ -72,12 +75,14 @@ def verify_model(
         chats: the conversations, at least one.
         backend: as in `patch`, like the next.
         kernel_options: likewise.
+        sequence_group: likewise; all of its processes call this.
         progress: wraps the list of turns, such as `tqdm.tqdm`.
         tell: called with the figures of each turn when it has been compared.
     """
     report = VerifyReport(dtype=model.dtype)
     with without_auxiliary_loss(text_config(model)) as had_one:
         options = {"backend": backend, "kernel_options": kernel_options}
+        options["sequence_group"] = sequence_group
         _Verification(report, model, chats, options).run(progress, tell)
     if had_one:
         text = "one sample has another than a batch of all, so all was compared without it"
@@ -100,6 +105,8 @@ class _Verification:
         self.wider = _widened(model)
         self.chats = chats
         self.options = options
+        group = options["sequence_group"]
+        self.ranks = None if group is None else SequenceGroup.of(group)
         self.groups = parameter_groups(model)
 
     def run(self, progress: Progress, tell: Callable[[Comparison], object]) -> None:
@@ -181,7 +188,7 @@ class _Verification:
                 passes.append((report.control.turns, wrong))
             for compared, logprobs in passes:
                 losses = single_pass_losses(chat.row, logprobs, number, sample)
-                ours = turn_result(model, losses, retain_graph=True)
+                ours = turn_result(model, losses, retain_graph=True).averaged(self.ranks)
                 found = (ours, npass, exact, self.groups, model.dtype)
                 compared.append(compare(*found, num_trained=sample.num_trained, place=place))
             tell(report.turns[-1])
@@ -193,7 +200,8 @@ class _Verification:
         samples = [sample for chat in self.chats for sample in chat.samples]
         num_trained = sum(sample.num_trained for sample in samples)
         with self.patched():
-            ours = step_result(model, [row.to_batch()], num_trained)
+            batch = padded_batch(row, self.ranks)
+            ours = step_result(model, [batch], num_trained).averaged(self.ranks)
         batches = list(npass_batches(samples))
         npass, exact = (step_result(m, batches, num_trained) for m in (model, self.wider))
         found = (ours, npass, exact, self.groups, model.dtype)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import transformers
@@ -31,13 +33,17 @@ from flexmask.tree.sample import Sample
 _SHOWN = 3  # messages that a template cannot write
 
 
-def verify(options: argparse.Namespace) -> VerifyReport:
+def verify(options: argparse.Namespace, device: torch.device, group: Any = None) -> VerifyReport:
     """The report on the model, data and backend that the options name.
+
+    Args:
+        options: of the command.
+        device: to compute on.
+        group: whose processes share the tokens of each row, and all run this; or None.
 
     Raises:
         FlexmaskError: an input that cannot be used.
     """
-    device = _device(options.device)
     choose_backend(device, options.backend)  # a name that does not fit the device is refused now
     renderer = load_renderer(options, options.model)
     chats, refused = _read_chats(options, renderer)
@@ -69,6 +75,7 @@ def verify(options: argparse.Namespace) -> VerifyReport:
     check_vocabulary(config.vocab_size, (sample.input_ids for sample in samples))
     progress = partial(tqdm, desc="verifying", unit="turn")
     chosen = {"backend": options.backend, "kernel_options": options.kernel_options}
+    chosen["sequence_group"] = group
     if text := expected_of(model, chats):
         print(f"expected: {text}; fewer --max_verify_tokens take less", file=sys.stderr)
     with record_choices() as choices:
@@ -82,6 +89,7 @@ def verify(options: argparse.Namespace) -> VerifyReport:
         "in": f"{str(model.dtype).removeprefix('torch.')} on {model.device}, training mode; "
         f"N-pass attention: {config._attn_implementation}",
         "backend": describe_choices(choices),
+        **({"rows": f"shared by {group.size()} processes"} if group is not None else {}),
         "data": data,
         **about,
     }
@@ -143,9 +151,15 @@ def _read_chats(options: argparse.Namespace, renderer: Renderer) -> tuple[list[C
     return chats, refused
 
 
-def _device(name: str | None) -> torch.device:
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; by default the GPU of this process, if there is one.
+
+    Raises:
+        DataError: there is no such device.
+    """
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        device = torch.device(name or (own if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise DataError(f"--device {name} cannot be used: {one_line(error)}") from None
