@@ -8,13 +8,16 @@ import pytest
 from chat_cases import CASES, assert_equal_to_hand, chat_case, hand_rendered, until_stop
 from chat_tokenizer import chat_templates, chat_tokenizer, marking_tokenizer
 from template_table import PATH, TRL, outcome, settings_of, template_table
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from flexmask.data.files import read_conversations
 from flexmask.data.messages import Conversation
 from flexmask.data.renderer import render_samples
 from flexmask.data.template import ChatTemplate, announce_once
 from flexmask.errors import FlexmaskError, TemplateError
+from flexmask.model.load import load_tokenizer
 from flexmask.training.stops import trained_stops
 from flexmask.tree.build import build_tree
 from flexmask.tree.sample import Sample
@@ -372,3 +375,17 @@ def test_real_conversations_are_exact_or_refused(name, num_samples):
                 assert name in ("gptoss", "deepseek_r1_distill")
                 assert full.rstrip().endswith(written.split("</think>\n\n")[-1])
     assert num_found == num_samples
+
+
+def test_a_model_without_a_template_can_have_the_one_that_ships(tmp_path, tokenizer):
+    own = copy.copy(tokenizer)
+    own.chat_template = None
+    own.save_pretrained(tmp_path / "base")
+    given = load_tokenizer(str(tmp_path / "base"), "chatml")
+    assert given.chat_template == tokenizer.chat_template
+    words = Tokenizer(WordLevel({"a": 0, "<unk>": 1}, "<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "words")
+    with pytest.raises(
+        FlexmaskError, match=r"words: --chat_template chatml ends turns with '<\|im"
+    ):
+        load_tokenizer(str(tmp_path / "words"), "chatml")

@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
+from flexmask.demo import TOKENIZER_PATH
 from flexmask.errors import DataError, TemplateError
 
 Message = dict[str, Any]
@@ -27,16 +28,22 @@ _GIVEN = {
     *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
     *("raise_exception", "strftime_now", "namespace", "range", "bos_token", "eos_token"),
 }
+CHATML = "chatml"  # for models without a template; its turns end with <|im_end|>
 CLOCK = "strftime_now"  # how templates read the date, a function that transformers gives them
 _CAPTURE = "{{ flexmask_capture() }}"
 _captured: ContextVar[dict[str, Any]] = ContextVar("_captured")
 
 
-def read_template(file: str) -> str:
-    """The chat template in a file; DataError where there is none."""
-    path = Path(file)
+def read_template(name: str) -> str:
+    """The chat template in a file, or the one that ships as CHATML; DataError where there is none.
+
+    A file of that name comes first.
+    """
+    path = Path(name)
+    if name == CHATML and not path.exists():
+        path = TOKENIZER_PATH / "chat_template.jinja"
     if not path.is_file():
-        raise DataError(f"{path}: no such file; --chat_template names a Jinja file")
+        raise DataError(f"{path}: no such file; --chat_template names a Jinja file, or {CHATML!r}")
     try:
         template = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -114,7 +121,7 @@ def check_template(tokenizer: Any, name: str | None = None) -> None:
     if not templates:
         raise TemplateError(
             f"{where}the tokenizer has no chat template; set tokenizer.chat_template, or name a "
-            "file with --chat_template"
+            f"file with --chat_template, or {CHATML!r}"
         )
     for source in _sources(tokenizer):
         if (mistake := _syntax_error(source)) is not None:

@@ -32,11 +32,16 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    from flexmask.data.jinja import check_template, read_template
+    from flexmask.data.jinja import CHATML, check_template, read_template
 
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
+        if chat_template == CHATML and "<|im_end|>" not in tokenizer.get_vocab():
+            raise DataError(
+                f"{source}: --chat_template {CHATML} ends turns with '<|im_end|>', which is no "
+                "token of this tokenizer; add it, or name a Jinja file"
+            )
     check_template(tokenizer, chat_template or source)
     return tokenizer
 

@@ -44,7 +44,9 @@ class TrainConfig:
         "folder or hub id; default: the model's own", "PATH_OR_ID", default=None
     )
     chat_template: str | None = _option(
-        "a Jinja file in place of the tokenizer's template", "FILE", default=None
+        "a Jinja file in place of the tokenizer's template, or the one that ships: chatml",
+        "FILE",
+        default=None,
     )
     chat_template_kwargs: Mapping[str, Any] | None = _option(
         "settings for the template, such as '{\"enable_thinking\": true}'", "JSON", default=None
