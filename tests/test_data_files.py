@@ -7,6 +7,7 @@ from command_cases import run
 from transformers import AutoTokenizer
 
 from flexmask.data.files import BadLine, read_conversations
+from flexmask.data.prepare import prepare
 from flexmask.data.prepared import open_prepared
 from flexmask.data.renderer import Renderer
 from flexmask.data.sources import find_data_files
@@ -122,6 +123,16 @@ def test_an_array_of_conversations_is_told_how_to_become_lines(tmp_path, text, m
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         list(read_conversations(path))
+
+
+def test_greetings_are_counted(tmp_path):
+    path = tmp_path / "data.jsonl"
+    greeting = {"role": "assistant", "content": "Hello!"}
+    path.write_text(f"{GOOD}\n" + json.dumps([greeting, *json.loads(GOOD)["messages"]]))
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
+    trees = load_trees([path], Renderer(tokenizer))
+    assert trees.summary().endswith("; 1 greeting of the assistant, context alone")
+    assert prepare([path], tmp_path / "prepared", tokenizer)["greetings"] == 1
 
 
 def test_keys_that_nothing_is_made_of_are_named_with_their_counts(tmp_path, capsys):

@@ -136,7 +136,7 @@ def test_parts_of_tools_are_calls_and_tool_messages():
         "reasoning_content": "I add.",
         "tool_calls": [{**CALL, "id": "c1"}] * 2,
     }
-    result = {"role": "tool", "content": "4", "tool_call_id": "c1"}
+    result = {"role": "tool", "content": "4", "tool_call_id": "c1", "name": "add"}
     assert found.messages == [
         *(USER, turn, result, {**result, "content": "", "is_error": True}),
         *({"role": "user", "content": "Go on."}, turn, result, ANSWER),
@@ -221,6 +221,8 @@ def test_a_greeting_is_context_and_said_to_be():
         found = parse_conversation([greeting, USER, ANSWER])
     assert found.messages == [{**greeting, "train": False}, USER, ANSWER]
     assert found.trained == [2]
+    assert found.has_greeting
+    assert not parse_conversation([USER, {**ANSWER, "train": False}, USER, ANSWER]).has_greeting
 
 
 def test_a_cut_message_is_context_alone():

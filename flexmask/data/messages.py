@@ -98,6 +98,12 @@ class Conversation:
             if message["role"] == "assistant" and message.get("train", True)
         ]
 
+    @property
+    def has_greeting(self) -> bool:
+        """Whether the first words are the assistant's, which answer nothing and are context."""
+        first = next(i for i, message in enumerate(self.messages) if message["role"] != "system")
+        return self.messages[first]["role"] == "assistant" and first not in self.trained
+
     def settings(self, settings: Mapping[str, Any] | None) -> dict[str, Any]:
         """The settings of a run for the chat template, with the record's own in their place."""
         return {**(settings or {}), **(self.chat_template_kwargs or {})}
@@ -207,11 +213,12 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
         )
     if record.get("finish_reason") and isinstance(raw[-1], dict):  # of what the model wrote last
         raw = [*raw[:-1], {"finish_reason": record["finish_reason"], **raw[-1]}]
+    called: dict[str, Any] = {}  # of calls in content parts, by their ids
     messages = join_turns(
         [
             _read_message(message, f"message {index}")
             for index, whole in enumerate(raw)
-            for message in split_parts(whole, f"message {index}")
+            for message in split_parts(whole, f"message {index}", called)
         ]
     )
     system = {key: read_text(record.get(key), key) for key in _SYSTEM}

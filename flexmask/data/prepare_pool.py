@@ -20,7 +20,7 @@ from typing import Any
 from flexmask.data.file_formats import DataFile, read_lines
 from flexmask.data.files import BadLine, OnBadLine, read_line
 from flexmask.data.output_formats import OUTPUT_FORMATS, Made
-from flexmask.data.renderer import Renderer
+from flexmask.data.renderer import Rendered, Renderer
 from flexmask.errors import DataError
 from flexmask.files import disk_errors
 
@@ -31,7 +31,7 @@ REMEDY = (
 )
 COUNTS = (
     *("conversations", "samples", "tokens", "visible_pairs", "sample_tokens", "trained_tokens"),
-    *("longest_sample", "empty_thoughts"),
+    *("longest_sample", "empty_thoughts", "greetings"),
 )
 _AHEAD = 2  # shards waiting for each process: the data in memory are those of so many
 
@@ -111,7 +111,7 @@ class ShardMaker:
                 about["bad_lines"].append({"where": where, "reason": found.reason})
             elif found is not None:
                 made = Made((file, line), where, found.samples, found.tree)
-                add_counts(about["counts"], _count(made, found.num_empty_thoughts))
+                add_counts(about["counts"], _count(made, found))
                 about["unused_keys"].update(found.unused_keys)
                 yield made
 
@@ -123,7 +123,7 @@ def add_counts(counts: dict[str, int], others: Mapping[str, int]) -> None:
         counts[name] = join(counts[name], value)
 
 
-def _count(made: Made, num_empty_thoughts: int) -> dict[str, int]:
+def _count(made: Made, found: Rendered) -> dict[str, int]:
     """The counts of a manifest for one conversation."""
     lengths = list(map(len, made.samples))
     return {
@@ -134,7 +134,8 @@ def _count(made: Made, num_empty_thoughts: int) -> dict[str, int]:
         "sample_tokens": sum(lengths),
         "trained_tokens": sum(sample.num_trained for sample in made.samples),
         "longest_sample": max(lengths),
-        "empty_thoughts": num_empty_thoughts,
+        "empty_thoughts": found.num_empty_thoughts,
+        "greetings": int(found.conversation.has_greeting),
     }
 
 

@@ -23,7 +23,7 @@ from flexmask.data.trees import summarize
 from flexmask.errors import DataError
 from flexmask.tree.tree import PrefixTree
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST = "manifest.json"
 LEFT_OUT = "left_out.jsonl"
 

@@ -26,6 +26,7 @@ class TreeDataset:
         places: where each comes from, for messages.
         bad_lines: lines skipped because they could not be read or rendered, or as asked for.
         empty_thoughts: samples that train an empty thought.
+        greetings: conversations that begin with a message of the assistant, which is context.
         unused_keys: how many conversations have each key that nothing is made of.
         weights: as in `repeat_by_weight`.
     """
@@ -34,6 +35,7 @@ class TreeDataset:
     places: list[str] = field(default_factory=list)
     bad_lines: list[BadLine] = field(default_factory=list)
     empty_thoughts: int = 0
+    greetings: int = 0
     unused_keys: Counter[str] = field(default_factory=Counter)
     weights: Mapping[str, float] = field(default_factory=dict)
 
@@ -61,6 +63,7 @@ class TreeDataset:
                 "tokens": sum(tree.num_tokens for tree in self.trees),
                 "sample_tokens": sum(tree.num_sample_tokens for tree in self.trees),
                 "empty_thoughts": self.empty_thoughts,
+                "greetings": self.greetings,
                 "bad_lines": len(self.bad_lines),
             }
         )
@@ -76,6 +79,8 @@ def summarize(counts: Mapping[str, int]) -> str:
     )
     if counts["empty_thoughts"]:
         line += f"; {empty_thoughts(counts['empty_thoughts'])}"
+    if counts["greetings"]:
+        line += f"; {pluralize(counts['greetings'], 'greeting')} of the assistant, context alone"
     if counts["bad_lines"]:
         line += f"; {pluralize(counts['bad_lines'], 'bad line')} skipped"
     return line
@@ -143,9 +148,10 @@ def load_trees(
     if isinstance(paths, Mapping):
         dataset.weights = {str(file): weight for file, weight in paths.items()}
 
-    def use(conversation: Conversation) -> tuple[str, PrefixTree, int, tuple[str, ...]]:
+    def use(conversation: Conversation) -> tuple[str, PrefixTree, int, bool, tuple[str, ...]]:
         found = renderer.render(conversation)
-        return conversation.where or "", found.tree, found.num_empty_thoughts, found.unused_keys
+        counts = found.num_empty_thoughts, conversation.has_greeting, found.unused_keys
+        return conversation.where or "", found.tree, *counts
 
     columns = renderer.data_columns
     items = read_files(paths, use, on_bad_line=on_bad_line, ranks=ranks, columns=columns)
@@ -156,5 +162,6 @@ def load_trees(
             dataset.places.append(item[0])
             dataset.trees.append(item[1])
             dataset.empty_thoughts += item[2]
-            dataset.unused_keys.update(item[3])
+            dataset.greetings += item[3]
+            dataset.unused_keys.update(item[4])
     return dataset

@@ -25,11 +25,16 @@ def unused_keys(conversation: Conversation, tokenizer: Any) -> tuple[str, ...]:
     if words is None:
         return conversation.unused_keys
     inner = {
-        "messages": {key for message in conversation.messages for key in message} - _KNOWN,
+        "messages": {key for message in conversation.messages for key in _inner(message)},
         "chat_template_kwargs": {*(conversation.chat_template_kwargs or {})},
     }
     named = (f"{holder}.{key}" for holder, keys in inner.items() for key in sorted(keys - words))
     return (*conversation.unused_keys, *named)
+
+
+def _inner(message: dict[str, Any]) -> set[str]:
+    """The keys of a message that may mean nothing; the name of a tool goes with `tool_call_id`."""
+    return message.keys() - (_KNOWN | {"name"} if message["role"] == "tool" else _KNOWN)
 
 
 def describe_unused(counts: Mapping[str, int]) -> str:
