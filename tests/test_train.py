@@ -100,7 +100,10 @@ def test_the_trained_stop_token_is_saved_where_generation_looks_for_it(data, tmp
     for name, source, options in (("whole", data, ()), ("lora", prepared, ("--use_peft",))):
         assert train(base, source, tmp_path / name, "--max_steps", 1, *options) == 0
         line = "stop tokens: the data end turns with '<|im_end|>' (1787), where the model would not"
-        assert line in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert line in said
+        what = "adapters" if options else "model"
+        assert said.endswith(f"{tmp_path / name}: the {what}, saved after step 1\n")
         saved = GenerationConfig.from_pretrained(tmp_path / name)
         assert saved.eos_token_id == [1785, 1787]
 
@@ -368,6 +371,7 @@ def test_an_option_of_the_trainer_with_a_wrong_value_takes_two_lines(model_dir, 
         (("--tokenizer", "A"), "A: the tokenizer has no chat template"),
         (("--chat_template", "wrong.jinja"), "wrong.jinja: the chat template is no Jinja template: "
          "line 2: "),
+        (("--tokenizer", "B"), "B: holds no tokenizer ("),
         ((), "holds a config but no weights (*.safetensors or *.bin); --from_config draws them"),
     ],
 )  # fmt: skip
@@ -375,6 +379,8 @@ def test_a_template_or_model_that_cannot_be_used_is_found_before_the_data_are_re
     model_dir, data, tmp_path, capsys, monkeypatch, options, message
 ):
     shutil.copytree(model_dir, tmp_path / "A", ignore=shutil.ignore_patterns("*.jinja"))
+    (tmp_path / "B").mkdir()
+    shutil.copy(tmp_path / "A" / "config.json", tmp_path / "B")
     (tmp_path / "wrong.jinja").write_text("{% for m in messages %}\n{% if %}")
     monkeypatch.chdir(tmp_path)
     names = (data, "--model", model_dir, "--output", "out", "--use_cpu")

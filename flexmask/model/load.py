@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError, one_line
@@ -35,6 +36,11 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedT
     from flexmask.data.jinja import CHATML, check_template, read_template
 
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, source, "tokenizer")
+    files = {"tokenizer_config.json", *getattr(tokenizer, "vocab_files_names", {}).values()}
+    if Path(source).is_dir() and not any((Path(source) / name).exists() for name in files):
+        raise DataError(  # of a config alone transformers makes a tokenizer that knows no words
+            f"{source}: holds no tokenizer ({', '.join(sorted(files))}); name one with --tokenizer"
+        )
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
         if chat_template == CHATML and "<|im_end|>" not in tokenizer.get_vocab():

@@ -35,7 +35,7 @@ class TrainConfig:
 
     data: Sequence[str] = _option(
         "files, folders or patterns of conversations, folders of `datasets` or names on the Hub; "
-        "DATA:2 counts twice in training",
+        "DATA:2 counts twice in training; or first a YAML file of options: run.yaml",
         "DATA",
     )
     model: str = _option("folder or hub id of a model", "PATH_OR_ID")

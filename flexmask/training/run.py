@@ -130,6 +130,12 @@ def train(config: TrainConfig, training: TrainingArguments, resolved: str) -> No
                 leave_records(Path(config.output), trainer.state, renderer, resolved)
                 if added and config.use_peft:  # adapters are saved without
                     model.generation_config.save_pretrained(config.output)
+    if trainer.is_world_process_zero():
+        what = "the adapters" if config.use_peft else "the model"
+        print(
+            f"{config.output}: {what}, saved after step {trainer.state.global_step}",
+            file=sys.stderr,
+        )
     if config.merge_lora and trainer.is_world_process_zero():
         save_merged(config, training.seed, tokenizer, model.generation_config)
 

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=4,
         default=0,
         metavar="N",
-        help="run steps on the first N conversations beside the estimate; default: 4",
+        help="run steps on the first N conversations beside the estimate; without N: 4",
     )
     add_number(parser, "--measure_seconds", 300, "stop measuring after N seconds")
     add_picture(parser, "--plot", "draw turns and lengths, as PNG or SVG")
@@ -122,8 +122,8 @@ def run(options: argparse.Namespace) -> int:
         )
         if measured is None:
             texts = [
-                f"not measured: no round was done in {options.measure_seconds} s; --measure 1 "
-                "takes one conversation, --measure_seconds more time"
+                f"not measured: no round was done in {options.measure_seconds} s; give "
+                "--measure_seconds more" + ", or --measure fewer" * (options.measure > 1)
             ]
         else:
             report["measured"] = asdict(measured)
