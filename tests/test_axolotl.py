@@ -166,7 +166,7 @@ def test_adapters_equal_npass(folder, write, tmp_path):
 
 
 def test_every_key_of_the_block_is_described_as_the_option_of_train():
-    from flexmask.integrations.axolotl import FlexmaskBlock
+    from flexmask.integrations.axolotl.options import FlexmaskBlock
 
     helps = {option.name: option.metadata["help"] for option in fields(TrainConfig)}
     for name, field in FlexmaskBlock.model_fields.items():
@@ -176,13 +176,13 @@ def test_every_key_of_the_block_is_described_as_the_option_of_train():
 
 def test_the_plugin_is_found_once_flexmask_is_installed():
     found = {entry.name: entry.value for entry in entry_points(group="axolotl.plugins")}
-    assert found["flexmask"] == "flexmask.integrations.axolotl:FlexmaskPlugin"
+    assert found["flexmask"] == "flexmask.integrations.axolotl.plugin:FlexmaskPlugin"
 
 
 def test_without_the_block_the_plugin_does_nothing():
     from axolotl.utils.dict import DictDefault
 
-    from flexmask.integrations.axolotl import FlexmaskPlugin
+    from flexmask.integrations.axolotl.plugin import FlexmaskPlugin
 
     plugin, cfg = FlexmaskPlugin(), DictDefault({"sample_packing": True})
     assert plugin.load_datasets(cfg) is None
@@ -259,7 +259,7 @@ def test_commands_that_read_data_in_another_way_are_refused(write):
     from axolotl.cli.config import load_cfg
     from axolotl.integrations.base import PluginManager
 
-    from flexmask.integrations.axolotl import FlexmaskPlugin
+    from flexmask.integrations.axolotl.plugin import FlexmaskPlugin
 
     cfg = load_cfg(write())
     with pytest.raises(FlexmaskError, match="axolotl preprocess"):

@@ -1,1 +1,1 @@
-"""flexmask inside other training frameworks: one file each, which that framework alone imports."""
+"""flexmask inside other training frameworks: a folder each, which that framework alone imports."""

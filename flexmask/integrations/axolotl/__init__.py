@@ -1,0 +1,1 @@
+"""flexmask inside axolotl, which finds the plugin by its entry point."""
