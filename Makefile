@@ -42,7 +42,7 @@ lint: $(VENV)/dev.stamp            ## check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: test lint test-wheel test-fake-cuda            ## what CI runs
+check: test lint test-wheel            ## what CI runs
 
 test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/test_*_gpu.py

@@ -27,7 +27,7 @@ for requirement in "$@"; do
     $bin/python -m pytest --numprocesses "${WORKERS:-2}" --dist worksteal -p no:cacheprovider \
         tests/test_model*.py tests/test_hybrid_families.py tests/test_templates.py \
         tests/test_mask.py tests/test_backends.py tests/test_varlen_backend.py \
-        tests/test_trainers.py && result=passed || result=FAILED
+        tests/test_trainers.py tests/test_sequence_*.py && result=passed || result=FAILED
     results+=("$requirement: $result")
 done
 printf '%s\n' "${results[@]}"
