@@ -6,9 +6,7 @@ stack turns `subtree_end` into the mask that our attention knows, wherever it is
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +16,22 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
 from flexmask.errors import DataError, UnsupportedModelError
+from flexmask.model.batch_checks import (
+    check_auxiliary_gradient,
+    check_fused_loss,
+    check_inputs,
+    check_length,
+    check_noise,
+    check_shapes,
+)
 from flexmask.model.checks import check_parallelism
 from flexmask.model.experts import has_auxiliary_loss, take_counts
 from flexmask.model.loss import TreeLoss
 from flexmask.model.mixers.forward import MixerForward
 from flexmask.model.sequence_group import SequenceGroup
-from flexmask.model.structure import active_dropouts, find_decoder, find_head, find_model
+from flexmask.model.structure import find_head, find_model
 from flexmask.model.tree_attention import STATE, LayerPatch, is_tree, to_mask
 from flexmask.tree.mask import TreeMask
-
-# Names of inputs that stand for something else than text, or tell where that is.
-_NOT_TEXT = re.compile(
-    "pixel|image|video|audio|input_features|input_values|encoder_outputs|token_type"
-)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -84,7 +85,7 @@ def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if is_tree_batch and patch.is_disabled:
         raise DataError("flexmask is disabled for this model; run tree batches outside `disabled`")
     if is_tree_batch:
-        _check_inputs(kwargs)
+        check_inputs(kwargs)
         if not torch.compiler.is_compiling():
             check_parallelism(_accelerate_parallelism())
         if patch.is_wrapped:  # some models around a decoder stack make its cache
@@ -92,7 +93,7 @@ def check_batch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     for layer in patch.layers:
         layer.was_called = False
     if is_tree_batch and module.training and not torch.compiler.is_compiling():
-        _check_noise(module)
+        check_noise(module)
     for name in ("loss_weights", "shift_labels"):
         if kwargs.get(name) is not None and kwargs.get("labels") is None:
             raise DataError(
@@ -121,7 +122,7 @@ def check_result(
                 "layers; the others ignored the mask, and the result is wrong"
             )
     if kwargs.get("subtree_end") is not None and torch.is_grad_enabled():
-        _check_auxiliary_gradient(module, output)
+        check_auxiliary_gradient(module, output)
     if kwargs.get("labels") is None or (patch.loss is not None and patch.loss.was_called):
         return
     if patch.sequence_group and kwargs.get("subtree_end") is not None:
@@ -130,43 +131,7 @@ def check_result(
             "it off (use_liger_kernel) with a sequence_group"
         )
     if patch.loss is None or find_head(find_model(module)) is not None:
-        _check_fused_loss(module, kwargs)  # a decoder stack in a model with a head computes none
-
-
-def _check_auxiliary_gradient(module: nn.Module, output: Any) -> None:
-    """Raise UnsupportedModelError if the auxiliary loss of experts would train nothing."""
-    loss = getattr(output, "aux_loss", None)
-    is_trained = any(
-        weight.requires_grad for weight in find_decoder(find_model(module)).parameters()
-    )
-    if is_trained and isinstance(loss, Tensor) and not loss.requires_grad:
-        raise UnsupportedModelError(
-            "the auxiliary loss of experts has no gradient, as reentrant checkpointing keeps none "
-            "of router logits; give gradient_checkpointing_kwargs={'use_reentrant': False}"
-        )
-
-
-def _check_fused_loss(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModelError if a loss that is not the model's own ignored a part of a batch.
-
-    Liger and TRL replace the forward of a model by one that computes the loss by itself.
-    """
-    if kwargs.get("loss_weights") is not None:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} computed its loss without loss_weights; where a fused loss "
-            "has replaced its loss function, turn it off"
-        )
-    forward: Any = find_model(module).forward
-    names: set[Any] = set()
-    while forward is not None:
-        if code := getattr(forward, "__code__", None):
-            names.update(code.co_varnames, code.co_consts)
-        forward = getattr(forward, "__wrapped__", None)
-    if kwargs.get("shift_labels") is not None and "shift_labels" not in names:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} computed its loss by a fused one that knows no shift_labels, "
-            "and so shifted the labels a second time; take a newer version of it, or turn it off"
-        )
+        check_fused_loss(module, kwargs)  # a decoder stack in a model with a head computes none
 
 
 def take_tree(
@@ -192,11 +157,11 @@ def take_tree(
             "subtree_end needs position_ids, the depth of each token; they are not 0, 1, 2, ..., "
             "take both from TreeCollator or PackedRow.to_batch"
         )
-    _check_shapes(subtree_end, position_ids, ids if embeds is None else embeds)
+    check_shapes(subtree_end, position_ids, ids if embeds is None else embeds)
     if not (patch.is_wrapped and isinstance(kwargs.get("attention_mask"), dict)):
-        _check_inputs(kwargs)
+        check_inputs(kwargs)
     if patch.max_length is not None:
-        _check_length(position_ids, patch.max_length)
+        check_length(position_ids, patch.max_length)
     if subtree_end.device.type == "cpu" and not torch.compiler.is_compiling():
         # Raises unless these are the subtree ends and depths of a forest.
         TreeMask(subtree_end, position_ids if patch.checks_positions else None)
@@ -245,58 +210,7 @@ def _holds_tree(attention_mask: Any) -> bool:
     return is_tree(attention_mask)
 
 
-def _check_shapes(subtree_end: Tensor, position_ids: Tensor, inputs: Any) -> None:
-    shape = list(subtree_end.shape)
-    if len(shape) != 2 or list(position_ids.shape) != shape:
-        raise DataError(
-            "subtree_end and position_ids must have the same shape [B, L], "
-            f"got {shape} and {list(position_ids.shape)}"
-        )
-    if isinstance(inputs, Tensor) and list(inputs.shape[:2]) != shape:
-        raise DataError(
-            f"subtree_end must be [B, L] = {list(inputs.shape[:2])} like the inputs, got {shape}"
-        )
-
-
-def _check_inputs(kwargs: Mapping[str, Any]) -> None:
-    if kwargs.get("attention_mask") is not None:
-        raise DataError("a tree batch takes no attention_mask; subtree_end is the whole mask")
-    for name in ("past_key_values", "cache"):  # its name since transformers 5.24
-        if kwargs.get(name) is not None:
-            raise DataError(f"a tree batch takes no {name}; run it in one piece")
-    if kwargs.get("output_attentions"):
-        raise DataError("a tree batch has no attention weights; leave out output_attentions")
-    for name, value in kwargs.items():
-        if value is not None and _NOT_TEXT.search(name):
-            raise DataError(f"a tree batch is of text only, got {name}; leave it out")
-
-
 def _accelerate_parallelism() -> Any:
     """The `ParallelismConfig` that accelerate was set up with, or None."""
     state = sys.modules.get("accelerate.state")
     return state and state.AcceleratorState._shared_state.get("parallelism_config")
-
-
-def _check_noise(module: nn.Module) -> None:
-    """Raise if a part draws noise in training; it may have been turned on after `patch`."""
-    for name, p in active_dropouts(module):
-        raise UnsupportedModelError(f"dropout must be 0, got {p} in {name}; N-pass drops others")
-    for part in module.modules():
-        alpha = getattr(part, "neftune_noise_alpha", None)
-        if alpha:
-            raise UnsupportedModelError(
-                f"neftune_noise_alpha must be 0, got {alpha}; N-pass would draw other noise"
-            )
-
-
-def _check_length(position_ids: Tensor, max_length: int) -> None:
-    """Raise if a sample is so long that the rotary embedding changes for the whole batch."""
-    fits = position_ids.max() < max_length
-    message = (
-        f"samples must have at most {max_length} tokens: beyond that the rotary embedding of this "
-        "model depends on the longest sample of the batch"
-    )
-    if torch.compiler.is_compiling():
-        torch._assert_async(fits, message)
-    elif not fits:
-        raise DataError(f"{message}, got {int(position_ids.max()) + 1}")
