@@ -186,6 +186,7 @@ def test_the_command_says_what_it_checked(model_dir, data, tmp_path, capsys):
     assert verify(model_dir, data, "--conversations", 2, "--json", tmp_path / "report.json") == 0
     out, err = capsys.readouterr()
     assert re.search("expected: at least .* GiB and .* s on cpu", err)
+    assert all(f", {what}]" in err for what in ("single pass", "N-pass", "N-pass in float64"))
     assert "conversations.jsonl:1, message 2: largest difference of gradients " in err
     for text in ("Qwen3ForCausalLM, 1 layer,", "float32 on cpu", "2 conversations, ", "whole step"):
         assert text in out

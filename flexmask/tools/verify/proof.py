@@ -76,7 +76,7 @@ def verify_model(
         backend: as in `patch`, like the next.
         kernel_options: likewise.
         sequence_group: likewise; all of its processes call this.
-        progress: wraps the list of turns, such as `tqdm.tqdm`.
+        progress: wraps the list of turns, such as `tqdm.tqdm`, whose postfix says what is done.
         tell: called with the figures of each turn when it has been compared.
     """
     report = VerifyReport(dtype=model.dtype)
@@ -170,10 +170,13 @@ class _Verification:
             for number, sample in enumerate(chat.samples)
         ]
         chosen = max(range(len(self.chats)), key=lambda index: len(self.chats[index].samples))
-        for place in progress(turns):
+        bar = progress(turns)
+        say = getattr(bar, "set_postfix_str", lambda text: None)
+        for place in bar:
             chat, number = self.chats[place.conversation], place.turn
             is_control = place.conversation == chosen
             if number == 0:
+                say("single pass")
                 with self.patched():
                     right = row_logprobs(model, chat.row)
                     report.branch_changes.extend(_branch_changes(model, chat.row))
@@ -182,7 +185,11 @@ class _Verification:
                         wrong = row_logprobs(model, chat.row, subtree_end=wrong_end)
                         report.control = Control(name, [])
             sample = chat.samples[number]
-            npass, exact = (turn_result(m, npass_losses(m, sample)) for m in (model, self.wider))
+            say("N-pass")
+            npass = turn_result(model, npass_losses(model, sample))
+            say(f"N-pass in {str(self.wider.dtype).removeprefix('torch.')}")
+            exact = turn_result(self.wider, npass_losses(self.wider, sample))
+            say("gradients of the single pass")
             passes = [(report.turns, right)]
             if is_control and changed[number] and report.control is not None:
                 passes.append((report.control.turns, wrong))
