@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+import async_tree_grpo
 import numpy as np
 import pytest
 import torch
@@ -132,9 +133,10 @@ def test_dropout_is_refused_with_the_trainer(tmp_path, tokenizer):
         grpo(TreeGRPOTrainer, tmp_path, tokenizer, peft_config=lora)
 
 
-def test_the_example_runs_and_shows_what_it_saves(capsys):
+@pytest.mark.parametrize("example", [tree_grpo, async_tree_grpo], ids=lambda m: m.__name__)
+def test_an_example_runs_and_shows_what_it_saves(example, capsys):
     torch.manual_seed(0)
-    tree_grpo.main()
+    example.main()
     lines = [
         line
         for line in capsys.readouterr().out.splitlines()

@@ -80,7 +80,12 @@ class TreeTrainer(ResumableTrainer):
     @property
     def num_data_processes(self) -> int:
         """How many processes are dealt different batches; others share the rows of these."""
-        return self.args.world_size // (1 if self._ranks is None else self._ranks.size)
+        return self.args.world_size // self._group_size
+
+    @property
+    def _group_size(self) -> int:
+        """How many processes share the tokens of a row."""
+        return 1 if self._ranks is None else self._ranks.size
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader of the training set, in batches of `batch_sampler` where there is one.
@@ -136,7 +141,7 @@ class TreeTrainer(ResumableTrainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         is_multiplied = self.args.average_tokens_across_devices and num_items_in_batch is not None
         if self._ranks is not None and is_multiplied:  # by all processes, as if of other batches
-            loss = loss / self._ranks.size
+            loss = loss / self._group_size
         targets = inputs.get("shift_labels")
         logits = getattr(outputs, "logits", None)
         is_counted = self.log_token_metrics and model.training
@@ -227,8 +232,8 @@ class TreeTrainer(ResumableTrainer):
         # Read together: each tolist() waits for the device.
         sums = [torch.hstack((_weight(b), count_batch(b))).tolist() for b in batch_samples]
         mine = np.array(sums).reshape(-1, 5).sum(0).tolist()
-        size = 1 if self._ranks is None else self._ranks.size  # each of which counts the batch
-        items, *counts = (total / size for total in self._sum_over_processes(mine))
+        totals = self._sum_over_processes(mine)  # each process of a group counts the batch
+        items, *counts = (total / self._group_size for total in totals)
         self._throughput.add(counts)
         self.state.num_input_tokens_seen += int(counts[1])
         if not self.args.average_tokens_across_devices:

@@ -93,8 +93,9 @@ def estimate(plan: Plan, model: PreTrainedModel, sequence_parallel_size: int = 1
     activations = shared = None
     if saved is not None:
         activations = {way: round((saved + head) * size) for way, size in largest.items()}
-    of_shard = saved_bytes_per_token(model, sequence_parallel_size)
-    if sequence_parallel_size > 1 and of_shard is not None:
+    is_shared = sequence_parallel_size > 1
+    of_shard = saved_bytes_per_token(model, sequence_parallel_size) if is_shared else None
+    if of_shard is not None:
         pairs = -(-largest["single_pass"] // (2 * sequence_parallel_size))  # of tokens
         shared = round((of_shard + head) * 2 * pairs)
     return Estimate(
