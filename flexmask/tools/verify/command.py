@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the N processes that torchrun has started, each takes a part of every row",
     )
     add_number(parser, "--conversations", 3, "check the first N")
-    add_number(parser, "--max_verify_tokens", 8192, "and of these the first turns, N tokens in all")
+    add_number(parser, "--max_verify_tokens", 4096, "and of these the first turns, N tokens in all")
     add = parser.add_argument
     add("--device", metavar="DEVICE", help="such as cpu or cuda:0; default: cuda if there is one")
     add("--seed", type=int, default=0, help="of random weights")

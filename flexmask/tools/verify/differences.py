@@ -132,7 +132,8 @@ def compare(
     """
     squares: dict[ParameterGroup, torch.Tensor] = {}
     for name, group in groups.items():
-        ours, theirs, exact = (x.gradients[name].double().flatten() for x in (single, npass, wider))
+        found = [x.gradients[name] for x in (single, npass, wider)]
+        ours, theirs, exact = (x.to(found[0].device).double().flatten() for x in found)
         parts = torch.stack([x @ x for x in (ours - theirs, theirs - exact, theirs)]).cpu()
         squares[group] = squares.get(group, 0) + parts
     gradients = {}
@@ -146,12 +147,12 @@ def compare(
 
 
 def summing_error(num_terms: int) -> float:
-    """What two sums of positive fp32 numbers may differ by, relative: sqrt(n) roundings each.
+    """What a sum of positive fp32 numbers may be off by, relative: sqrt(n) roundings.
 
     Worst cases aside, rounding errors of a sum grow with the square root of its length (Higham and
     Mary, SIAM J. Sci. Comput. 41, 2019).
     """
-    return 2 * math.sqrt(num_terms) * torch.finfo(torch.float32).eps / 2
+    return math.sqrt(num_terms) * torch.finfo(torch.float32).eps / 2
 
 
 def finite(value: float) -> float | None:

@@ -17,9 +17,9 @@ from flexmask.tools.plan.memory import saved_bytes_per_token
 from flexmask.tools.verify.proof import WIDER, Chat
 from flexmask.tree.build import build_tree
 
-# Of the weights, beside the model: one in a type of twice the size, and the gradients of a turn
-# three times, of which one is of that size; of an activation: its two types.
-_COPIES = 2 + 1 + 1 + 2
+# Of the weights, beside the model: one in a type of twice the size; the gradients of a turn three
+# times, of which one is of that size; those of the step, so far, twice, in both types.
+_COPIES = 2 + (1 + 1 + 2) + (1 + 2)
 
 
 def within(chats: Sequence[Chat], max_tokens: int) -> tuple[list[Chat], str | None]:
@@ -59,19 +59,16 @@ def expected_of(model: PreTrainedModel, chats: Sequence[Chat]) -> str | None:
     except FlexmaskError:
         return None
     samples = [sample for chat in chats for sample in chat.samples]
-    npass = 2 * cost.flops(npass_work(map(len, samples), cost.windows))  # turns, and the step
+    npass = cost.flops(npass_work(map(len, samples), cost.windows))
     rows = [cost.flops(single_pass_work(build_tree(chat.samples), cost.windows)) for chat in chats]
-    most = max(len(chat.samples) for chat in chats)
-    passes = 0.0
-    for chat, row in zip(chats, rows, strict=True):
-        is_control = len(chat.samples) == most
-        passes += row + (1 + is_control) * row * (1 + 2 * len(chat.samples)) / 3
+    # A turn each, the step, the mask forward twice, and the negative control in one row.
+    repeats = (len(chat.samples) + 1 + 2 / 3 for chat in chats)
+    passes = max(rows) + sum(n * row for n, row in zip(repeats, rows, strict=True))
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     num_bytes = None
     if saved is not None:
         per_token = saved + text_config(model).vocab_size * (model.dtype.itemsize + 4)
-        single = [len(chat.row) for chat in chats]
-        held = max(2 * max(single), sum(single)) + 2 * max(map(len, samples))
-        num_bytes = _COPIES * size + per_token * held
+        step = sum(len(chat.row) for chat in chats)
+        num_bytes = _COPIES * size + per_token * max(step, 2 * max(map(len, samples)))
     flops = {model.dtype: passes + npass, WIDER[model.dtype]: npass}
     return expected(flops, num_bytes, model.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
-from flexmask.backends.flex import kept_graphs
 from flexmask.model.adapter import sequence_group_of, wrong_masks
 from flexmask.model.loss import target_logprobs
 from flexmask.model.npass import npass_batches
@@ -48,11 +46,26 @@ def padded_batch(row: PackedRow, ranks: SequenceGroup | None) -> dict[str, Tenso
 
 def npass_losses(model: PreTrainedModel, sample: Sample) -> Tensor:
     """The loss of each trained token of a sample, [n], through an unpatched model."""
+    batch = _npass_batch(model, sample)
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    return _token_losses(model(**inputs).logits, batch)
+
+
+def npass_result(model: PreTrainedModel, sample: Sample) -> PassResult:
+    """The result of a turn through an unpatched model; the gradients are of its own loss."""
+    batch = _npass_batch(model, sample)
+    out = model(**batch, num_items_in_batch=sample.num_trained)
+    return turn_result(model, _token_losses(out.logits.detach(), batch), out.loss)
+
+
+def _npass_batch(model: PreTrainedModel, sample: Sample) -> dict[str, Tensor]:
     (batch,) = npass_batches([sample])
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def _token_losses(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     labels = batch["shift_labels"]
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "position_ids")}
-    logprobs = target_logprobs(model(**inputs).logits, labels)
-    return -logprobs[0, (labels[0] != IGNORE_INDEX).to(logprobs.device)]
+    return -target_logprobs(logits, labels)[0, labels[0] != IGNORE_INDEX]
 
 
 def single_pass_losses(row: PackedRow, logprobs: Tensor, number: int, sample: Sample) -> Tensor:
@@ -87,40 +100,52 @@ def row_logprobs(
     return ranks.gather(target_logprobs(logits, ranks.cut(labels)))[0, : len(row)]
 
 
-def turn_result(
-    model: PreTrainedModel, losses: Tensor, *, retain_graph: bool = False
-) -> PassResult:
-    """The result of a turn with these losses; parameters that play no part have gradients of 0."""
+def turn_result(model: PreTrainedModel, losses: Tensor, mean: Tensor | None = None) -> PassResult:
+    """The result of a turn with these losses; parameters that play no part have gradients of 0.
+
+    Args:
+        model: that gave them.
+        losses: of the trained tokens, [n].
+        mean: of them, as the model itself computes it; by default that of `losses`.
+    """
     trainable = _trainable(model)
-    with kept_graphs():
-        found = torch.autograd.grad(
-            losses.mean(),
-            list(trainable.values()),
-            retain_graph=retain_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+    mean = losses.mean() if mean is None else mean
+    found = torch.autograd.grad(
+        mean, list(trainable.values()), allow_unused=True, materialize_grads=True
+    )
     gradients = dict(zip(trainable, found, strict=True))
     return PassResult(losses.detach().double().cpu(), gradients)
 
 
-def step_result(
-    model: PreTrainedModel, batches: Sequence[dict[str, Tensor]], num_trained: int
-) -> PassResult:
-    """The result of an optimizer step, as the model itself computes its loss."""
-    model.zero_grad(set_to_none=True)
-    total = 0.0
-    for batch in batches:
-        moved = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        loss = model(**moved, num_items_in_batch=num_trained).loss
-        loss.backward()
-        total += float(loss.detach())
-    gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad
-        for name, p in _trainable(model).items()
-    }
-    model.zero_grad(set_to_none=True)
-    return PassResult(torch.tensor([total], dtype=torch.float64), gradients)
+def step_result(model: PreTrainedModel, batch: dict[str, Tensor], num_trained: int) -> PassResult:
+    """The result of an optimizer step on one batch, as the model itself computes its loss."""
+    moved = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    loss = model(**moved, num_items_in_batch=num_trained).loss
+    return turn_result(model, loss[None], loss)
+
+
+class StepSum:
+    """The result of a step in N-pass, added up turn by turn; gradients in main memory."""
+
+    def __init__(self, num_trained: int) -> None:
+        self.num_trained = num_trained
+        self._losses: list[Tensor] = []
+        self._gradients: Gradients = {}
+
+    def add(self, turn: PassResult) -> None:
+        """Add a turn, by its part of the trained tokens."""
+        part = len(turn.losses) / self.num_trained
+        self._losses.append(turn.losses)
+        for name, gradient in turn.gradients.items():
+            if name in self._gradients:
+                self._gradients[name].add_(gradient.cpu(), alpha=part)
+            else:
+                self._gradients[name] = gradient.cpu() * part
+
+    @property
+    def result(self) -> PassResult:
+        """The mean loss of all trained tokens, and its gradients."""
+        return PassResult(torch.cat(self._losses).mean()[None], self._gradients)
 
 
 def _trainable(model: PreTrainedModel) -> Gradients:

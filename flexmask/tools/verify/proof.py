@@ -18,16 +18,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from flexmask.errors import FlexmaskError, one_line
+from flexmask.errors import FlexmaskError, one_line, pluralize
 from flexmask.model import patch, unpatch
 from flexmask.model.experts import without_auxiliary_loss
-from flexmask.model.npass import npass_batches
 from flexmask.model.sequence_group import SequenceGroup
 from flexmask.model.structure import active_dropouts, text_config
 from flexmask.packing.rows import PackedRow
 from flexmask.tools.verify.differences import Comparison, Difference, Place, compare
 from flexmask.tools.verify.gradients import (
+    PassResult,
+    StepSum,
     npass_losses,
+    npass_result,
     padded_batch,
     row_logprobs,
     single_pass_losses,
@@ -108,11 +110,19 @@ class _Verification:
         group = options["sequence_group"]
         self.ranks = None if group is None else SequenceGroup.of(group)
         self.groups = parameter_groups(model)
+        self.turns = [
+            Place(index, chat.where, sample.key, number)
+            for index, chat in enumerate(chats)
+            for number, sample in enumerate(chat.samples)
+        ]
+        self.samples = [sample for chat in chats for sample in chat.samples]
+        num_trained = sum(sample.num_trained for sample in self.samples)
+        self.npass_step, self.exact_step = StepSum(num_trained), StepSum(num_trained)
 
     def run(self, progress: Progress, tell: Callable[[Comparison], object]) -> None:
         """Make all checks, up to one that makes the next ones useless."""
         try:
-            self.check_noise(self.chats[0].samples[0])
+            self.check_noise(min(self.samples, key=len))
         except _RUN_ERRORS as error:
             text = f"the model cannot run a sample: {one_line(error)}"
             self.report.add("N-pass", False, text)
@@ -129,10 +139,14 @@ class _Verification:
         try:
             self.compare_turns(progress, tell)
             self.compare_step()
+        except KeyboardInterrupt:
+            self._add_stop("by the user")
         except _RUN_ERRORS as error:
             text = one_line(error)
-            self.report.add("mask" if "ignored the mask" in text else "run", False, text)
-            return
+            if "ignored the mask" in text:
+                self.report.add("mask", False, text)
+            else:
+                self._add_stop(text)
         self.report.judge()
 
     def check_noise(self, sample: Sample) -> None:
@@ -164,55 +178,58 @@ class _Verification:
     def compare_turns(self, progress: Progress, tell: Callable[[Comparison], object]) -> None:
         """Compare every turn; exchange the end of a branch; make the negative control."""
         model, report = self.model, self.report
-        turns = [
-            Place(index, chat.where, sample.key, number)
-            for index, chat in enumerate(self.chats)
-            for number, sample in enumerate(chat.samples)
-        ]
         chosen = max(range(len(self.chats)), key=lambda index: len(self.chats[index].samples))
-        bar = progress(turns)
+        name, wrong_end, changed = _wrong_mask(self.chats[chosen])
+        bar = progress(self.turns)
         say = getattr(bar, "set_postfix_str", lambda text: None)
         for place in bar:
             chat, number = self.chats[place.conversation], place.turn
-            is_control = place.conversation == chosen
-            if number == 0:
-                say("single pass")
-                with self.patched():
-                    right = row_logprobs(model, chat.row)
-                    report.branch_changes.extend(_branch_changes(model, chat.row))
-                    if is_control:
-                        name, wrong_end, changed = _wrong_mask(chat)
-                        wrong = row_logprobs(model, chat.row, subtree_end=wrong_end)
-                        report.control = Control(name, [])
             sample = chat.samples[number]
+            if number == 0:
+                say("mask")
+                with self.patched():
+                    report.branch_changes.extend(_branch_changes(model, chat.row))
             say("N-pass")
-            npass = turn_result(model, npass_losses(model, sample))
+            npass = npass_result(model, sample)
             say(f"N-pass in {str(self.wider.dtype).removeprefix('torch.')}")
-            exact = turn_result(self.wider, npass_losses(self.wider, sample))
-            say("gradients of the single pass")
-            passes = [(report.turns, right)]
-            if is_control and changed[number] and report.control is not None:
-                passes.append((report.control.turns, wrong))
-            for compared, logprobs in passes:
-                losses = single_pass_losses(chat.row, logprobs, number, sample)
-                ours = turn_result(model, losses, retain_graph=True).averaged(self.ranks)
-                found = (ours, npass, exact, self.groups, model.dtype)
-                compared.append(compare(*found, num_trained=sample.num_trained, place=place))
+            exact = npass_result(self.wider, sample)
+            self.npass_step.add(npass)
+            self.exact_step.add(exact)
+            say("single pass")
+            report.turns.append(self.compare_turn(place, npass, exact))
             tell(report.turns[-1])
+            if (place.conversation, number) == (chosen, changed):
+                say("wrong mask")
+                wrong = self.compare_turn(place, npass, exact, subtree_end=wrong_end)
+                report.control = Control(name, wrong)
+
+    def compare_turn(
+        self, place: Place, npass: PassResult, exact: PassResult, **mask: Any
+    ) -> Comparison:
+        """A turn in a single pass of its conversation beside N-pass; `mask`: of `row_logprobs`."""
+        chat, model = self.chats[place.conversation], self.model
+        sample = chat.samples[place.turn]
+        with self.patched():
+            logprobs = row_logprobs(model, chat.row, **mask)
+            losses = single_pass_losses(chat.row, logprobs, place.turn, sample)
+            ours = turn_result(model, losses).averaged(self.ranks)
+        found = (ours, npass, exact, self.groups, model.dtype)
+        return compare(*found, num_trained=sample.num_trained, place=place)
 
     def compare_step(self) -> None:
         """Compare one training step: all conversations in one row, the model's own loss."""
         model = self.model
         row = PackedRow.from_trees([build_tree(chat.samples) for chat in self.chats])
-        samples = [sample for chat in self.chats for sample in chat.samples]
-        num_trained = sum(sample.num_trained for sample in samples)
+        num_trained = self.npass_step.num_trained
         with self.patched():
             batch = padded_batch(row, self.ranks)
-            ours = step_result(model, [batch], num_trained).averaged(self.ranks)
-        batches = list(npass_batches(samples))
-        npass, exact = (step_result(m, batches, num_trained) for m in (model, self.wider))
-        found = (ours, npass, exact, self.groups, model.dtype)
+            ours = step_result(model, batch, num_trained).averaged(self.ranks)
+        found = (ours, self.npass_step.result, self.exact_step.result, self.groups, model.dtype)
         self.report.step = (compare(*found, num_trained=num_trained), len(row))
+
+    def _add_stop(self, reason: str) -> None:
+        done = f"after {len(self.report.turns)} of {pluralize(len(self.turns), 'turn')}"
+        self.report.add("stopped", False, f"{done}: {reason}")
 
     @contextmanager
     def patched(self) -> Iterator[None]:
@@ -257,14 +274,13 @@ def _branch_changes(model: PreTrainedModel, row: PackedRow) -> Iterator[tuple[fl
     yield float((after - before)[trained].abs().mean()), float(before[trained].abs().mean())
 
 
-def _wrong_mask(chat: Chat) -> tuple[str, np.ndarray, list[bool]]:
-    """A wrong mask for the negative control: its name, subtree ends, and which turns it changes."""
+def _wrong_mask(chat: Chat) -> tuple[str, np.ndarray, int]:
+    """A wrong mask for the negative control: name, subtree ends, the turn that it changes most."""
     end = chat.row.subtree_end
     if (end == end.size).all():
         cut = max(1, end.size // 2)
         halves = np.where(np.arange(end.size) < cut, cut, end.size).astype(end.dtype)
-        return "the first half hidden", halves, [len(sample) > cut for sample in chat.samples]
-    affected = [
-        not np.array_equal(index, np.arange(index.size)) for index in chat.row.sample_indices
-    ]
-    return "plain causal", np.full_like(end, end.size), affected
+        hidden = [len(sample) for sample in chat.samples]
+        return "the first half hidden", halves, int(np.argmax(hidden))
+    foreign = [index[-1] + 1 - index.size for index in chat.row.sample_indices]
+    return "plain causal", np.full_like(end, end.size), int(np.argmax(foreign))
