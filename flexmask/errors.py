@@ -4,6 +4,7 @@ Every message says where, which rule, which value, and what to do about it.
 """
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from textwrap import shorten
@@ -40,6 +41,16 @@ def pluralize(number: int, noun: str, plural: str | None = None) -> str:
     ('1 bad line', '1,200 bad lines', '2 batches')
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def first_of(lines: Sequence[str], most: int = 10) -> list[str]:
+    """The first lines of a listing, and how many more it has.
+
+    >>> first_of(["a", "b", "c", "d"], most=2)
+    ['a', 'b', 'and 2 more']
+    """
+    more = len(lines) - most
+    return [*lines[:most], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def one_line(error: BaseException) -> str:

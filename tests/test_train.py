@@ -516,6 +516,22 @@ def test_bad_lines_are_skipped_on_request_and_listed(model_dir, data, tmp_path, 
     assert "2 bad lines skipped" in report
     assert ":1: " in report
     assert ":10: " in report
+    assert " more" not in report
+
+
+def test_of_what_is_left_out_the_first_ten_are_listed(model_dir, data, tmp_path, capsys):
+    path = tmp_path / "mixed.jsonl"
+    path.write_text(12 * "{\n" + data.read_text())
+    options = ("--on_bad_line", "skip", "--max_tokens", 250, "--on_overflow", "drop")
+    assert train(model_dir, path, tmp_path / "out", *options) == 0
+    report = capsys.readouterr().err
+    assert "12 bad lines skipped" in report
+    assert report.count("  skipped ") == report.count("  dropped ") == 10
+    assert f"{path}:10: " in report
+    assert f"{path}:11: " not in report
+    assert "\n  and 2 more\n" in report
+    assert "26 samples dropped" in report
+    assert "\n  and 16 more\n" in report
 
 
 def test_help_names_the_trainer(capsys):

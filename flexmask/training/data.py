@@ -18,6 +18,7 @@ from flexmask.data.renderer import Renderer
 from flexmask.data.sources import find_data_files
 from flexmask.data.trees import TreeDataset, load_trees, repeat_by_weight, split_dataset
 from flexmask.data.unused import describe_unused
+from flexmask.errors import first_of
 from flexmask.packing.collator import TreeCollator
 from flexmask.packing.fitting import FittedTrees
 from flexmask.packing.sampler import TreeBatchSampler
@@ -153,14 +154,17 @@ def _fit(
     fitted = FittedTrees(dataset, config.max_tokens, on_overflow=config.on_overflow)
     if training.process_index == 0 and fitted.split.trees:
         print(f"{name}, over {config.max_tokens:,} tokens: {fitted.split}", file=sys.stderr)
-        reason = "longer than max_tokens"
+        reason = too_long = "longer than max_tokens"
         if config.on_overflow == "truncate":
             reason = "nothing trained in its first max_tokens tokens"
-        for where, key in fitted.dropped:
-            print(f"  dropped {where}, message {key}: {reason}", file=sys.stderr)
-        for where, key in fitted.truncated:
-            print(f"  truncated {where}, message {key}: longer than max_tokens", file=sys.stderr)
+        _list([f"dropped {where}, message {key}: {reason}" for where, key in fitted.dropped])
+        _list([f"truncated {where}, message {key}: {too_long}" for where, key in fitted.truncated])
     return fitted
+
+
+def _list(lines: Sequence[str]) -> None:
+    for line in first_of(lines):
+        print(f"  {line}", file=sys.stderr)
 
 
 def _load(
@@ -194,6 +198,5 @@ def _load(
         print(f"{', '.join(data)}: {dataset.summary()}", file=sys.stderr)
         if dataset.unused_keys:
             print(f"  {describe_unused(dataset.unused_keys)}", file=sys.stderr)
-        for bad in dataset.bad_lines:
-            print(f"  skipped {bad.reason}", file=sys.stderr)
+        _list([f"skipped {bad.reason}" for bad in dataset.bad_lines])
     return dataset

@@ -67,9 +67,7 @@ def train(config: TrainConfig, training: TrainingArguments, resolved: str) -> No
     )
     check_token_ids(model, tokenizer, [train_set] if eval_set is None else [train_set, eval_set])
     sampler = make_batch_sampler(config, training, train_set, model)
-    added = add_stops(model, tokenizer, train_set)
-    if added and training.process_index == 0:
-        print(added, file=sys.stderr)
+    has_new_stops = add_stops(model, tokenizer, train_set, training)
 
     from flexmask.model import patch
     from flexmask.training.checkpoints import checkpoint_errors
@@ -128,7 +126,7 @@ def train(config: TrainConfig, training: TrainingArguments, resolved: str) -> No
         if trainer.is_world_process_zero():
             with checkpoint_errors(Path(config.output)):
                 leave_records(Path(config.output), trainer.state, renderer, resolved)
-                if added and config.use_peft:  # adapters are saved without
+                if has_new_stops and config.use_peft:  # adapters are saved without
                     model.generation_config.save_pretrained(config.output)
     if trainer.is_world_process_zero():
         what = "the adapters" if config.use_peft else "the model"

@@ -6,6 +6,7 @@ to end turns and is not stopped there, unless `eos_token_id` of its generation s
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from flexmask.data.template import special_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainingArguments
 
 _MOST_TREES = 1000
 
@@ -34,21 +35,26 @@ def trained_stops(trees: Any, tokenizer: Any) -> list[int]:
     return sorted(found & special)
 
 
-def add_stops(model: PreTrainedModel, tokenizer: Any, trees: Any) -> str:
-    """Let `model` stop at the tokens that end the turns of `trees`; returns what was added, or "".
+def add_stops(
+    model: PreTrainedModel, tokenizer: Any, trees: Any, training: TrainingArguments
+) -> bool:
+    """Let `model` stop at the tokens that end the turns of `trees`, and say so; whether it had to.
 
     They are added to `eos_token_id` of its generation settings, which are saved with it.
     """
     settings = model.generation_config
     if settings is None:
-        return ""
+        return False
     known = np.atleast_1d([] if settings.eos_token_id is None else settings.eos_token_id).tolist()
     missing = [stop for stop in trained_stops(trees, tokenizer) if stop not in known]
     if not missing:
-        return ""
+        return False
     settings.eos_token_id = [*map(int, known), *missing]
-    names = ", ".join(f"{tokenizer.decode([stop])!r} ({stop})" for stop in missing)
-    return (
-        f"stop tokens: the data end turns with {names}, where the model would not have stopped: "
-        f"eos_token_id of its generation settings is saved as {settings.eos_token_id}"
-    )
+    if training.process_index == 0:
+        names = ", ".join(f"{tokenizer.decode([stop])!r} ({stop})" for stop in missing)
+        print(
+            f"stop tokens: the data end turns with {names}, where the model would not have "
+            f"stopped: eos_token_id of its generation settings is saved as {settings.eos_token_id}",
+            file=sys.stderr,
+        )
+    return True

@@ -8,7 +8,6 @@ the data are read.
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -156,9 +155,7 @@ class FlexmaskPlugin(BasePlugin):
         trainer.batch_sampler = make_batch_sampler(
             config, trainer.args, trainer.train_dataset, trainer.model
         )
-        added = add_stops(trainer.model, trainer.processing_class, trainer.train_dataset)
-        if added and trainer.args.process_index == 0:
-            print(added, file=sys.stderr)
+        add_stops(trainer.model, trainer.processing_class, trainer.train_dataset, trainer.args)
 
     def _check_others(self, cfg: Any) -> None:
         """Raise UnsupportedModelError where another plugin takes the same places."""

@@ -60,7 +60,7 @@ class SwiftTreeTrainer(TreeTrainer, _SwiftTrainer):
         model, training, train_set = kwargs["model"], kwargs["args"], kwargs["train_dataset"]
         datasets = [data for data in (train_set, kwargs["eval_dataset"]) if data is not None]
         check_token_ids(model, collator.tokenizer, datasets)
-        _tell(training, add_stops(model, collator.tokenizer, train_set))
+        add_stops(model, collator.tokenizer, train_set, training)
         sampler = make_batch_sampler(config, training, train_set, model)
         patch(model, backend=config.backend, kernel_options=config.kernel_options)
         self._collator = collator
@@ -102,11 +102,6 @@ def _prepare_dataset(pipeline: SwiftSft) -> list[Any]:
     datasets = load_datasets(config, collator, training)
     pipeline._get_trainer_kwargs = lambda: {"config": config, "collator": collator}
     return list(datasets)
-
-
-def _tell(training: Any, text: str) -> None:
-    if text and training.process_index == 0:
-        print(text, file=sys.stderr)
 
 
 if "swift.megatron" in sys.modules:
