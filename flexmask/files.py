@@ -5,12 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from flexmask.errors import DataError, one_line
+
+LOCK = "_flexmask.lock"  # the Trainer uploads nothing whose name begins so
+_PATIENCE_S = 5.0  # for a run that is about to end
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
@@ -47,6 +52,48 @@ def disk_errors(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
             reason += f": {error.filename}" if error.filename else ""
             remedy = "another program, or a second run, has removed it: end that, and run again"
         raise DataError(f"{path}: cannot be written: {reason}; {remedy}") from error
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """A block that no other process is in for the same `folder`, which is made if need be.
+
+    The lock is one of the operating system, which ends with its process. At the end of the block
+    its file goes, and the folder where it was made for nothing.
+
+    Raises:
+        DataError: another process is in such a block, or the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    check_folder(folder, "--output")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_PATIENCE_S)
+    except Timeout:
+        raise DataError(
+            f"{folder}: is being written by another run; wait for its end, or use another --output"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            with disk_errors(folder, "make room, or use another --output"):
+                raise
+        warnings.warn(
+            f"{folder}: files cannot be locked here; see to it that no other run writes this "
+            "folder",
+            stacklevel=2,
+        )
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows leaves this to the release
+            (folder / LOCK).unlink()
+        lock.release()
+        with suppress(OSError):  # up to a folder that holds something
+            for path in made:
+                path.rmdir()
 
 
 def check_source(source: str, what: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from command_cases import run, write_conversations, write_model
 
 from flexmask.demo import TOKENIZER_PATH
+from flexmask.files import only_run
 
 NEEDS = {
     "demo": "flexmask demo needs matplotlib",
@@ -53,6 +54,7 @@ EARLY = {  # the model in the folder has a config and a tokenizer, and no weight
     "train data.jsonl --model a/b --output data.jsonl": "data.jsonl: is a file; name a folder",
     "train data.jsonl --model a/b --output locked/out/run": "locked: cannot be written to",
     "train data.jsonl --model a/b --output model --learning_rate 1": "model: holds another run",
+    "train data.jsonl --model a/b --output busy": "busy: is being written by another run; wait",
     "train --bf16 true --eval_data none --model a/b --output out": "none: no such file",
     "train data.jsonl --model a/b --output out --max_tokens 0": "--max_tokens must be at least 1",
     "train data.jsonl --model a/b --output out --lora_r 2 --lr 1": "--lora_r is for runs with",
@@ -69,7 +71,9 @@ EARLY = {  # the model in the folder has a config and a tokenizer, and no weight
 }
 RUN_EACH = """
 import os, sys
+from flexmask import files
 from flexmask.tools.cli import main
+files._PATIENCE_S = 0.0
 os.access = lambda path, mode: str(path) != "locked"  # root may write there
 for command in sys.argv[1:]:
     try:
@@ -84,13 +88,14 @@ def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path):
     write_conversations(tmp_path / "data.jsonl", 1)
     write_model(tmp_path / "model")
     (tmp_path / "locked").mkdir()
-    result = subprocess.run(
-        [sys.executable, "-c", RUN_EACH, *EARLY],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    with only_run(tmp_path / "busy"):
+        result = subprocess.run(
+            [sys.executable, "-c", RUN_EACH, *EARLY],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
     assert result.stdout.split("\n") == ["2"] * len(EARLY) + [""]
     for line, message in zip(result.stderr.splitlines(), EARLY.values(), strict=True):
         assert line.startswith(f"flexmask: error: {message}")

@@ -123,7 +123,7 @@ def test_a_bad_line_stops_the_run_and_leaves_no_half(make, tmp_path):
     with pytest.raises(DataError, match=r"conversations.jsonl:7: no assistant message"):
         make(tmp_path / "out", on_bad_line="error")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["prepare.lock", "settings.json", "shard-00000.json", "shard-00000.jsonl"]
+    assert names == ["settings.json", "shard-00000.json", "shard-00000.jsonl"]
 
 
 def test_flexmask_trains_on_trees_alone(whole, tokenizer, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`flexmask train` from files to files, and what it says about bad input."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import transformers
 from command_cases import run, write_conversations, write_model
 from forked import TORCHRUN, launch
 from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -26,6 +28,8 @@ from transformers import (
 from flexmask import TreeCollator, patch
 from flexmask.demo import TOKENIZER_PATH
 from flexmask.errors import DataError
+from flexmask.files import LOCK, only_run
+from flexmask.tools.train.command import _is_main
 from flexmask.training.checkpoints import checkpoint_errors
 from flexmask.training.run import draw_training
 from flexmask.training.trainer import LogEnds
@@ -506,6 +510,64 @@ def test_another_run_is_not_overwritten(model_dir, data, tmp_path, capsys):
     assert train(model_dir, data, tmp_path) == 2
     assert "holds another run" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture
+def busy(tmp_path):
+    """A folder, and another process that is writing it."""
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+
+    def hold():
+        with only_run(tmp_path / "busy"):
+            begun.set()
+            signal.pause()
+
+    process = context.Process(target=hold)
+    process.start()
+    assert begun.wait(60)
+    yield tmp_path / "busy", process
+    process.kill()
+    process.join()
+
+
+def test_a_folder_takes_one_run_at_a_time_and_a_killed_one_leaves_it_free(
+    model_dir, data, busy, capsys, monkeypatch
+):
+    folder, process = busy
+    monkeypatch.setattr("flexmask.files._PATIENCE_S", 0.0)
+    for options in ((), ("--resume",)):
+        assert train(model_dir, data, folder, *options) == 2
+        said = capsys.readouterr().err
+        assert said.endswith("by another run; wait for its end, or use another --output\n")
+    process.kill()
+    process.join()
+    assert [path.name for path in folder.iterdir()] == [LOCK]
+    assert train(model_dir, data, folder, "--resume", "--max_steps", 1) == 0
+    assert not (folder / LOCK).exists()
+
+
+def test_the_first_of_the_processes_of_a_run_locks_its_folder(monkeypatch):
+    for rank, is_main in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("PMI_RANK", "3")  # of what has started torchrun
+        assert _is_main() == is_main
+
+
+def test_the_lock_is_not_uploaded(model_dir, data, tmp_path, monkeypatch):
+    uploaded = set()
+
+    def upload(_, *, folder_path, ignore_patterns, **__):
+        held = [path.name for path in Path(folder_path).iterdir()]
+        assert LOCK in held
+        uploaded.update(filter_repo_objects(held, ignore_patterns=ignore_patterns))
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: SimpleNamespace(repo_id="me/run"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    options = ("--push_to_hub", "--save_strategy", "no", "--max_steps", 1)
+    train(model_dir, data, tmp_path / "run", *options)
+    assert "model.safetensors" in uploaded
+    assert LOCK not in uploaded
 
 
 def test_bad_lines_are_skipped_on_request_and_listed(model_dir, data, tmp_path, capsys):

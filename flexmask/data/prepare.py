@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 import flexmask
 from flexmask.data.files import OnBadLine, check_on_bad_line
@@ -31,11 +26,7 @@ from flexmask.data.renderer import Renderer
 from flexmask.data.sources import find_data_files
 from flexmask.data.tokenize import tokenizer_fingerprint
 from flexmask.errors import DataError
-from flexmask.files import atomic_write, check_folder, disk_errors, write_json
-
-LOCK = "prepare.lock"
-_PATIENCE_S = 5.0  # for a run that is about to end
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+from flexmask.files import LOCK, atomic_write, disk_errors, only_run, write_json
 
 
 def prepare(
@@ -86,7 +77,7 @@ def prepare(
         )
     folder = Path(output)
     renderer = Renderer(tokenizer, **settings)
-    with _only_run(folder):
+    with only_run(folder):
         begun = _begun_settings(folder)
         renderer = renderer.dated(None if begun is None else begun["date"])
         made_by: dict[str, Any] = {
@@ -111,39 +102,6 @@ def prepare(
             num_shards += 1
             progress(num_made)
         return _finish(folder, made_by | {"thinking": renderer.thinking_text}, num_shards)
-
-
-@contextmanager
-def _only_run(folder: Path) -> Iterator[None]:
-    """A block that no other process is in for the same `folder`, which is made if need be.
-
-    The lock is one of the operating system, which ends with its process; its file stays.
-
-    Raises:
-        DataError: another one is, or the folder cannot be written to.
-    """
-    check_folder(folder, "--output")
-    lock = FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_PATIENCE_S)
-    except Timeout:
-        raise DataError(
-            f"{folder}: is being written by another run; wait for its end, or use another --output"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            with disk_errors(folder, REMEDY):
-                raise
-        warnings.warn(
-            f"{folder}: files cannot be locked here; see to it that no other run writes this "
-            "folder",
-            stacklevel=2,
-        )
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _begun_settings(folder: Path) -> dict[str, Any] | None:

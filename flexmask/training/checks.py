@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError, UnsupportedModelError, need_packages, one_line
-from flexmask.files import check_folder
+from flexmask.files import LOCK, check_folder
 from flexmask.training.options import TrainConfig, add_lora
 from flexmask.training.sequence_parallel import check_size
 
@@ -31,7 +31,7 @@ def check_output(config: TrainConfig) -> str | None:
     """
     output = Path(config.output)
     check_folder(output, "--output")
-    held = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    held = {entry.name for entry in output.iterdir()} - {LOCK} if output.is_dir() else set()
     if not config.resume:
         if held:
             raise DataError(f"{output}: holds another run; use --resume or another --output")

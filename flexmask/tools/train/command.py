@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from flexmask.errors import FlexmaskError, need_packages, one_line
+from flexmask.files import only_run
 from flexmask.tools.inputs import check_inputs
 from flexmask.tools.options import OPTIONS, add_options, did_you_mean
 from flexmask.tools.run_file import option_actions, text_or_json, to_yaml, with_run_file
@@ -37,6 +41,12 @@ _PARSER: dict[str, Any] = {
     "usage": f"flexmask {USAGE} [options]",
     "allow_abbrev": False,
 }
+_RANKS = (
+    "RANK",
+    "PMI_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_RANK",
+)  # as accelerate reads them
 _OTHER_NAMES = {"output_dir": "output", "resume_from_checkpoint": "resume"}
 
 
@@ -50,16 +60,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(words: Sequence[str]) -> int:
     """Train as the words of a command line say; returns the exit code."""
     need_packages("flexmask train", "accelerate", "matplotlib")
-    _check_early(words)
-    config, training, resolved = _parse(words)
-    from flexmask.training.run import train
+    early = _check_early(words)
+    with only_run(Path(early.output)) if _is_main() else nullcontext():
+        check_output(early)
+        config, training, resolved = _parse(words)
+        from flexmask.training.run import train
 
-    train(config, training, resolved)
+        train(config, training, resolved)
     return 0
 
 
-def _check_early(words: Sequence[str]) -> None:
-    """Refuse what can be told without the Trainer's options, which transformers has to name.
+def _is_main() -> bool:
+    """Whether this is the first of the processes that were started together."""
+    return next((os.environ[name] for name in _RANKS if name in os.environ), "0") == "0"
+
+
+def _check_early(words: Sequence[str]) -> TrainConfig:
+    """Our options; refused is what can be without the Trainer's, which transformers has to name.
 
     All words behind one of these count as its values here, so DATA may be empty.
     """
@@ -74,7 +91,7 @@ def _check_early(words: Sequence[str]) -> None:
     config = TrainConfig(**_fields_of(TrainConfig, options))
     check_config(config)
     check_inputs(options, prepared=True)
-    check_output(config)
+    return config
 
 
 def _parse(words: Sequence[str]) -> tuple[TrainConfig, TrainingArguments, str]:
