@@ -5,6 +5,7 @@ import json
 import math
 import re
 import tracemalloc
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 
@@ -367,6 +368,18 @@ def test_predicted_activations_are_what_autograd_keeps():
     batch = row.to_batch()
     kept = saved_bytes(model, lambda: model(**batch).loss)
     assert per_token * len(row) == pytest.approx(kept, rel=0.15)
+
+
+def test_counting_what_autograd_keeps_leaves_nothing_behind():
+    outputs = []
+
+    def forward():
+        output = torch.ones(3, requires_grad=True).exp()  # which its node keeps for the backward
+        outputs.append(weakref.ref(output))
+        return output
+
+    assert saved_bytes(torch.nn.Identity(), forward) == 12
+    assert outputs[0]() is None
 
 
 def test_the_table_and_the_json_hold_the_same_numbers(data, plan, tmp_path, capsys):

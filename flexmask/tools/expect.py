@@ -18,8 +18,8 @@ def expected(
 ) -> str:
     """The memory and time of operations on a device, in words; and what makes them slow.
 
-    Both are from below: what is freed is not all given back, and a whole model does not reach the
-    rate of products of matrices, which the time is that of.
+    Both are from below: memory is larger for moments, and a whole model does not reach the rate of
+    products of matrices, which the time is that of.
 
     Args:
         flops: operations, by the type that they are done in.
