@@ -95,6 +95,31 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("length", ["max_steps", "num_train_epochs"])
+def test_a_run_with_nothing_left_to_train_says_so_and_saves_the_model(
+    model_dir, data, tmp_path, capsys, length
+):
+    output = tmp_path / "run"
+    steps = ("--max_steps", -1, "--num_train_epochs", 1, "--per_device_train_batch_size", 4)
+    assert train(model_dir, data, output, "--save_steps", 1, *steps) == 0
+    assert log_of(output)[-1]["train_loss"] > 0
+    (output / "model.safetensors").unlink()
+    capsys.readouterr()
+    if length == "max_steps":
+        steps += ("--max_steps", 1)
+    assert train(model_dir, data, output, "--resume", *steps) == 0
+    said = capsys.readouterr().err
+    ends = "1 ends at step 1" if length == "max_steps" else "1.0 ends at step 2"
+    assert (
+        f"{output / 'checkpoint-2'}: is at step 2, and --{length} {ends}: nothing is left to "
+        f"train; raise --{length} to go on\n"
+    ) in said
+    assert said.endswith("run: the model, saved after step 2\n")
+    assert (output / "model.safetensors").exists()
+    assert [entry["step"] for entry in log_of(output)] == [1, 2]
+    assert "train_loss" not in said
+
+
 def test_the_trained_stop_token_is_saved_where_generation_looks_for_it(data, tmp_path, capsys):
     base = write_model(tmp_path / "base", eos_token_id=1785)
     config = json.loads((base / "tokenizer_config.json").read_text())

@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from typing import Any
 import torch.distributed
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from flexmask.errors import DataError, FlexmaskError, one_line
@@ -43,23 +44,47 @@ class ResumableTrainer(Trainer):
 
     batch_sampler: TreeBatchSampler | None = None
     _staging: Path | None = None  # while a checkpoint is being written: where
+    _resumed_step: int | None = None  # of the checkpoint that the run went on from
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Remove what a killed run left half written, and train.
+        """Remove what a killed run left half written, and train; say so where nothing is left to.
 
         Raises:
             DataError: data, processes or batches are not those of the run to resume.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
+        self._resumed_step = None
         if not isinstance(resume_from_checkpoint, bool | None):
             check_resumable(resume_from_checkpoint, self._batch_settings)
+            state = Path(resume_from_checkpoint, "trainer_state.json")
+            if state.is_file():
+                self._resumed_step = TrainerState.load_from_json(str(state)).global_step
         if self.is_local_process_zero():
             shutil.rmtree(Path(str(self.args.output_dir)) / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self._has_no_step and self.is_world_process_zero():
+            option = "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
+            print(
+                f"{resume_from_checkpoint}: is at step {self._resumed_step}, and --{option} "
+                f"{getattr(self.args, option)} ends at step {self.state.max_steps}: nothing is "
+                f"left to train; raise --{option} to go on",
+                file=sys.stderr,
+            )
+        return result
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, but for the mean loss of a run without a step, which would be 0."""
+        if not ("train_loss" in logs and self._has_no_step):
+            super().log(logs, *args, **kwargs)
+
+    @property
+    def _has_no_step(self) -> bool:
+        """Whether nothing has been trained since the run was resumed."""
+        return self.state.global_step == self._resumed_step
 
     @cached_property
     def _batch_settings(self) -> dict[str, Any]:
