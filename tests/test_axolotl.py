@@ -207,6 +207,7 @@ def test_without_the_block_the_plugin_does_nothing():
         ({"lora_dropout": 0.05}, "lora_dropout: .*N-pass would drop others"),
         ({"adapter": "mixlora"}, "adapter: must be one of lora, qlora with flexmask"),
         ({"attn_implementation": "xformers"}, "attn_implementation: .*eager, .*got 'xformers'"),
+        ({"flexmask": {"backend": "flex"}}, "backend flex has no backward pass on the CPU"),
         ({"use_dft": True}, "use_dft: .*would not be N-pass's"),
         ({"train_on_inputs": True}, "train_on_inputs: .*at inference"),
         ({"val_set_size": 500}, "val_set_size: must be a share below 1"),

@@ -68,14 +68,12 @@ class FlexmaskPlugin(BasePlugin):
         from axolotl.loaders import load_tokenizer
         from axolotl.utils.train import determine_last_checkpoint
 
-        from flexmask.training.checks import check_config
+        from flexmask.training.checks import check_backend, check_config
         from flexmask.training.data import load_datasets, make_collator, settle_renderer
         from flexmask.training.options import make_renderer
 
         config = read_config(cfg)
         check_config(config)
-        renderer = make_renderer(config, load_tokenizer(cfg))
-        renderer = settle_renderer(renderer, config, determine_last_checkpoint(cfg))
         ranks = PartialState()
         training: Any = SimpleNamespace(
             process_index=ranks.process_index,
@@ -83,6 +81,9 @@ class FlexmaskPlugin(BasePlugin):
             seed=cfg.get("seed") or 42,
             data_seed=None,
         )
+        check_backend(training, config)
+        renderer = make_renderer(config, load_tokenizer(cfg))
+        renderer = settle_renderer(renderer, config, determine_last_checkpoint(cfg))
         self._collator = make_collator(renderer, config, training)
         train_set, eval_set = load_datasets(config, self._collator, training)
         return TrainDatasetMeta(train_set, eval_set)
