@@ -11,7 +11,14 @@ from forked import TORCHRUN, launch
 from model_cases import tiny_model
 from safetensors.torch import load_file
 from test_trainers import lora_model
-from trainer_cases import assert_same_weights, npass_weights, parameters, train_npass, trees
+from trainer_cases import (
+    CONVERSATIONS,
+    assert_same_weights,
+    npass_weights,
+    parameters,
+    train_npass,
+    trees,
+)
 
 from flexmask import TreeCollator, patch
 
@@ -43,6 +50,13 @@ def test_three_steps_in_two_processes_equal_npass(results, sharding, case):
         model = lora_model()
         before, theirs = parameters(model), train_npass(model)
     assert_same_weights(results[sharding, case], before, theirs)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_two_processes_train_each_of_three_conversations_once(results, sharding):
+    before, _ = npass_weights()
+    theirs = train_npass(tiny_model("llama"), conversations=CONVERSATIONS[:3])
+    assert_same_weights(results[sharding, "uneven"], before, theirs)
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])

@@ -96,6 +96,9 @@ def main(path):
         if sharding:
             allow_fsdp_on_cpu()
         results[name, "plain"] = weights(tiny_model("llama"), **HALF, **sharding)
+        results[name, "uneven"] = weights(
+            tiny_model("llama"), data=CONVERSATIONS[:3], **HALF, **sharding
+        )
         results[name, "stock Trainer"] = weights(
             tiny_model("llama"), kind=Trainer, **HALF, **sharding
         )

@@ -17,6 +17,7 @@ from flexmask.model.adapter import is_patched, sequence_group_of
 from flexmask.model.checks import check_parallelism
 from flexmask.model.logprobs import count_predictions
 from flexmask.model.loss import as_bits
+from flexmask.packing.collator import TreeCollator
 from flexmask.packing.sampler import TreeBatchSampler
 from flexmask.training.checkpoints import ResumableTrainer
 from flexmask.training.reports import describe_run, report_run
@@ -90,13 +91,21 @@ class TreeTrainer(ResumableTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """The loader of the training set, in batches of `batch_sampler` where there is one.
 
+        Else of so many conversations, each once an epoch: where several processes cannot share them
+        evenly they are filled up with blanks.
+
         Raises:
             UnsupportedModelError: accelerate would hand the batches out in another way than the
                 sampler plans.
         """
-        if self.batch_sampler is None:
-            return super().get_train_dataloader()
         train_set: Any = self.train_dataset
+        if self.batch_sampler is None:
+            if self._repeats(train_set):
+                self.train_dataset = self._filled_up(train_set, self._train_batch_size)
+            try:
+                return super().get_train_dataloader()
+            finally:
+                self.train_dataset = train_set
         loader = DataLoader(
             train_set,
             batch_sampler=self.batch_sampler,
@@ -204,10 +213,7 @@ class TreeTrainer(ResumableTrainer):
                 "evaluation data must have a length when several processes share it, or its last "
                 "conversations would count twice; make a list of it"
             )
-        missing = -len(eval_dataset) % (self.args.eval_batch_size * self.num_data_processes)
-        blanks = [build_tree([Sample([0], [0.0])])] * missing  # which train nothing
-        filled_up: list[Any] = [eval_dataset, blanks]
-        return super().get_eval_dataloader(ConcatDataset(filled_up))
+        return super().get_eval_dataloader(self._filled_up(eval_dataset, self.args.eval_batch_size))
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator; each process reads for itself, since rows differ in length."""
@@ -265,6 +271,22 @@ class TreeTrainer(ResumableTrainer):
             # The same bits as integers, which FSDP and DeepSpeed pass on as they are.
             inputs = {**inputs, "loss_weights": as_bits(weights)}
         return super()._prepare_inputs(inputs)
+
+    def _repeats(self, train_set: Any) -> bool:
+        """Whether accelerate would fill up the last batches of an epoch with its first data."""
+        return (
+            self.args.world_size > 1
+            and has_length(train_set)
+            and isinstance(self.data_collator, TreeCollator)  # others may not take a blank
+            and not (self.args.dataloader_drop_last or self.accelerator.split_batches)
+        )
+
+    def _filled_up(self, dataset: Any, batch_size: int) -> ConcatDataset:
+        """The dataset with blanks, to the same number of batches a process."""
+        missing = -len(dataset) % (batch_size * self.num_data_processes)
+        blanks = [build_tree([Sample([0], [0.0])])] * missing  # which train nothing
+        filled_up: list[Any] = [dataset, blanks]
+        return ConcatDataset(filled_up)
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         return dataset

@@ -46,6 +46,10 @@ class _SwiftTrainer(Seq2SeqTrainer):
         """False: it would drop other positions than those that predict nothing."""
         return False
 
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's own: ms-swift's never comes to the last data where processes share them."""
+        return Trainer.get_train_dataloader(self)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         arguments = Path(self.args.output_dir, "args.json")
@@ -67,12 +71,6 @@ class SwiftTreeTrainer(TreeTrainer, _SwiftTrainer):
         super().__init__(
             batch_sampler=sampler, log_token_metrics=config.log_token_metrics, **kwargs
         )
-
-    def get_train_dataloader(self, skip_batches: int = 0) -> Any:
-        """The loader of rows, else ms-swift's of conversations, which skips batches by itself."""
-        if self.batch_sampler is not None:
-            return super().get_train_dataloader()
-        return Seq2SeqTrainer.get_train_dataloader(self, skip_batches)
 
     def _get_data_collator(self, *_: Any) -> TreeCollator:
         return self._collator
