@@ -251,6 +251,14 @@ def test_a_refusal_ends_axolotl_before_the_model_is_loaded(write, tmp_path):
     assert not (tmp_path / "tuned/config.json").exists()
 
 
+def test_a_refusal_is_one_line_on_the_terminal(write):
+    command = [sys.executable, "-m", "axolotl.cli.train", write(sample_packing=True)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "flexmask: error: sample_packing: must be left out" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_key_that_the_block_does_not_have_is_an_error(write):
     with pytest.raises(ValueError, match=r"flexmask.max_token\n.*Extra inputs"):
         checked(write(flexmask={"max_token": 800}))

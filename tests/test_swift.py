@@ -204,6 +204,7 @@ REFUSED = {
     "group_by_length true": "--group_by_length must be false",
     "train_dataloader_shuffle false": "--train_dataloader_shuffle must be true",
     "router_aux_loss_coef 0.1": "--router_aux_loss_coef needs --gradient_checkpointing false",
+    "split_dataset_ratio 1.5": r"--split_dataset_ratio must be in \[0, 1\), got 1.5",
     "optimizer muonclip": "muonclip watches an attention",
 }
 
@@ -234,11 +235,28 @@ def test_a_setting_that_cannot_be_used_is_refused(model, tmp_path, settings, mes
         sft(model, tmp_path, settings)
 
 
+def test_a_setting_outside_flexmasks_own_object_is_refused(model, tmp_path):
+    with pytest.raises(FlexmaskError, match=r'as in .{"flexmask": {"max_tokens": 512}}'):
+        sft(model, tmp_path, model_kwargs='{"max_tokens": 512}')
+
+
+def test_a_refusal_is_one_line_on_the_terminal(model, tmp_path):
+    given = words(arguments(model, tmp_path, padding_free="true", attn_impl="flash_attn"))
+    command = [sys.executable, "-m", "swift.cli.sft", *given]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "\nflexmask: error: --padding_free must be false" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("none.jsonl", "none.jsonl: no such file"),
-        ("data.jsonl#500", "data.jsonl#500: no such file"),
+        (
+            "data.jsonl#500",
+            "data.jsonl#500: flexmask takes no number .* data.jsonl:0.5 trains half",
+        ),
         ("org/name", "org/name: flexmask reads it from the Hugging Face Hub, ms-swift from Model"),
     ],
 )

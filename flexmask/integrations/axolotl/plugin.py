@@ -16,6 +16,7 @@ from axolotl.integrations.base import BasePlugin
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.integrations.axolotl.options import FlexmaskArgs, check_options, read_config
+from flexmask.integrations.ending import end_in_one_line
 
 if TYPE_CHECKING:
     from flexmask.packing.collator import TreeCollator
@@ -56,6 +57,7 @@ class FlexmaskPlugin(BasePlugin):
         """
         if not cfg.get("flexmask"):
             return None
+        end_in_one_line()
         check_options(cfg)
         self._check_others(cfg)
         if preprocess:

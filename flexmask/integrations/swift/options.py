@@ -7,8 +7,10 @@ heeded, of no effect on what is trained, or refused unless it has its default.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from flexmask.data.dataset_split import DatasetSplit
@@ -76,6 +78,12 @@ def read_config(args: Any) -> TrainConfig:
     Raises:
         DataError: a setting that there is not, or with a value that it cannot have; no such data.
     """
+    for name in SETTINGS:
+        if name in args.model_kwargs:
+            raise DataError(
+                f"--model_kwargs: {name} must stand among flexmask's settings, as in "
+                f'\'{{"flexmask": {{"{name}": {json.dumps(args.model_kwargs[name])}}}}}\''
+            )
     settings = args.model_kwargs.get("flexmask", {})
     if not isinstance(settings, Mapping):
         raise DataError(f"--model_kwargs: flexmask must be an object of settings, got {settings!r}")
@@ -109,6 +117,12 @@ def _check_data(data: Sequence[str], split: str | None, default_split: str, use_
     """Raise DataError for a name that stands for no data, or for other data in ms-swift."""
     if not data or is_prepared(data[0]):
         return
+    for name in data:
+        if "#" in name and not Path(name).exists():
+            raise DataError(
+                f"{name}: flexmask takes no number of conversations behind a name, but a weight: "
+                f"{name.partition('#')[0]}:0.5 trains half of them"
+            )
     for found in find_data_files(data, split, default_split=default_split):
         if isinstance(found, DatasetSplit) and found.split is not None and not use_hf:
             raise DataError(
@@ -181,6 +195,8 @@ def _refusals(args: Any) -> Iterator[str]:
         )
     if args.loss_scale not in ("default", "last_round"):
         yield f"--loss_scale must be default or last_round, got {args.loss_scale!r}; {_REPLACED}"
+    if not 0 <= args.split_dataset_ratio < 1:
+        yield f"--split_dataset_ratio must be in [0, 1), got {args.split_dataset_ratio}"
     for option in (*fields(TemplateArguments), *fields(DataArguments)):
         if option.name not in _HEEDED:
             default = None if option.default is MISSING else option.default

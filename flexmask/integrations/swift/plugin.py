@@ -17,6 +17,7 @@ from swift.trainers import Seq2SeqTrainer, TrainerFactory
 from transformers import Trainer
 
 from flexmask.errors import UnsupportedModelError
+from flexmask.integrations.ending import end_in_one_line
 from flexmask.integrations.swift.options import check_options, read_config
 from flexmask.model import patch
 from flexmask.packing.collator import TreeCollator
@@ -102,6 +103,7 @@ def _prepare_dataset(pipeline: SwiftSft) -> list[Any]:
     return list(datasets)
 
 
+end_in_one_line()
 if "swift.megatron" in sys.modules:
     raise UnsupportedModelError("megatron has other trainers and models; use `swift sft`")
 TrainerFactory.get_training_args = _training_arguments
