@@ -308,6 +308,32 @@ def test_of_prompt_and_completion_only_the_completion_is_trained():
     assert parse_conversation(record).trained == [3, 5]
 
 
+def test_a_query_and_its_response_with_their_history():
+    record = {"system": "Add.", "query": "2 + 2?", "response": "4", "history": [["1 + 1?", "2"]]}
+    found = parse_conversation(record)
+    assert [message["content"] for message in found.messages] == [
+        "Add.",
+        "1 + 1?",
+        "2",
+        "2 + 2?",
+        "4",
+    ]
+    assert (found.trained, found.unused_keys) == ([2, 4], ())
+
+
+def test_calls_and_results_in_messages_of_their_own_roles():
+    call = {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2}}'}
+    result = {"role": "tool_response", "content": "4"}
+    found = parse_conversation([USER, call, {**call, "loss": True}, result, result, ANSWER])
+    assert found.messages == [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]},
+        *[{"role": "tool", "content": "4"}] * 2,
+        ANSWER,
+    ]
+    assert parse_conversation([USER, {**call, "loss": False}, result, ANSWER]).trained == [3]
+
+
 def test_an_instruction_is_a_user_message():
     record = {"instruction": "Add.", "input": "2 + 2", "output": "<think>Two.</think>4"}
     history, system = [["Hi", "Hello"]], {"role": "system", "content": "You add."}

@@ -202,7 +202,8 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
         found = " and ".join(map(repr, names)) or f"the keys {list(record)}"
         raise DataError(
             "a conversation needs one of 'messages' and 'conversations', or 'prompt' and "
-            f"'completion', or 'instruction' and 'output', got {found}{_why_no_text(record)}"
+            "'completion', 'instruction' and 'output', or 'query' and 'response', got "
+            f"{found}{_why_no_text(record)}"
         )
     raw = record[names[0]]
     if not isinstance(raw, list):
@@ -244,8 +245,11 @@ def _read_message(message: Any, what: str) -> dict[str, Any]:
         raise DataError(f"{what} must be an object, got {type(message).__name__}")
     if "from" in message and "role" not in message:
         message = _from_sharegpt(message, what)
+    if message.get("role") == "tool_call":
+        others = {key: value for key, value in message.items() if key != "role"}
+        message = _from_sharegpt({**others, "from": "tool_call"}, what)
     role = message.get("role")
-    if role in ("developer", "function"):
+    if role in ("developer", "function", "tool_response"):
         role = _SHAREGPT_ROLES[role]
     if role not in ROLES:
         raise DataError(f"{what} has role {message.get('role')!r}; roles are {', '.join(ROLES)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexmask.data.values import read_text
@@ -11,7 +11,7 @@ from flexmask.errors import DataError
 HOLD_MESSAGES = ("messages", "conversations")
 # Names without which a record is none; of others a record may have none.
 _NEEDED = (
-    *(*HOLD_MESSAGES, "prompt", "completion", "instruction", "output"),
+    *(*HOLD_MESSAGES, "prompt", "completion", "instruction", "output", "query", "response"),
     *("role", "content", "from", "value"),
 )
 
@@ -32,8 +32,9 @@ def as_messages(record: dict[str, Any]) -> dict[str, Any]:
     """Return the record with its `messages`, in place of the keys that say them in other words.
 
     These are `prompt` and `completion` (TRL), texts or lists of messages, of which the completion
-    is trained; and `instruction`, `input`, `output` and `history` (Alpaca, LLaMA-Factory), of which
-    every answer is. Other records are returned as they are.
+    is trained; and `instruction`, `input`, `output` and `history` (Alpaca, LLaMA-Factory), or
+    `query`, `response` and `history` (ms-swift), of which every answer is. Other records are
+    returned as they are.
 
     Raises:
         DataError: a text is none, or a pair of the history is none.
@@ -48,10 +49,10 @@ def as_messages(record: dict[str, Any]) -> dict[str, Any]:
         messages = prompt + _read_messages(record["completion"], "assistant", "completion")
     elif {"instruction", "output"} <= given:
         used = {"instruction", "input", "output", "history"}
-        messages = _read_history(record.get("history") or [])
-        texts = [read_text(record.get(key), key) for key in ("instruction", "input")]
-        messages.append({"role": "user", "content": "\n".join(filter(None, texts))})
-        messages += _read_messages(read_text(record["output"], "output"), "assistant", "output")
+        messages = _read_exchanges(record, ("instruction", "input"), "output")
+    elif {"query", "response"} <= given:
+        used = {"query", "response", "history"}
+        messages = _read_exchanges(record, ("query",), "response")
     else:
         return record
     others = {key: value for key, value in record.items() if key not in used}
@@ -112,6 +113,14 @@ def _rename(holder: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 def _read_messages(value: Any, role: str, what: str) -> list[Any]:
     """A text as a message of `role`; a list of messages as it is."""
     return value if isinstance(value, list) else [{"role": role, "content": read_text(value, what)}]
+
+
+def _read_exchanges(record: dict[str, Any], asked: Sequence[str], answered: str) -> list[Any]:
+    """The history, then the lines of a question and its answer."""
+    messages = _read_history(record.get("history") or [])
+    texts = [read_text(record.get(key), key) for key in asked]
+    messages.append({"role": "user", "content": "\n".join(filter(None, texts))})
+    return messages + _read_messages(read_text(record[answered], answered), "assistant", answered)
 
 
 def _read_history(pairs: Any) -> list[Any]:
