@@ -84,5 +84,5 @@ def test_a_fused_loss_that_would_shift_the_labels_again_is_refused():
 
     model.forward = fused
     _, batch = packed(random_samples(2))
-    with pytest.raises(FlexmaskError, match="knows no shift_labels"):
+    with pytest.raises(FlexmaskError, match="by itself, without shift_labels"):
         patch(model)(**batch)

@@ -84,24 +84,29 @@ def check_auxiliary_gradient(module: nn.Module, output: Any) -> None:
         )
 
 
-def check_fused_loss(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModelError if a loss that is not the model's own ignored a part of a batch.
+def check_own_loss(module: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModelError if a model that calls no loss function ignored a part of a batch.
 
-    Liger and TRL replace the forward of a model by one that computes the loss by itself.
+    Some classes compute their loss in their forward; Liger and TRL replace that by one which does.
     """
+    name = type(find_model(module)).__name__
     if kwargs.get("loss_weights") is not None:
         raise UnsupportedModelError(
-            f"{type(module).__name__} computed its loss without loss_weights; where a fused loss "
+            f"{name} computed its loss without loss_weights; where a fused loss "
             "has replaced its loss function, turn it off"
         )
+    if kwargs.get("shift_labels") is None:
+        return
     forward: Any = find_model(module).forward
-    names: set[Any] = set()
+    names: set[Any] = set()  # of arguments and of keys; a variable may be made from the labels
     while forward is not None:
         if code := getattr(forward, "__code__", None):
-            names.update(code.co_varnames, code.co_consts)
+            names.update(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+            names.update(code.co_consts)
         forward = getattr(forward, "__wrapped__", None)
-    if kwargs.get("shift_labels") is not None and "shift_labels" not in names:
+    if "shift_labels" not in names:
         raise UnsupportedModelError(
-            f"{type(module).__name__} computed its loss by a fused one that knows no shift_labels, "
-            "and so shifted the labels a second time; take a newer version of it, or turn it off"
+            f"{name} computed its loss by itself, without shift_labels, and so shifted labels a "
+            "second time; take a newer version of transformers, or of the fused loss that has "
+            "replaced its own, turn that off, or leave out labels for a loss of your own"
         )

@@ -18,10 +18,10 @@ from transformers import PreTrainedConfig
 from flexmask.errors import DataError, UnsupportedModelError
 from flexmask.model.batch_checks import (
     check_auxiliary_gradient,
-    check_fused_loss,
     check_inputs,
     check_length,
     check_noise,
+    check_own_loss,
     check_shapes,
 )
 from flexmask.model.checks import check_parallelism
@@ -131,7 +131,7 @@ def check_result(
             "it off (use_liger_kernel) with a sequence_group"
         )
     if patch.loss is None or find_head(find_model(module)) is not None:
-        check_fused_loss(module, kwargs)  # a decoder stack in a model with a head computes none
+        check_own_loss(module, kwargs)  # a decoder stack in a model with a head computes none
 
 
 def take_tree(
