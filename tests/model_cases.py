@@ -358,7 +358,11 @@ def doubled():
 
 def fp64_model(family, **settings):
     """The same model in fp64, to be run inside `doubled`."""
-    model = tiny_model(family, **settings)
+    return to_fp64(tiny_model(family, **settings))
+
+
+def to_fp64(model):
+    """The model itself, with all that it computes by in fp64."""
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # the others have no fp64
     model.double()

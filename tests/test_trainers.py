@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from model_cases import supported, tiny_model
+from image_cases import model_with_images
+from model_cases import doubled, supported, tiny_model, to_fp64
+from strategies import random_samples
 from torch.utils.data import IterableDataset
 from trainer_cases import (
     CONVERSATIONS,
@@ -87,6 +89,19 @@ def test_a_model_of_images_divides_by_the_weights_of_the_whole_step(tmp_path, ki
     before = parameters(model)
     train(model, tmp_path, kind, **ACCUMULATED)
     assert_same_weights(parameters(model), before, train_npass(other))
+
+
+@pytest.mark.parametrize(
+    ("build", "family"), [(tiny_model, "gemma4_text"), (model_with_images, "gemma4")]
+)
+def test_steps_that_multiply_rounding_equal_npass_to_ten_digits_in_fp64(tmp_path, build, family):
+    conversations = [random_samples(seed, 2 + seed, vocabulary=45) for seed in range(4)]
+    model = to_fp64(build(family))
+    before = parameters(model)
+    with doubled():
+        theirs = train_npass(copy.deepcopy(model).eval(), conversations=conversations)
+        train(model, tmp_path, data=conversations, **ACCUMULATED)
+    assert_same_weights(parameters(model), before, theirs)
 
 
 def test_three_compiled_steps_equal_npass(tmp_path):
