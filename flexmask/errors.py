@@ -3,8 +3,9 @@
 Every message says where, which rule, which value, and what to do about it.
 """
 
+import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from textwrap import shorten
@@ -41,6 +42,16 @@ def pluralize(number: int, noun: str, plural: str | None = None) -> str:
     ('1 bad line', '1,200 bad lines', '2 batches')
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def did_you_mean(name: str, known: Iterable[str], mark: str = "") -> str:
+    """What is asked of a name that is not known, if anything; `mark` goes before the answer.
+
+    >>> did_you_mean("max_token", ["max_tokens", "backend"], "--")
+    ' (did you mean --max_tokens?)'
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f" (did you mean {mark}{close[0]}?)" if close else ""
 
 
 def first_of(lines: Sequence[str], most: int = 10) -> list[str]:

@@ -96,16 +96,6 @@ def only_run(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def check_source(source: str, what: str) -> None:
-    """Raise DataError for a folder that is not there; what looks like no path may be a hub id.
-
-    `what` is in it, such as "model".
-    """
-    looks_like_path = source.startswith(("/", ".", "~")) or source.count("/") > 1
-    if looks_like_path and not Path(source).exists():
-        raise DataError(f"{source}: no such folder; name a {what}'s folder or hub id")
-
-
 def check_folder(path: str | os.PathLike[str], option: str) -> None:
     """Raise DataError, before a long run, unless a folder is at `path` or can be made there."""
     target = Path(path)

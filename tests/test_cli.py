@@ -46,15 +46,18 @@ def test_a_reader_may_leave(arguments, code, buffering, monkeypatch):
     sys.stdout.flush()  # as Python does at its end
 
 
-EARLY = {  # the model in the folder has a config and a tokenizer, and no weights
+EARLY = {  # the folder "model" has a config and a tokenizer, and no weights
     "train none.jsonl --model model --output out": "none.jsonl: no such file",
     "train data.jsonl --model model --output out": "model: holds a config but no weights",
     "train data.jsonl --model ./none --output out": "./none: no such folder; name a model's",
+    "train data.jsonl --model ./modle --output out": "./modle: no such folder (did you mean ./mode",
+    "show data.jsonl --tokenizer ./modle/x/y": "./modle/x/y: no such folder (did you mean ./mod",
+    "verify data.jsonl --model modle": "modle: no such folder (did you mean model?), nothing in ",
     "train data.jsonl --model . --output out": ".: holds no config.json",
-    "train data.jsonl --model a/b --output data.jsonl": "data.jsonl: is a file; name a folder",
-    "train data.jsonl --model a/b --output locked/out/run": "locked: cannot be written to",
-    "train data.jsonl --model a/b --output model --learning_rate 1": "model: holds another run",
-    "train data.jsonl --model a/b --output busy": "busy: is being written by another run; wait",
+    "train data.jsonl --model whole --output data.jsonl": "data.jsonl: is a file; name a folder",
+    "train data.jsonl --model whole --output locked/out/run": "locked: cannot be written to",
+    "train data.jsonl --model whole --output model --learning_rate 1": "model: holds another run",
+    "train data.jsonl --model whole --output busy": "busy: is being written by another run",
     "train --bf16 true --eval_data none --model a/b --output out": "none: no such file",
     "train data.jsonl --model a/b --output out --max_tokens 0": "--max_tokens must be at least 1",
     "train data.jsonl --model a/b --output out --lora_r 2 --lr 1": "--lora_r is for runs with",
@@ -67,7 +70,7 @@ EARLY = {  # the model in the folder has a config and a tokenizer, and no weight
     "verify none.jsonl --model a/b": "none.jsonl: no such file",
     "verify data.jsonl --model a/b --date tomorrow": "date must be a day such as",
     "prepare none.jsonl --tokenizer a/b --output out": "none.jsonl: no such file",
-    "prepare data.jsonl --tokenizer a/b --output data.jsonl": "data.jsonl: is a file",
+    "prepare data.jsonl --tokenizer model --output data.jsonl": "data.jsonl: is a file",
 }
 RUN_EACH = """
 import os, sys
@@ -87,6 +90,7 @@ for command in sys.argv[1:]:
 def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path):
     write_conversations(tmp_path / "data.jsonl", 1)
     write_model(tmp_path / "model")
+    (write_model(tmp_path / "whole") / "model.safetensors").touch()
     (tmp_path / "locked").mkdir()
     with only_run(tmp_path / "busy"):
         result = subprocess.run(
@@ -94,7 +98,7 @@ def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path):
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"},
         )
     assert result.stdout.split("\n") == ["2"] * len(EARLY) + [""]
     for line, message in zip(result.stderr.splitlines(), EARLY.values(), strict=True):

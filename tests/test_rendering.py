@@ -171,7 +171,7 @@ def test_a_template_that_python_cannot_nest_is_refused_in_one_line(source):
 def test_settings_that_the_template_does_not_read_are_refused_with_the_nearest_name():
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_PATH)
     Renderer(tokenizer, chat_template_kwargs={"enable_thinking": True})
-    with pytest.raises(TemplateError, match=r"sets 'enable_thinkin' .did you mean 'enable_thinkin"):
+    with pytest.raises(TemplateError, match=r"sets 'enable_thinkin' .did you mean enable_thinkin"):
         Renderer(tokenizer, chat_template_kwargs={"enable_thinkin": True})
     tokenizer.chat_template = {"default": "{{ x }}", "tool_use": "{{ y }}"}
     Renderer(tokenizer, chat_template_kwargs={"x": 1, "y": 1})

@@ -7,7 +7,6 @@ conversation are made of the same messages, so here each message is copied once,
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
@@ -19,7 +18,7 @@ import jinja2
 from jinja2 import meta
 
 from flexmask.demo import TOKENIZER_PATH
-from flexmask.errors import DataError, TemplateError
+from flexmask.errors import DataError, TemplateError, did_you_mean
 
 Message = dict[str, Any]
 
@@ -159,8 +158,7 @@ def check_settings(tokenizer: Any, names: Iterable[str]) -> None:
     read = {name for source in _sources(tokenizer) for name in _variables(source)}
     for name in names:
         if name not in read:
-            near = difflib.get_close_matches(name, sorted(read - _GIVEN), n=1)
-            guess = f" (did you mean {near[0]!r}?)" if near else ""
+            guess = did_you_mean(name, sorted(read - _GIVEN))
             raise TemplateError(
                 f"chat_template_kwargs sets {name!r}{guess}, which the chat template does not "
                 "read; leave it out"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError, one_line
-from flexmask.files import check_source
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +89,6 @@ def load_model(
 
 def load_pretrained(load: Callable[..., Any], source: str, what: str, **settings: Any) -> Any:
     """What `load(source)` gives, or a DataError of one line that names `source`."""
-    check_source(source, what)
     try:
         return load(source, **settings)
     except Exception as error:  # what is loaded is foreign: loaders raise what they like

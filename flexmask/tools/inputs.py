@@ -9,7 +9,7 @@ from flexmask.data.jinja import read_template
 from flexmask.data.prepared import is_prepared, read_manifest
 from flexmask.data.sources import find_data_files
 from flexmask.errors import DataError
-from flexmask.files import check_source
+from flexmask.tools.model_source import check_source
 from flexmask.tools.run_file import SUFFIXES
 from flexmask.training.options import check_rendering
 
@@ -33,14 +33,14 @@ def check_inputs(options: Any, *, prepared: bool = False) -> None:
             if file := next((word for word in data if word.endswith(SUFFIXES)), None):
                 raise DataError(f"{file}: is no data; a file of options comes before all else")
             find_data_files(data, split, default_split=default_split)
+    if given("chat_template") is not None:
+        read_template(given("chat_template"))
+    check_rendering(options)
     for name in ("model", "tokenizer"):
         if given(name) is not None:
             check_source(given(name), name)
     if given("model") is not None:
         _check_model(Path(given("model")), needs_weights=given("from_config") is False)
-    if given("chat_template") is not None:
-        read_template(given("chat_template"))
-    check_rendering(options)
     if given("kernel_options") is not None:
         from flexmask.backends.flex_options import check_kernel_options  # which imports torch
 

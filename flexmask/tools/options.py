@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from flexmask.data.renderer import RENDERING
-from flexmask.errors import DataError
+from flexmask.errors import DataError, did_you_mean
 from flexmask.files import check_target, write_json
 from flexmask.plots import check_picture
 from flexmask.training.options import TrainConfig
@@ -79,11 +78,9 @@ def _settings(name: str) -> dict[str, Any]:
     return settings | {"type": kind}
 
 
-def did_you_mean(name: str, known: Collection[str], mark: str = "") -> str:
-    """What is asked of a name that is not known, if anything; `mark` goes before the answer."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    meant = _MEANT.get(name) or next(iter(close), None)
-    return f" (did you mean {mark}{meant}?)" if meant else ""
+def meant_option(name: str, known: Iterable[str], mark: str = "") -> str:
+    """`did_you_mean` for the name of an option, which may be that of another trainer."""
+    return did_you_mean(_MEANT.get(name, name), known, mark)
 
 
 def add_number(

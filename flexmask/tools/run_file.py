@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from flexmask.errors import DataError, one_line
-from flexmask.tools.options import OPTIONS, JsonObject, did_you_mean
+from flexmask.tools.options import OPTIONS, JsonObject, meant_option
 
 SUFFIXES = (".yaml", ".yml")
 _TAG = "tag:yaml.org,2002:"
@@ -95,7 +95,7 @@ class RunFile:
         for name, (node, _) in self.options.items():
             if name not in known:
                 raise DataError(
-                    f"{self._place(node)}: unknown key {name}{did_you_mean(name, known)}; keys are "
+                    f"{self._place(node)}: unknown key {name}{meant_option(name, known)}; keys are "
                     "the options of `flexmask train --help` and of transformers.TrainingArguments"
                 )
 

@@ -6,7 +6,6 @@ heeded, of no effect on what is trained, or refused unless it has its default.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -17,7 +16,7 @@ from flexmask.data.dataset_split import DatasetSplit
 from flexmask.data.prepared import is_prepared
 from flexmask.data.renderer import RENDERING
 from flexmask.data.sources import find_data_files
-from flexmask.errors import DataError, UnsupportedModelError
+from flexmask.errors import DataError, UnsupportedModelError, did_you_mean
 from flexmask.training.checks import check_config
 from flexmask.training.options import TrainConfig
 
@@ -134,10 +133,9 @@ def _check_data(data: Sequence[str], split: str | None, default_split: str, use_
 def _check_setting(name: str, value: Any) -> None:
     """Raise DataError unless there is such a setting of this type."""
     if name not in SETTINGS:
-        close = difflib.get_close_matches(name, SETTINGS, n=1)
-        guess = f" (did you mean {close[0]}?)" if close else ""
         raise DataError(
-            f"--model_kwargs: flexmask has no setting {name!r}{guess}; it has {', '.join(SETTINGS)}"
+            f"--model_kwargs: flexmask has no setting {name!r}{did_you_mean(name, SETTINGS)}; it "
+            f"has {', '.join(SETTINGS)}"
         )
     kind = get_type_hints(TrainConfig)[name]
     if get_origin(kind) is Literal:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from flexmask.errors import FlexmaskError, need_packages, one_line
 from flexmask.files import only_run
 from flexmask.tools.inputs import check_inputs
-from flexmask.tools.options import OPTIONS, add_options, did_you_mean
+from flexmask.tools.options import OPTIONS, add_options, meant_option
 from flexmask.tools.run_file import option_actions, text_or_json, to_yaml, with_run_file
 from flexmask.training.checks import check_config, check_output
 from flexmask.training.options import TrainConfig
@@ -179,7 +179,7 @@ def _unknown(words: Sequence[str], known: dict[str, Any]) -> str:
     name = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
     if name is None:
         return f"{words[0]}: stands apart from the other DATA; give all of them first"
-    guess = did_you_mean(name.lstrip("-"), known, "--")
+    guess = meant_option(name.lstrip("-"), known, "--")
     return (
         f"unknown option {name}{guess}; options are those of `flexmask train --help` and of "
         "transformers.TrainingArguments"
