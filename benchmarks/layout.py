@@ -119,7 +119,7 @@ def _light_first(tree: PrefixTree) -> list[int]:
 def _check_against_ancestry(measurement: Measurement) -> None:
     """Count the tiles of one conversation in its dense mask, up the parent links."""
     tree = PrefixTree.from_turns([(30, 90, 40)] * 6)
-    dense = ancestry(tree)[np.ix_(*[packed_index(tree, lay_out(tree))] * 2)]  # in tree order
+    dense = ancestry(tree)[np.ix_(*[packed_index(tree)] * 2)]  # in tree order
     for name, order in segment_orders(tree).items():
         row = dense[np.ix_(*[token_index(tree, order)] * 2)]
         edges = np.arange(0, tree.num_tokens, _BLOCK)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from flexmask.training.checkpoints import ResumableTrainer as ResumableTrainer
     from flexmask.training.trainer import TreeTrainer as TreeTrainer
     from flexmask.tree.build import build_tree as build_tree
+    from flexmask.tree.layout import packed_index as packed_index
     from flexmask.tree.mask import TreeMask as TreeMask
     from flexmask.tree.mask import compile_mask as compile_mask
     from flexmask.tree.sample import Sample as Sample
@@ -61,6 +62,7 @@ _HOMES = {
     "is_patched": "flexmask.model",
     "open_prepared": "flexmask.data.prepared",
     "pack": "flexmask.packing.rows",
+    "packed_index": "flexmask.tree.layout",
     "parse_conversation": "flexmask.data.messages",
     "patch": "flexmask.model",
     "prepare": "flexmask.data.prepare",

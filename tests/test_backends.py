@@ -208,8 +208,8 @@ def test_rejects_shapes_that_do_not_fit(changes, message):
         ({"scale": 0.0}, "scale must be above 0 and finite, got 0.0"),
         ({"scale": float("inf")}, "scale must be above 0 and finite, got inf"),
         ({"softcap": 0.0}, "softcap must be above 0 and finite, got 0.0; leave it out for none"),
-        ({"window": 0}, "window must be at least 1, got 0"),
-        ({"chunk": 0}, "chunk must be at least 1, got 0"),
+        ({"window": 0}, "window must be an integer of at least 1, got 0"),
+        ({"chunk": 0}, "chunk must be an integer of at least 1, got 0"),
     ],
 )
 def test_rejects_options_out_of_range(options, message):

@@ -20,6 +20,7 @@ from flexmask import (
     build_tree,
     compile_mask,
     pack,
+    packed_index,
 )
 from flexmask.tree.oracle import ancestry
 
@@ -32,6 +33,11 @@ def block_diagonal(blocks):
         dense[at : at + len(block), at : at + len(block)] = block
         at += len(block)
     return dense
+
+
+def tokens_of(tree, segment):
+    first = tree.token_starts[segment]
+    return range(first, first + tree.lengths[segment])
 
 
 @given(forests())
@@ -159,9 +165,9 @@ def test_a_windowed_mask_keeps_its_window_and_says_so():
         FlexmaskError, match=r"slices cover a mask without window and chunk, got Tr"
     ):
         mask.slices()
-    for limits in ({"window": 0}, {"chunk": -1}):
+    for limits in ({"window": 0}, {"chunk": -1}, {"window": 1.5}, {"chunk": "8"}):
         with pytest.raises(
-            FlexmaskError, match=r"must be at least 1, got .*; leave it out for none"
+            FlexmaskError, match=r"must be an integer of at least 1, got .*; leave it out"
         ):
             TreeMask([2, 2], **limits)
 
@@ -234,9 +240,32 @@ def test_rejects_what_are_no_trees(given_trees, message):
         compile_mask(given_trees)
 
 
+@given(forests())
+def test_tokens_placed_by_packed_index_see_their_ancestors(trees):
+    index = packed_index(trees)
+    own_order = compile_mask(trees).to_dense()[0].numpy()[np.ix_(index, index)]
+    stop = 0
+    for tree in trees:
+        for segment, length in enumerate(tree.lengths.tolist()):
+            first = stop + tree.token_starts[segment]
+            path = [stop + t for s in tree.path(segment)[:-1] for t in tokens_of(tree, s)]
+            for token in range(first, first + length):
+                assert np.flatnonzero(own_order[token]).tolist() == sorted(
+                    [*path, *range(first, token + 1)]
+                )
+        stop += tree.num_tokens
+    assert stop == len(index)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: build_tree(Sample([1], [0])), "build_tree takes a list of Sample, got Sample"),
+        (lambda: PrefixTree.from_turns((5, 10, 2)), r"turn 0: must be \(.*\) lengths, .* got \(5,"),
+        (
+            lambda: TreeMask([2, 2]).to_block_mask((64, 64)),
+            r"sizes must be integers .* got \(64, 6",
+        ),
         (lambda: build_tree([[1, 2]]), r"sample 0: must be a Sample\(.*\), got list"),
         (lambda: pack(build_tree([Sample([1], [0])])), "pack takes a list of PrefixTree, got Pref"),
         (lambda: PrefixTree.from_segments([5]), r"segment 0: must be a Segment\(.*\), got int"),

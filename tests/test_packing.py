@@ -84,6 +84,7 @@ def test_scatter_is_the_transpose_of_gather(samples):
     ("values", "message"),
     [
         ([[1.0, 2.0]], "must hold 2 arrays, one per sample of the row, got 1"),
+        ([torch.ones(2, requires_grad=True)] * 2, "values of sample 'a' must be constants"),
         ([[1.0, 2.0], [1.0]], "sample 'b' must have 2 values, one per token, got 1"),
     ],
 )
@@ -159,7 +160,8 @@ def test_splitting_can_be_refused():
     ("arguments", "message"),
     [
         (([],), "at least one tree"),
-        (([build_tree(random_samples(0))], 0), "max_tokens must be at least 1, got 0"),
+        (([build_tree(random_samples(0))], 0), "max_tokens must be an integer of at least 1"),
+        (([build_tree(random_samples(0))], "8"), "max_tokens must be an integer .* got '8'"),
         (([PrefixTree.from_turns([(1, 1, 1)])],), "without tokens cannot be packed"),
     ],
 )

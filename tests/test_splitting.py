@@ -149,7 +149,7 @@ def test_truncated_trees_are_those_of_their_first_tokens_and_listed():
         (3, "split", "shelf 0, sample 'long': must have at most max_tokens = 3 tokens, got 4"),
         (4, "error", "shelf 0: must have at most max_tokens = 4 tokens, got 5"),
         (1, "drop", "every sample is longer than max_tokens = 1"),
-        (0, "split", "max_tokens must be at least 1, got 0"),
+        (0, "split", "max_tokens must be an integer of at least 1, got 0"),
         (4, "keep_start", "on_overflow must be one of"),
     ],
 )

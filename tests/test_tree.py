@@ -127,6 +127,7 @@ def test_turns_hold_responses_twice_except_the_last_and_those_without_reasoning(
         ([Segment(0)], r"segment 0: length must be an integer of at least 1, got 0"),
         ([Segment(1.5)], r"segment 0: length must be an integer of at least 1, got 1.5"),
         ([Segment(1), Segment(1, 7)], r"segment 1: parent must be in \[0, 1\), got 7"),
+        ([Segment(1), Segment(1, 0.0)], r"segment 1: parent must be in \[0, 1\), got 0\.0"),
         ([Segment(1, 0)], r"segment 0: parent must be in \[0, 0\), got 0"),
     ],
 )

@@ -15,7 +15,7 @@ import numpy as np
 from flexmask.errors import DataError, pluralize
 from flexmask.packing.split import Split, split_tree
 from flexmask.packing.truncate import truncate_tree
-from flexmask.tree.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree, is_count
 
 Overflow = Literal["split", "drop", "truncate", "error"]
 
@@ -66,11 +66,11 @@ class SplitCount:
 
 
 def check_budget(max_tokens: int | None, on_overflow: Overflow) -> None:
-    """Raise DataError for a budget below 1 or an unknown policy."""
+    """Raise DataError for a budget that is no integer of at least 1, or an unknown policy."""
     if on_overflow not in get_args(Overflow):
         raise DataError(f"on_overflow must be one of {get_args(Overflow)}, got {on_overflow!r}")
-    if max_tokens is not None and max_tokens < 1:
-        raise DataError(f"max_tokens must be at least 1, got {max_tokens}")
+    if max_tokens is not None and not is_count(max_tokens):
+        raise DataError(f"max_tokens must be an integer of at least 1, got {max_tokens!r}")
 
 
 def sizes_of(trees: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,8 @@ from flexmask.tree.layout import (
     IGNORE_INDEX,
     Layout,
     lay_out,
-    packed_index,
     shifted_targets,
+    token_index,
 )
 from flexmask.tree.tree import PrefixTree, check_trees
 
@@ -74,7 +74,7 @@ class PackedRow:
                 raise DataError("a tree without tokens cannot be packed; build it from samples")
             layout = lay_out(tree)
             ids = np.empty_like(tree.input_ids)
-            ids[packed_index(tree, layout)] = tree.input_ids
+            ids[token_index(tree, layout)] = tree.input_ids
             ends = layout.subtree_end + np.int32(offset)
             columns.append((ids, layout.position_ids, *shifted_targets(tree, layout), ends))
             indices.extend(sample_indices(tree, layout, offset))
@@ -85,6 +85,12 @@ class PackedRow:
 
     def __len__(self) -> int:
         return self.input_ids.size
+
+    def __repr__(self) -> str:
+        return (
+            f"PackedRow(samples={len(self.keys):,}, tokens={len(self):,}, "
+            f"trained={self.num_trained:,})"
+        )
 
     @property
     def num_trained(self) -> int:
@@ -146,7 +152,8 @@ class PackedRow:
             float64 [L], in packed order.
 
         Raises:
-            DataError: other numbers of samples or tokens than the row has.
+            DataError: other numbers of samples or tokens than the row has, or values that require
+                a gradient.
         """
         if len(values) != len(self.keys):
             raise DataError(
@@ -159,6 +166,11 @@ class PackedRow:
                 raise DataError(
                     f"scatter: sample {key!r} must have {index.size} values, one per token, "
                     f"got {len(given)}"
+                )
+            if getattr(given, "requires_grad", False):
+                raise DataError(
+                    f"scatter: the values of sample {key!r} must be constants, got a tensor that "
+                    "requires a gradient; detach it, or form the loss from what gather gives"
                 )
             total[index] += np.asarray(given)
         return total

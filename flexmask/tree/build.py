@@ -23,6 +23,8 @@ def build_tree(samples: Sequence[Sample]) -> PrefixTree:
     Raises:
         DataError: no samples, or something else.
     """
+    if isinstance(samples, Sample):
+        raise DataError("build_tree takes a list of Sample, got Sample")
     if not samples:
         raise DataError("a tree needs at least one sample, got none")
     for index, sample in enumerate(samples):

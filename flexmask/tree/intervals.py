@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from flexmask.errors import MaskError
+from flexmask.tree.tree import is_count
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -130,10 +131,12 @@ def find_parents(end: np.ndarray) -> np.ndarray:
 
 
 def check_window(window: int | None, chunk: int | None) -> None:
-    """Raise MaskError unless both are at least 1 or None."""
+    """Raise MaskError unless each is an integer of at least 1, or None."""
     for name, size in (("window", window), ("chunk", chunk)):
-        if size is not None and size < 1:
-            raise MaskError(f"{name} must be at least 1, got {size}; leave it out for none")
+        if size is not None and not is_count(size):
+            raise MaskError(
+                f"{name} must be an integer of at least 1, got {size!r}; leave it out for none"
+            )
 
 
 def check_subtree_end(end: np.ndarray) -> None:

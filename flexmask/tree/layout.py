@@ -10,12 +10,12 @@ no token has more than O(log L) runs of ancestors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from flexmask.tree.tree import PrefixTree
+from flexmask.tree.tree import PrefixTree, one_or_more_trees
 
 IGNORE_INDEX = -100  # the label of a position that predicts no trained token
 
@@ -75,7 +75,35 @@ def concatenate(layouts: Sequence[Layout]) -> Layout:
     )
 
 
-def packed_index(tree: PrefixTree, layout: Layout) -> np.ndarray:
+def packed_index(trees: PrefixTree | Iterable[PrefixTree]) -> np.ndarray:
+    """Where each token of `trees` stands in the row of `compile_mask(trees)`, int64 [L].
+
+    The tokens count tree after tree, and in each segment after segment, in the order in which its
+    `segments` are listed. So `row[index] = tokens` lays them out, and `values[index]` brings what
+    was computed in the row back into this order.
+
+    Args:
+        trees: a tree or several; lengths are enough.
+
+    Raises:
+        MaskError: no trees, or something else.
+
+    >>> from flexmask import PrefixTree, Segment
+    >>> segments = [Segment(2), Segment(1, parent=0), Segment(3, parent=0)]  # the last is heaviest
+    >>> packed_index(PrefixTree.from_segments(segments)).tolist()
+    [0, 1, 5, 2, 3, 4]
+    """
+    listed = one_or_more_trees(trees, "packed_index")
+    stops = np.cumsum([tree.num_tokens for tree in listed])
+    return np.concatenate(
+        [
+            token_index(tree, lay_out(tree)) + stop - tree.num_tokens
+            for tree, stop in zip(listed, stops.tolist(), strict=True)
+        ]
+    )
+
+
+def token_index(tree: PrefixTree, layout: Layout) -> np.ndarray:
     """The packed position of each token of `tree`, int64 [L], in the tree's own token order."""
     lengths = tree.lengths
     shift = layout.starts - (np.cumsum(lengths) - lengths)
@@ -90,7 +118,7 @@ def shifted_targets(tree: PrefixTree, layout: Layout) -> tuple[np.ndarray, np.nd
     """
     if tree.input_ids is None or tree.loss_weights is None:
         raise AssertionError("a tree without tokens has no targets")
-    packed = packed_index(tree, layout)
+    packed = token_index(tree, layout)
     before = packed - 1  # inside a segment, the token before is the one that predicts
     heads = np.cumsum(tree.lengths) - tree.lengths
     for index, segment in enumerate(tree.segments):

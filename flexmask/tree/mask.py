@@ -24,7 +24,7 @@ from flexmask.tree.intervals import (
 )
 from flexmask.tree.layout import concatenate, lay_out
 from flexmask.tree.tiles import Tiles, tiles_of_rows
-from flexmask.tree.tree import PrefixTree, check_trees
+from flexmask.tree.tree import PrefixTree, one_or_more_trees
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -203,10 +203,7 @@ def compile_mask(
     >>> compile_mask(tree, window=1024)
     TreeMask(rows=1, tokens=4680, window=1,024, visible=3,424,602)
     """
-    listed = [trees] if isinstance(trees, PrefixTree) else check_trees(trees, "compile_mask")
-    if not listed:
-        raise MaskError("compile_mask needs at least one tree, got none")
-    layout = concatenate([lay_out(tree) for tree in listed])
+    layout = concatenate([lay_out(tree) for tree in one_or_more_trees(trees, "compile_mask")])
     end, positions = (torch.from_numpy(x) for x in (layout.subtree_end, layout.position_ids))
     return TreeMask(end, positions, window, chunk)
 

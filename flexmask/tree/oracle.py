@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from flexmask.tree.layout import lay_out, packed_index
+from flexmask.tree.layout import packed_index
 from flexmask.tree.tree import PrefixTree
 
 
 def ancestry(tree: PrefixTree) -> np.ndarray:
     """Bool [L, L] in packed order: True where the key is an ancestor of the query, or itself."""
-    packed = packed_index(tree, lay_out(tree))
+    packed = packed_index(tree)
     heads = np.cumsum(tree.lengths) - tree.lengths
     dense = np.zeros((tree.num_tokens, tree.num_tokens), bool)
     for index, segment in enumerate(tree.segments):

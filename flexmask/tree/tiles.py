@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from flexmask.errors import MaskError
+from flexmask.tree.tree import is_count
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -67,10 +68,13 @@ def find_tiles(end: np.ndarray, start: np.ndarray | None, block_q: int, block_k:
         block_k: keys of a tile.
 
     Raises:
-        MaskError: a block size below 1.
+        MaskError: a block size that is no integer of at least 1.
     """
-    if block_q < 1 or block_k < 1:
-        raise MaskError(f"block sizes must be at least 1, got {block_q} x {block_k}")
+    if not (is_count(block_q) and is_count(block_k)):
+        raise MaskError(
+            f"block sizes must be integers of at least 1, got {block_q!r} for queries and "
+            f"{block_k!r} for keys"
+        )
     first_key = np.arange(0, end.size, block_k)
     last_key = first_key + block_k - 1
     highest = np.maximum.reduceat(end, first_key).astype(np.int64)

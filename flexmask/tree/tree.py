@@ -100,7 +100,7 @@ class PrefixTree:
             segments.append(Segment(length, parent, kind))
             return len(segments) - 1
 
-        listed = [tuple(turn) for turn in turns]
+        listed = [tuple(turn) if isinstance(turn, Iterable) else (turn,) for turn in turns]
         history: int | None = None
         for index, turn in enumerate(listed):
             is_whole = all(isinstance(length, (int, np.integer)) for length in turn)
@@ -207,6 +207,23 @@ class PrefixTree:
         )
 
 
+def is_count(value: object) -> bool:
+    """Whether it is an integer of at least 1."""
+    return isinstance(value, (int, np.integer)) and bool(value >= 1)
+
+
+def one_or_more_trees(trees: PrefixTree | Iterable[PrefixTree], taken_by: str) -> list[PrefixTree]:
+    """A tree, or several, as a list.
+
+    Raises:
+        MaskError: none, or what `taken_by` was given are no trees.
+    """
+    listed = [trees] if isinstance(trees, PrefixTree) else check_trees(trees, taken_by)
+    if not listed:
+        raise MaskError(f"{taken_by} needs at least one tree, got none")
+    return listed
+
+
 def check_trees(trees: Iterable[PrefixTree], taken_by: str) -> list[PrefixTree]:
     """The trees as a list.
 
@@ -231,12 +248,13 @@ def _check_segment(index: int, segment: Segment) -> None:
         raise MaskError(
             f"segment {index}: must be a Segment(length, parent), got {type(segment).__name__}"
         )
-    if not isinstance(segment.length, (int, np.integer)) or segment.length < 1:
+    if not is_count(segment.length):
         raise MaskError(
-            f"segment {index}: length must be an integer of at least 1, got {segment.length}"
+            f"segment {index}: length must be an integer of at least 1, got {segment.length!r}"
         )
-    if segment.parent is not None and not 0 <= segment.parent < index:
+    is_index = isinstance(segment.parent, (int, np.integer)) and 0 <= segment.parent < index
+    if segment.parent is not None and not is_index:
         raise MaskError(
-            f"segment {index}: parent must be in [0, {index}), got {segment.parent}; "
+            f"segment {index}: parent must be in [0, {index}), got {segment.parent!r}; "
             "list parents before children"
         )
