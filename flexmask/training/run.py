@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flexmask.errors import DataError, FlexmaskError, one_line
 from flexmask.files import atomic_write, write_json
-from flexmask.model.load import load_model, slow_on_cpu
+from flexmask.model.load import load_model
 from flexmask.training.checks import (
     check_backend,
     check_model,
@@ -22,15 +22,15 @@ from flexmask.training.data import (
     make_collator,
     settle_renderer,
 )
-from flexmask.training.options import TrainConfig, add_lora, load_renderer
-from flexmask.training.sequence_parallel import make_group
+from flexmask.training.model import prepare_model
+from flexmask.training.options import TrainConfig, load_renderer
 from flexmask.training.stops import add_stops
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import TrainerState, TrainingArguments
 
     from flexmask.data.renderer import Renderer
+    from flexmask.training.trainer import TreeTrainer
 
 
 def train(config: TrainConfig, training: TrainingArguments, resolved: str) -> None:
@@ -48,14 +48,54 @@ def train(config: TrainConfig, training: TrainingArguments, resolved: str) -> No
     Raises:
         FlexmaskError: an input that cannot be used; the message says where and what to do.
     """
-    import transformers
+    from flexmask.training.merge import save_merged
 
     checkpoint = check_output(config)
     check_training_arguments(training, config)
     check_backend(training, config)
     check_model(training, config)
     renderer = settle_renderer(load_renderer(config, config.model), config, checkpoint)
-    tokenizer = renderer.tokenizer
+    trainer = make_trainer(config, training, renderer)
+    is_main = trainer.is_world_process_zero()
+    if config.resume and checkpoint is None and is_main:
+        print(f"{config.output}: holds no checkpoint yet, begins at step 0", file=sys.stderr)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(where_stopped(trainer.state, config.output)) from None
+    is_last = not training.load_best_model_at_end and any(
+        "eval_loss" in entry and entry["step"] == trainer.state.global_step
+        for entry in trainer.state.log_history
+    )
+    if trainer.eval_dataset is not None and not is_last:
+        trainer.evaluate()  # which logs what it finds
+    try:
+        trainer.save_model()
+    finally:  # an upload may have failed
+        if is_main:
+            leave_records(trainer, renderer, resolved)
+    if is_main:
+        what = "the adapters" if config.use_peft else "the model"
+        step = trainer.state.global_step
+        print(f"{config.output}: {what}, saved after step {step}", file=sys.stderr)
+    if config.merge_lora and is_main:
+        model: Any = trainer.model
+        save_merged(config, training.seed, renderer.tokenizer, model.generation_config)
+
+
+def make_trainer(
+    config: TrainConfig, training: TrainingArguments, renderer: Renderer
+) -> TreeTrainer:
+    """The trainer of a run, with its data and its patched model.
+
+    Raises:
+        FlexmaskError: data, model or options that cannot be used.
+    """
+    import transformers
+
+    from flexmask.training.checkpoints import checkpoint_errors
+    from flexmask.training.trainer import LogEnds, TreeTrainer
+
     collator = make_collator(renderer, config, training)
     train_set, eval_set = load_datasets(config, collator, training)
     transformers.set_seed(training.seed)
@@ -65,35 +105,14 @@ def train(config: TrainConfig, training: TrainingArguments, resolved: str) -> No
         from_config=config.from_config,
         load_in_4bit=config.load_in_4bit,
     )
+    tokenizer = renderer.tokenizer
     check_token_ids(model, tokenizer, [train_set] if eval_set is None else [train_set, eval_set])
     sampler = make_batch_sampler(config, training, train_set, model)
-    has_new_stops = add_stops(model, tokenizer, train_set, training)
-
-    from flexmask.model import patch
-    from flexmask.training.checkpoints import checkpoint_errors
-    from flexmask.training.merge import save_merged
-    from flexmask.training.trainer import LogEnds, TreeTrainer
-
-    if config.use_peft:
-        if config.load_in_4bit:
-            from peft import prepare_model_for_kbit_training
-
-            prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        if training.gradient_checkpointing:
-            model.enable_input_require_grads()
-        model = add_lora(model, config)
-    patch(
-        model,
-        backend=config.backend,
-        kernel_options=config.kernel_options,
-        sequence_group=make_group(training, config.sequence_parallel_size),
-    )
-    freeze_unreached(model, training)
-    if training.process_index == 0:
-        tell_rounding(model)
+    add_stops(model, tokenizer, train_set, training)
+    model = prepare_model(model, config, training)
     try:
         with checkpoint_errors(Path(config.output)):
-            trainer = TreeTrainer(
+            return TreeTrainer(
                 model=model,
                 args=training,
                 train_dataset=train_set,
@@ -108,45 +127,26 @@ def train(config: TrainConfig, training: TrainingArguments, resolved: str) -> No
         raise
     except ValueError as error:  # options that the Trainer looks at together
         raise DataError(f"option of the Trainer: {one_line(error)}") from error
-    if config.resume and checkpoint is None and trainer.is_world_process_zero():
-        print(f"{config.output}: holds no checkpoint yet, begins at step 0", file=sys.stderr)
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(where_stopped(trainer.state, config.output)) from None
-    is_last = not training.load_best_model_at_end and any(
-        "eval_loss" in entry and entry["step"] == trainer.state.global_step
-        for entry in trainer.state.log_history
-    )
-    if eval_set is not None and not is_last:
-        trainer.evaluate()  # which logs what it finds
-    try:
-        trainer.save_model()
-    finally:  # an upload may have failed
-        if trainer.is_world_process_zero():
-            with checkpoint_errors(Path(config.output)):
-                leave_records(Path(config.output), trainer.state, renderer, resolved)
-                if has_new_stops and config.use_peft:  # adapters are saved without
-                    model.generation_config.save_pretrained(config.output)
-    if trainer.is_world_process_zero():
-        what = "the adapters" if config.use_peft else "the model"
-        print(
-            f"{config.output}: {what}, saved after step {trainer.state.global_step}",
-            file=sys.stderr,
-        )
-    if config.merge_lora and trainer.is_world_process_zero():
-        save_merged(config, training.seed, tokenizer, model.generation_config)
 
 
-def leave_records(output: Path, state: TrainerState, renderer: Renderer, resolved: str) -> None:
+def leave_records(trainer: TreeTrainer, renderer: Renderer, resolved: str) -> None:
     """Write the log of a run, its picture, its options, and how its data were rendered."""
-    with atomic_write(output / "resolved.yaml") as partial:
-        partial.write_text(resolved, encoding="utf-8")
-    with atomic_write(output / "trainer_state.json") as partial:
-        state.save_to_json(str(partial))
-    about = {**renderer.settings, "thinking": renderer.thinking_text}
-    write_json(about, output / "rendering.json")
-    draw_training(state.log_history, output / "loss.png")
+    from flexmask.training.checkpoints import checkpoint_errors
+
+    output = Path(str(trainer.args.output_dir))
+    model: Any = trainer.model
+    generation = model.generation_config
+    with checkpoint_errors(output):
+        with atomic_write(output / "resolved.yaml") as partial:
+            partial.write_text(resolved, encoding="utf-8")
+        with atomic_write(output / "trainer_state.json") as partial:
+            trainer.state.save_to_json(str(partial))
+        about = {**renderer.settings, "thinking": renderer.thinking_text}
+        write_json(about, output / "rendering.json")
+        draw_training(trainer.state.log_history, output / "loss.png")
+        path = output / "generation_config.json"
+        if generation is not None and not path.exists():  # adapters are saved without it
+            write_json(generation.to_diff_dict(), path)
 
 
 def where_stopped(state: TrainerState, output: str) -> str:
@@ -158,36 +158,6 @@ def where_stopped(state: TrainerState, output: str) -> str:
     if checkpoint is None:
         return text + "no checkpoint was saved yet, see --save_steps"
     return text + f"the same command with --resume goes on from {checkpoint}"
-
-
-def freeze_unreached(model: nn.Module, training: TrainingArguments) -> None:
-    """Train what text reaches of a patched model for images too, and say so."""
-    from flexmask.model.structure import find_model, unreached_parameters
-
-    unreached = [w for w in unreached_parameters(find_model(model)) if w.requires_grad]
-    for weight in unreached:
-        weight.requires_grad_(False)
-    if unreached and training.process_index == 0:
-        count = sum(weight.numel() for weight in unreached)
-        print(f"frozen: {count:,} parameters that text does not reach", file=sys.stderr)
-
-
-def tell_rounding(model: nn.Module) -> None:
-    """Say so where weights are in a type that rounds small updates away, or slow on a CPU."""
-    import torch
-
-    first = next(model.parameters())
-    if first.device.type == "cpu" and first.dtype.itemsize == 2:
-        print(f"speed: {slow_on_cpu(first.dtype)}; give --dtype float32", file=sys.stderr)
-    for dtype in {weight.dtype for weight in model.parameters() if weight.requires_grad}:
-        if torch.finfo(dtype).bits < 32:
-            name = str(dtype).removeprefix("torch.")
-            print(
-                f"rounding: weights are trained in {name}, which loses updates below about "
-                f"1/{2 / torch.finfo(dtype).eps:.0f} of a weight; --dtype float32 keeps them, and "
-                "with --bf16 computes in bfloat16 all the same",
-                file=sys.stderr,
-            )
 
 
 def draw_training(log: list[dict[str, float]], path: Path) -> None:

@@ -37,18 +37,18 @@ def trained_stops(trees: Any, tokenizer: Any) -> list[int]:
 
 def add_stops(
     model: PreTrainedModel, tokenizer: Any, trees: Any, training: TrainingArguments
-) -> bool:
-    """Let `model` stop at the tokens that end the turns of `trees`, and say so; whether it had to.
+) -> None:
+    """Let `model` stop at the tokens that end the turns of `trees`, and say so where it did not.
 
     They are added to `eos_token_id` of its generation settings, which are saved with it.
     """
     settings = model.generation_config
     if settings is None:
-        return False
+        return
     known = np.atleast_1d([] if settings.eos_token_id is None else settings.eos_token_id).tolist()
     missing = [stop for stop in trained_stops(trees, tokenizer) if stop not in known]
     if not missing:
-        return False
+        return
     settings.eos_token_id = [*map(int, known), *missing]
     if training.process_index == 0:
         names = ", ".join(f"{tokenizer.decode([stop])!r} ({stop})" for stop in missing)
@@ -57,4 +57,3 @@ def add_stops(
             f"stopped: eos_token_id of its generation settings is saved as {settings.eos_token_id}",
             file=sys.stderr,
         )
-    return True

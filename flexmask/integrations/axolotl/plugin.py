@@ -141,7 +141,7 @@ class FlexmaskPlugin(BasePlugin):
             return
         from flexmask.training.checks import check_token_ids, check_training_arguments
         from flexmask.training.data import make_batch_sampler
-        from flexmask.training.run import freeze_unreached
+        from flexmask.training.model import freeze_unreached
         from flexmask.training.stops import add_stops
 
         if not trainer.model_accepts_loss_kwargs:

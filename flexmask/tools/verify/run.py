@@ -19,7 +19,7 @@ from flexmask.data.files import BadLine, read_files
 from flexmask.data.messages import Conversation
 from flexmask.data.renderer import Renderer
 from flexmask.data.sources import find_data_files
-from flexmask.errors import DataError, TemplateError, one_line, pluralize
+from flexmask.errors import DataError, TemplateError, first_of, one_line, pluralize
 from flexmask.model.checks import check_vocabulary
 from flexmask.model.load import load_model
 from flexmask.model.structure import text_config
@@ -51,8 +51,7 @@ def verify(options: argparse.Namespace, device: torch.device, group: Any = None)
     samples = [sample for chat in chats for sample in chat.samples]
     written = f"{pluralize(len(samples), 'turn is', 'turns are')} written as at inference"
     if refused:
-        more = f" (and {len(refused) - _SHOWN} more)" if len(refused) > _SHOWN else ""
-        written = "; ".join(refused[:_SHOWN]) + more
+        written = "; ".join(first_of(refused, _SHOWN))
     finding = Finding("template", not refused, written)
     data = (
         f"{', '.join(options.data)}: {pluralize(len(chats), 'conversation')}, "
@@ -138,16 +137,19 @@ def _read_chats(options: argparse.Namespace, renderer: Renderer) -> tuple[list[C
 
     chats: list[Chat] = []
     refused: list[str] = []
+    skipped: list[str] = []
     files, columns = find_data_files(options.data, options.split), renderer.data_columns
     for item in read_files(files, use, on_bad_line=options.on_bad_line, columns=columns):
         if isinstance(item, BadLine):
-            print(f"skipped {item.reason}", file=sys.stderr)
+            skipped.append(f"skipped {item.reason}")
         elif isinstance(item, str):
             refused.append(item)
         else:
             chats.append(item)
         if len(chats) + len(refused) == options.conversations:
             break
+    for line in first_of(skipped):
+        print(line, file=sys.stderr)
     return chats, refused
 
 
