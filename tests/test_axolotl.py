@@ -200,6 +200,8 @@ def test_without_the_block_the_plugin_does_nothing():
         ({"sample_packing": True}, "sample_packing: .*max_tokens .* fills rows"),
         ({"group_by_length": True}, "group_by_length: .*max_tokens"),
         ({"rl": "dpo"}, "rl: must be left out with flexmask, got 'dpo'; flexmask trains on whole"),
+        ({"curriculum_sampling": True}, "curriculum_sampling: .* rows are filled in random order"),
+        ({"min_sample_len": 5}, "min_sample_len: must be left out .* reads and renders the data"),
         ({"streaming": True}, "streaming: .*read first"),
         ({"context_parallel_size": 2}, "context_parallel_size: .*whole ones"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size: .*whole ones"),
@@ -243,6 +245,18 @@ def test_entries_may_name_the_split_of_a_file_and_a_weight(write):
     found = checked(write(datasets=[first, second], test_datasets=[{"path": "others.jsonl"}]))
     assert len(found.train_dataset) == len(DATA) + 2 * 0.5
     assert len(found.eval_dataset) == 2
+
+
+def test_the_chat_template_of_the_run_is_that_of_its_data(folder, write):
+    says = [{"role": role, "content": "Hi"} for role in ("user", "assistant")]
+    (folder / "plain.jsonl").write_text(json.dumps({"messages": says}))
+    template = (TOKENIZER_PATH / "chat_template.jinja").read_text()
+    own = template.replace("<|im_start|>", "<|im_start|>my ")
+    chosen = {}, {"chat_template": "chatml"}, {"chat_template_jinja": own}
+    entry = {"path": "plain.jsonl", "type": "chat_template"}
+    found = [checked(write(datasets=[entry], **one)).train_dataset[0] for one in chosen]
+    num_tokens = [tree.num_tokens for tree in found]
+    assert num_tokens[0] == num_tokens[1] < num_tokens[2]
 
 
 def test_a_refusal_ends_axolotl_before_the_model_is_loaded(write, tmp_path):

@@ -72,6 +72,7 @@ _REFUSED = {
     "train_on_inputs": "what is trained is what the model writes at inference",
     "dataset_exact_deduplication": _READER,
     "dataset_shard_num": _READER,
+    "min_sample_len": _READER,
     "skip_prepare_dataset": _READER,
     "push_dataset_to_hub": _READER,
     "do_bench_eval": _TOKENS,
@@ -128,6 +129,11 @@ def check_options(cfg: Any) -> None:
             f"val_set_size: must be a share below 1 with flexmask, got {cfg.val_set_size}; give "
             "that, or test_datasets"
         )
+    if cfg.get("curriculum_sampling") and cfg.flexmask.get("max_tokens"):
+        raise UnsupportedModelError(
+            "curriculum_sampling: must be left out with flexmask's max_tokens, got True; rows are "
+            "filled in random order"
+        )
 
 
 def _check_allowed(where: str, given: Any, allowed: dict[str, tuple[set[Any], str]]) -> None:
@@ -149,7 +155,7 @@ def _paths(key: str, cfg: Any) -> list[str]:
             if name == "message_property_mappings":
                 known = all(value[role] in _MAPPINGS.get(role, {role}) for role in value)
             elif name in ("chat_template", "chat_template_jinja"):
-                known = value == (cfg.get(name) or "tokenizer_default")  # as axolotl fills it in
+                known = value in ("tokenizer_default", cfg.get(name))  # as axolotl fills it in
             else:
                 known = name in ("path", "split", "weight", *_ENTRY) or value is False
             if not known:
