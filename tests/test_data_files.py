@@ -59,7 +59,9 @@ def test_byte_order_mark_and_windows_line_ends_are_accepted(write):
         ("{", "the line is not JSON .*; write one JSON object a line"),
         ("[1, 2", "the line is not JSON"),
         ("17", "a conversation must be an object or a list, got int"),
-        (b"\xff\xfe", "not UTF-8 at byte 0; convert the file"),
+        (b'"\xe9"', "not UTF-8 at byte 1; convert the file, as `iconv -f LATIN1"),
+        (GOOD.encode("utf-16"), "the file is UTF-16; convert it, as `iconv -f UTF-16 -t UTF-8`"),
+        (b"\x1f\x8b\x08", "the file is compressed by gzip; let its name end in .jsonl.gz"),
         ("[" * 100_000, "the line is nested too deep"),
         (
             f'{{"x": {DEEP}, ' + GOOD[1:],
@@ -67,7 +69,7 @@ def test_byte_order_mark_and_windows_line_ends_are_accepted(write):
         ),
         (f'{{"tools": "{DEEP}", ' + GOOD[1:], "tools is nested too deep"),
     ],
-    ids=["role", "json", "list", "number", "bytes", "deeper", "deep", "deep-tools"],
+    ids=["role", "json", "list", "number", "bytes", "utf-16", "gzip", "deeper", "deep", "tools"],
 )
 def test_bad_line_is_reported_with_its_number_or_listed(write, line, reason):
     path = write(GOOD, line, GOOD)
@@ -116,6 +118,10 @@ def test_rejects_unknown_policy(write):
     [
         ('[{"messages": []}, {"messages": []}]', r":1: is a list of 2 conversations; write one a"),
         ("[\n  {}\n]", r":1: the line is not JSON .* such as `jq -c '\.\[\]' FILE.json > FILE"),
+        (
+            '{\n  "messages": []\n}',
+            r":1: the line is not JSON .* such as `jq -c \. FILE.json",
+        ),
     ],
 )
 def test_an_array_of_conversations_is_told_how_to_become_lines(tmp_path, text, message):

@@ -476,3 +476,20 @@ def test_no_word_becomes_nothing(message, record):
         kept = [found.messages, found.tools, found.id, [record[key] for key in found.unused_keys]]
         text = json.dumps(kept)
         assert [word for word in words if word not in text] == []
+
+
+def test_messages_and_calls_may_be_the_json_text_of_a_list():
+    call = {"id": "1", "function": {"name": "add", "arguments": {"a": 2}}}
+    messages = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "4"},
+    ]
+    text = [messages[0], {**messages[1], "tool_calls": json.dumps([call])}, *messages[2:]]
+    expected = parse_conversation(messages).messages
+    assert parse_conversation({"messages": json.dumps(text)}).messages == expected
+    columns = {"messages": "chat", "role": "who"}
+    renamed = [{("who" if k == "role" else k): v for k, v in m.items()} for m in messages]
+    found = parse_conversation({"chat": json.dumps(renamed)}, columns=columns)
+    assert found.messages == expected

@@ -85,7 +85,8 @@ def test_scatter_is_the_transpose_of_gather(samples):
     [
         ([[1.0, 2.0]], "must hold 2 arrays, one per sample of the row, got 1"),
         ([torch.ones(2, requires_grad=True)] * 2, "values of sample 'a' must be constants"),
-        ([[1.0, 2.0], [1.0]], "sample 'b' must have 2 values, one per token, got 1"),
+        ([[1.0, 2.0], [1.0]], "sample 'b' must have 2 values, one per token, got the shape .1,"),
+        ([0.5, -0.5], r"'a' must have 2 values, .* got the shape \(\); an advantage of the whole"),
     ],
 )
 def test_scatter_rejects_values_of_other_samples(values, message):

@@ -89,6 +89,14 @@ def test_rejects_words_that_name_nothing_or_not_one_thing(folder, saved, words, 
         find_data_files(words, **settings)
 
 
+def test_a_folder_leaves_out_hidden_files_and_says_what_it_does_not_read(folder):
+    for name in ("d/a.jsonl", "d/.a.jsonl", "d/.ipynb_checkpoints/a.jsonl", "d/b.json", "d/c.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("")
+    with pytest.warns(UserWarning, match=r"d: 1 file of other endings left out: b\.json; flexmask"):
+        assert named("d") == {"d/a.jsonl": 1}
+
+
 def test_a_folder_of_parquet_is_read_by_split_where_its_files_are_named_so(folder):
     (folder / "parts" / "data").mkdir(parents=True)
     for split in ("train", "test_sft"):
@@ -165,10 +173,10 @@ def test_every_command_takes_the_same_words(folder, saved, tmp_path_factory, cap
     assert run("train", *test, *trains, *evaluates, "--output", "run") == 0
     report = capsys.readouterr().err
     assert "saved:2: 4 conversations, " in report
-    assert "weights: an epoch trains 8 for 4\n" in report
+    assert "weights: of 4 conversations an epoch trains 8\n" in report
     assert "\nsaved: 4 conversations, " in report  # the split "test" by default
     assert run("train", "prepared", *trains, "--output", "again") == 0
-    assert "weights: an epoch trains 8 for 4\n" in capsys.readouterr().err
+    assert "weights: of 4 conversations an epoch trains 8\n" in capsys.readouterr().err
     assert run("train", "prepared", "--split", "test", *trains, "--output", "no") == 2
     assert "prepared: was prepared, and has no splits; leave out 'test'" in capsys.readouterr().err
 

@@ -17,6 +17,16 @@ from flexmask.errors import DataError, FlexmaskError, LeftOutError
 
 T = TypeVar("T")
 OnBadLine = Literal["error", "skip"]
+# How a file begins that is no JSON Lines, and what to do with it.
+_UTF_16 = "the file is UTF-16; convert it, as `iconv -f UTF-16 -t UTF-8` does"
+_OTHER_FORMATS = {
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
+    b"\x1f\x8b": "the file is compressed by gzip; let its name end in .jsonl.gz",
+    b"\x28\xb5\x2f\xfd": "the file is compressed by zstd; let its name end in .jsonl.zst",
+    b"PAR1": "the file is Parquet; let its name end in .parquet",
+}
+_OVER_LINES = {"[": "'.[]'", "{": "."}  # first line of a document over many: what jq is to do
 _LINES_AT_ONCE = 32  # of each rank, between two exchanges
 
 
@@ -209,10 +219,16 @@ def read_conversations(
 
 
 def _decode(line: bytes, where: str) -> str:
+    for start, what in _OTHER_FORMATS.items():
+        if line.startswith(start):
+            raise DataError(f"{where}: {what}")
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 at byte {error.start}; convert the file") from None
+        raise DataError(
+            f"{where}: not UTF-8 at byte {error.start}; convert the file, as "
+            "`iconv -f LATIN1 -t UTF-8` does for Latin-1"
+        ) from None
 
 
 def _parse(text: str, where: str) -> Any:
@@ -220,6 +236,6 @@ def _parse(text: str, where: str) -> Any:
         return parse_json(text.strip(), "the line")
     except DataError as error:
         remedy = "write one JSON object a line"
-        if text.strip() in ("[", "{"):  # as the first line of a document over many has it
-            remedy += ", such as `jq -c '.[]' FILE.json > FILE.jsonl` makes of an array"
+        if text.strip() in _OVER_LINES:
+            remedy += f", such as `jq -c {_OVER_LINES[text.strip()]} FILE.json > FILE.jsonl` makes"
         raise DataError(f"{where}: {error}; {remedy}") from None

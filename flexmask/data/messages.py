@@ -20,12 +20,14 @@ from flexmask.data.records import (
     HOLD_MESSAGES,
     LABELS,
     MEDIA,
+    OTHER_NAMES,
     REFUSED_IN_RECORD,
     WEIGHTS,
     as_messages,
     check_record,
     check_refused,
     rename_keys,
+    with_lists,
 )
 from flexmask.data.tool_calls import read_tool_calls, read_tools
 from flexmask.data.tool_parts import split_parts
@@ -144,6 +146,7 @@ def parse_conversation(
                 )
             record = {"messages": record}
         if isinstance(record, dict):
+            record = with_lists(record, columns or {})
             record = as_messages(rename_keys(record, columns) if columns else record)
         messages = _read_messages(record)
         _check_order(messages)
@@ -203,11 +206,13 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
         raise DataError(
             "a conversation needs one of 'messages' and 'conversations', or 'prompt' and "
             "'completion', 'instruction' and 'output', or 'query' and 'response', got "
-            f"{found}{_why_no_text(record)}"
+            f"{found}; {'keep one of them' if names else _why_no_text(record)}"
         )
     raw = record[names[0]]
     if not isinstance(raw, list):
-        raise DataError(f"{names[0]!r} must be a list of messages, got {type(raw).__name__}")
+        raise DataError(
+            f"{names[0]!r} must be a list of messages or its JSON text, got {type(raw).__name__}"
+        )
     if not raw:
         raise DataError(
             f"{names[0]!r} is empty; a conversation needs a user and an assistant message"
@@ -236,8 +241,8 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
 
 def _why_no_text(record: dict[str, Any]) -> str:
     if "text" not in record:
-        return ""
-    return "; of 'text' alone it is not known what is context and what the model is to write"
+        return OTHER_NAMES
+    return "of 'text' alone it is not known what is context and what the model is to write"
 
 
 def _read_message(message: Any, what: str) -> dict[str, Any]:
@@ -251,6 +256,8 @@ def _read_message(message: Any, what: str) -> dict[str, Any]:
     role = message.get("role")
     if role in ("developer", "function", "tool_response"):
         role = _SHAREGPT_ROLES[role]
+    if role is None:
+        raise DataError(f"{what} has no 'role', got the keys {list(message)}; {OTHER_NAMES}")
     if role not in ROLES:
         raise DataError(f"{what} has role {message.get('role')!r}; roles are {', '.join(ROLES)}")
     check_refused(message, _REFUSED_IN_MESSAGE, what)
@@ -275,6 +282,8 @@ def _read_message(message: Any, what: str) -> dict[str, Any]:
 def _read_assistant(message: dict[str, Any], what: str) -> dict[str, Any]:
     fields: dict[str, Any] = read_assistant(message, what)
     calls = message.get("tool_calls") or []
+    if isinstance(calls, str) and calls.lstrip().startswith("["):
+        calls = parse_json(calls, f"{what}: tool_calls")
     if message.get("function_call"):
         calls = [*calls, message["function_call"]]
     if calls:

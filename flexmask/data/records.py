@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flexmask.data.values import read_text
+from flexmask.data.values import parse_json, read_text
 from flexmask.errors import DataError
 
 HOLD_MESSAGES = ("messages", "conversations")
@@ -14,6 +14,8 @@ _NEEDED = (
     *(*HOLD_MESSAGES, "prompt", "completion", "instruction", "output", "query", "response"),
     *("role", "content", "from", "value"),
 )
+
+OTHER_NAMES = "where the data have other names, --data_columns says which"
 
 # Keys that change what is to be trained, and why flexmask does not take them.
 MEDIA = dict.fromkeys(
@@ -57,6 +59,25 @@ def as_messages(record: dict[str, Any]) -> dict[str, Any]:
         return record
     others = {key: value for key, value in record.items() if key not in used}
     return {**others, "messages": messages}
+
+
+def with_lists(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return the record with messages that are the JSON text of a list, as tables have them, read.
+
+    Args:
+        record: as it stands in the data.
+        columns: as in `rename_keys`.
+
+    Raises:
+        DataError: such a text is not JSON.
+    """
+    names = {columns.get(key, key) for key in HOLD_MESSAGES}
+    return {
+        key: parse_json(value, repr(key))
+        if key in names and isinstance(value, str) and value.lstrip().startswith("[")
+        else value
+        for key, value in record.items()
+    }
 
 
 def rename_keys(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

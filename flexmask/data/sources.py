@@ -10,9 +10,10 @@ from pathlib import Path
 
 from flexmask.data.dataset_split import DatasetSplit, hub_split, saved_split
 from flexmask.data.file_formats import SUFFIXES, DataFile
-from flexmask.errors import DataError
+from flexmask.errors import DataError, announce_once, first_of, pluralize
 
 SETTINGS = "settings.json"  # in a folder that was prepared
+_NOT_READ = (".json", ".json.gz", ".ndjson", ".csv", ".tsv", ".arrow")  # and yet data, maybe
 _WEIGHTED = re.compile(r"(.+):(\d+(?:\.\d+)?)")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")  # in names of files
 
@@ -93,8 +94,22 @@ def _named(name: str, split: str | None, default_split: str) -> Sequence[DataFil
 
 
 def _in_folder(folder: Path, split: str | None) -> list[Path]:
-    """The data files of a folder; those of a split where their names tell splits apart."""
-    files = sorted(file for file in folder.rglob("*") if file.name.endswith(SUFFIXES))
+    """The data files of a folder; those of a split where their names tell splits apart.
+
+    Files and folders whose names begin with a dot, as editors and notebooks write, are left out.
+    """
+    shown = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    files = [file for file in shown if file.name.endswith(SUFFIXES)]
+    others = [str(file.relative_to(folder)) for file in shown if file.name.endswith(_NOT_READ)]
+    if files and others:
+        announce_once(
+            f"{folder}: {pluralize(len(others), 'file')} of other endings left out: "
+            f"{', '.join(first_of(others, 3))}; flexmask reads {', '.join(SUFFIXES)} of a folder"
+        )
     if not files:
         raise DataError(f"{folder}: holds no data file; flexmask reads {', '.join(SUFFIXES)}")
     by_split: dict[str, list[Path]] = {}

@@ -16,7 +16,9 @@ _ABOUT = {"id", "type", "index", "call_id", "status", "caller", "thought_signatu
 def read_tool_calls(value: Any, what: str) -> list[dict[str, Any]]:
     """Return tool calls with `type`, `function.name` and `function.arguments` (a dict) each."""
     if not isinstance(value, list):
-        raise DataError(f"{what}: tool_calls must be a list, got {type(value).__name__}")
+        raise DataError(
+            f"{what}: tool_calls must be a list or its JSON text, got {type(value).__name__}"
+        )
     return [_read_tool_call(call, f"{what}: tool call {i}") for i, call in enumerate(value)]
 
 

@@ -17,7 +17,7 @@ def parse_json(text: str, what: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{what} is not JSON ({error.msg} at character {error.pos}): {text[:40]!r}"
+            f"{what} is not JSON ({error.msg}: character {error.pos}): {text[:40]!r}"
         ) from None
     except ValueError as error:  # the digits that Python converts have a limit
         reason = str(error).partition(":")[0]

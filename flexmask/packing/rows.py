@@ -162,10 +162,11 @@ class PackedRow:
             )
         total = np.zeros(len(self))
         for key, index, given in zip(self.keys, self.sample_indices, values, strict=True):
-            if len(given) != index.size:
+            if np.shape(given) != index.shape:
                 raise DataError(
                     f"scatter: sample {key!r} must have {index.size} values, one per token, "
-                    f"got {len(given)}"
+                    f"got the shape {tuple(np.shape(given))}; an advantage of the whole sample is "
+                    "`advantage * sample.loss_weights`"
                 )
             if getattr(given, "requires_grad", False):
                 raise DataError(

@@ -18,7 +18,7 @@ from flexmask.data.renderer import Renderer
 from flexmask.data.sources import find_data_files
 from flexmask.data.trees import TreeDataset, load_trees, repeat_by_weight, split_dataset
 from flexmask.data.unused import describe_unused
-from flexmask.errors import first_of
+from flexmask.errors import first_of, pluralize
 from flexmask.packing.collator import TreeCollator
 from flexmask.packing.fitting import FittedTrees
 from flexmask.packing.sampler import TreeBatchSampler
@@ -86,7 +86,8 @@ def load_datasets(
     num_read = len(train_set)
     train_set = repeat_by_weight(train_set, seed)
     if training.process_index == 0 and len(train_set) != num_read:
-        print(f"weights: an epoch trains {len(train_set):,} for {num_read:,}", file=sys.stderr)
+        named = pluralize(num_read, "conversation")
+        print(f"weights: of {named} an epoch trains {len(train_set):,}", file=sys.stderr)
     return (
         _fit(train_set, "training", config, training),
         eval_set and _fit(eval_set, "evaluation", config, training),
