@@ -224,7 +224,7 @@ def test_an_option_that_would_not_be_exact_is_refused(model, tmp_path, option, m
     [
         ({"max_token": 100}, r"no setting 'max_token' \(did you mean max_tokens\?\)"),
         ({"max_tokens": "100"}, "max_tokens must be a number, got '100'"),
-        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"max_tokens": 0}, "max_tokens must be an integer of at least 1"),
         ({"weighting": "row"}, "weighting must be one of"),
         ({"kernel_options": 1}, "kernel_options must be an object, got 1"),
         (7, "flexmask must be an object of settings, got 7"),
