@@ -31,6 +31,7 @@ BAD = {
         {"chat": [USER, ANSWER]},
         r"got the keys \['chat'\]; where the data have other names",
     ),
+    "nulls": ({"messages": None}, "got nulls alone"),
     "empty": ({"messages": []}, "'messages' is empty"),
     "message-type": (["x"], "message 0 must be an object, got str"),
     "role": ([USER, {"role": "bot", "content": "x"}], "message 1 has role 'bot'; roles are system"),

@@ -54,6 +54,7 @@ EARLY = {  # the folder "model" has a config and a tokenizer, and no weights
     "show data.jsonl --tokenizer ./modle/x/y": "./modle/x/y: no such folder (did you mean ./mod",
     "verify data.jsonl --model modle": "modle: no such folder (did you mean model?), nothing in ",
     "train data.jsonl --model . --output out": ".: holds no config.json",
+    "train data.jsonl --model lora --output out": "lora: holds adapters without their model; name",
     "train data.jsonl --model whole --output data.jsonl": "data.jsonl: is a file; name a folder",
     "train data.jsonl --model whole --output locked/out/run": "locked: cannot be written to",
     "train data.jsonl --model whole --output model --learning_rate 1": "model: holds another run",
@@ -91,7 +92,9 @@ def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path):
     write_conversations(tmp_path / "data.jsonl", 1)
     write_model(tmp_path / "model")
     (write_model(tmp_path / "whole") / "model.safetensors").touch()
-    (tmp_path / "locked").mkdir()
+    for name in ("locked", "lora"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lora" / "adapter_config.json").touch()
     with only_run(tmp_path / "busy"):
         result = subprocess.run(
             [sys.executable, "-c", RUN_EACH, *EARLY],

@@ -207,13 +207,15 @@ def test_a_prepared_folder_keeps_the_weights_of_its_files(folder, tokenizer):
         prepare(words, "rows", tokenizer, output_format="samples")
 
 
-def test_what_is_held_out_is_not_trained_however_often_its_file_is(folder, tokenizer):
+def test_what_is_held_out_is_not_trained_however_often_its_file_is(folder, tokenizer, capsys):
     write_conversations(folder / "a.jsonl", 8)
     config = TrainConfig(["a.jsonl:3"], "model", "run", eval_split=0.25)
     training = SimpleNamespace(process_index=0, seed=0, data_seed=None)
     trained, held_out = load_datasets(config, TreeCollator(tokenizer), training)
     assert (len(trained), len(held_out)) == (18, 2)
     assert not {*trained.places} & {*held_out.places}
+    report = capsys.readouterr().err
+    assert "evaluation: 2 conversations held out, 6 left to train\n" in report
 
 
 @pytest.mark.parametrize("word", ["saved:2", "saved/test"])

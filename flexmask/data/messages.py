@@ -202,7 +202,8 @@ def _read_messages(record: Any) -> list[dict[str, Any]]:
     check_record(record)
     names = [name for name in HOLD_MESSAGES if record.get(name) is not None]
     if len(names) != 1:
-        found = " and ".join(map(repr, names)) or f"the keys {list(record)}"
+        keys = [key for key, value in record.items() if value is not None]
+        found = " and ".join(map(repr, names)) or (f"the keys {keys}" if keys else "nulls alone")
         raise DataError(
             "a conversation needs one of 'messages' and 'conversations', or 'prompt' and "
             "'completion', 'instruction' and 'output', or 'query' and 'response', got "

@@ -52,6 +52,11 @@ def _check_model(folder: Path, *, needs_weights: bool) -> None:
     if not folder.is_dir():
         return
     held = list(folder.iterdir())
+    if folder / "config.json" not in held and folder / "adapter_config.json" in held:
+        raise DataError(
+            f"{folder}: holds adapters without their model; name that, or the folder 'merged' that "
+            "--merge_lora writes"
+        )
     if folder / "config.json" not in held:
         raise DataError(f"{folder}: holds no config.json; name a model's folder or hub id")
     if needs_weights and not {file.suffix for file in held} & {".safetensors", ".bin"}:

@@ -84,6 +84,9 @@ def load_datasets(
     elif config.eval_split:  # first, or both would hold what is repeated
         eval_set, train_set = split_dataset(train_set, config.eval_split, seed)
     num_read = len(train_set)
+    if training.process_index == 0 and eval_set is not None and config.eval_data is None:
+        held = pluralize(len(eval_set), "conversation")
+        print(f"evaluation: {held} held out, {num_read:,} left to train", file=sys.stderr)
     train_set = repeat_by_weight(train_set, seed)
     if training.process_index == 0 and len(train_set) != num_read:
         named = pluralize(num_read, "conversation")
