@@ -368,6 +368,14 @@ def test_rows_cut_between_processes_are_refused(tmp_path, monkeypatch, name):
         TreeTrainer(model=patch(tiny_model("llama")), args=arguments(tmp_path))
 
 
+def test_a_trainer_without_a_collator_of_trees_is_refused(tmp_path):
+    trainer = TreeTrainer(
+        model=patch(tiny_model("llama")), args=arguments(tmp_path), train_dataset=trees("token")
+    )
+    with pytest.raises(FlexmaskError, match=r"given no data_collator; give TreeCollator\(tokeniz"):
+        trainer.train()
+
+
 def test_loss_weights_rounded_on_the_way_are_refused():
     batch = TreeCollator()(trees("turn"))
     model = patch(tiny_model("llama"))

@@ -100,6 +100,11 @@ class Renderer:
     data_columns: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
+        if self.tokenizer is not None and not hasattr(self.tokenizer, "apply_chat_template"):
+            raise DataError(
+                "tokenizer must be a Hugging Face tokenizer, got "
+                f"{type(self.tokenizer).__name__}; load one with AutoTokenizer.from_pretrained"
+            )
         check_weighting(self.weighting)
         check_thinking_history(self.thinking_history)
         if self.empty_thinking not in get_args(EmptyThinking):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader
-from transformers import TrainerCallback
+from transformers import DataCollatorWithPadding, TrainerCallback, default_data_collator
 from transformers.trainer_utils import has_length
 
 from flexmask.backends.choice import record_choices
@@ -95,10 +95,14 @@ class TreeTrainer(ResumableTrainer):
         evenly they are filled up with blanks.
 
         Raises:
+            DataError: there is no collator that makes batches of trees.
             UnsupportedModelError: accelerate would hand the batches out in another way than the
                 sampler plans.
         """
         train_set: Any = self.train_dataset
+        collator: Any = self.data_collator
+        if collator is default_data_collator or type(collator) is DataCollatorWithPadding:
+            raise DataError("TreeTrainer was given no data_collator; give TreeCollator(tokenizer)")
         if self.batch_sampler is None:
             if self._repeats(train_set):
                 self.train_dataset = self._filled_up(train_set, self._train_batch_size)
