@@ -271,7 +271,7 @@ def test_tokens_placed_by_packed_index_see_their_ancestors(trees):
         (lambda: PrefixTree.from_segments([5]), r"segment 0: must be a Segment\(.*\), got int"),
         (lambda: attention(*[torch.ones(1, 1, 2, 4)] * 3, torch.ones(1, 2)), "must be a TreeMask"),
         (lambda: attention(*[np.ones((1, 1, 2, 4))] * 3, TreeMask([2, 2])), "q must be a torch.Te"),
-        (lambda: TreeCollator("Qwen/Qwen3-4B"), "must be a Hugging Face tokenizer, got str; load"),
+        (lambda: TreeCollator("Qwen/Qwen3-4B"), "a Hugging Face tokenizer, got the name 'Qwen"),
         (lambda: TreeCollator(weighting="word"), "weighting must be one of .* got 'word'"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from os import PathLike
 from typing import Any, Literal, get_args
 
 from flexmask.data.checks import check_context
@@ -100,10 +101,10 @@ class Renderer:
     data_columns: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if self.tokenizer is not None and not hasattr(self.tokenizer, "apply_chat_template"):
+        if isinstance(self.tokenizer, (str, PathLike)):
             raise DataError(
-                "tokenizer must be a Hugging Face tokenizer, got "
-                f"{type(self.tokenizer).__name__}; load one with AutoTokenizer.from_pretrained"
+                "tokenizer must be a Hugging Face tokenizer, got the name "
+                f"{str(self.tokenizer)!r}; load it with AutoTokenizer.from_pretrained"
             )
         check_weighting(self.weighting)
         check_thinking_history(self.thinking_history)
