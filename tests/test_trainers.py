@@ -376,6 +376,12 @@ def test_a_trainer_without_a_collator_of_trees_is_refused(tmp_path):
         trainer.train()
 
 
+def test_an_iterator_is_no_training_set(tmp_path):
+    options = {"train_dataset": iter(trees("token")), "data_collator": TreeCollator()}
+    with pytest.raises(FlexmaskError, match="train_dataset is an iterator, read once only"):
+        TreeTrainer(model=patch(tiny_model("llama")), args=arguments(tmp_path), **options)
+
+
 def test_loss_weights_rounded_on_the_way_are_refused():
     batch = TreeCollator()(trees("turn"))
     model = patch(tiny_model("llama"))

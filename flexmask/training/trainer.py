@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,8 @@ class TreeTrainer(ResumableTrainer):
         log_token_metrics: bool = False,
         **kwargs: Any,
     ) -> None:
+        if isinstance(kwargs.get("train_dataset"), Iterator):
+            raise DataError("train_dataset is an iterator, read once only; make a list of it")
         super().__init__(*args, **kwargs)
         check_parallelism(self.accelerator.parallelism_config)
         model: Any = self.model
