@@ -42,7 +42,8 @@ lint: $(VENV)/dev.stamp            ## check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: test lint test-wheel            ## what CI runs
+check: test            ## what CI runs
+	$(MAKE) --jobs 2 --output-sync lint test-wheel
 
 test-gpu: $(VENV)/dev.stamp            ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/test_*_gpu.py
