@@ -124,7 +124,7 @@ def test_finds_a_layer_that_never_asks_for_the_mask():
     assert "ignored the mask" in report.findings[-1].text
 
 
-def test_a_turn_that_cannot_be_run_leaves_what_was_found(monkeypatch):
+def test_a_stop_by_the_user_leaves_what_was_found(monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 

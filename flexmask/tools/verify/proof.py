@@ -280,7 +280,7 @@ def _wrong_mask(chat: Chat) -> tuple[str, np.ndarray, int]:
     if (end == end.size).all():
         cut = max(1, end.size // 2)
         halves = np.where(np.arange(end.size) < cut, cut, end.size).astype(end.dtype)
-        hidden = [len(sample) for sample in chat.samples]
-        return "the first half hidden", halves, int(np.argmax(hidden))
+        lengths = [len(sample) for sample in chat.samples]
+        return "the first half hidden", halves, int(np.argmax(lengths))
     foreign = [index[-1] + 1 - index.size for index in chat.row.sample_indices]
     return "plain causal", np.full_like(end, end.size), int(np.argmax(foreign))
